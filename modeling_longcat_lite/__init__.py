@@ -1,0 +1,31 @@
+# SPDX-License-Identifier: Apache-2.0
+"""LongCat-Flash-Lite for transformers.
+
+Importing registers the classes with `AutoConfig`, `AutoModel` and `AutoModelForCausalLM`, and lets `save_pretrained`
+and `push_to_hub` ship the code with the weights.
+"""
+
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+
+from .configuration_longcat_lite import LongCatLiteConfig
+from .modeling_longcat_lite import LongCatLiteForCausalLM, LongCatLiteModel, LongCatLitePreTrainedModel
+from .ngram_cache import LongCatLiteDynamicCache, LongCatLiteQuantizedCache, LongCatLiteStaticCache
+
+# `exist_ok`: another package may have registered the same model type before.
+AutoConfig.register(LongCatLiteConfig.model_type, LongCatLiteConfig, exist_ok=True)
+AutoModel.register(LongCatLiteConfig, LongCatLiteModel, exist_ok=True)
+AutoModelForCausalLM.register(LongCatLiteConfig, LongCatLiteForCausalLM, exist_ok=True)
+
+LongCatLiteConfig.register_for_auto_class("AutoConfig")
+LongCatLiteModel.register_for_auto_class("AutoModel")
+LongCatLiteForCausalLM.register_for_auto_class("AutoModelForCausalLM")
+
+__all__ = [
+    "LongCatLiteConfig",
+    "LongCatLiteDynamicCache",
+    "LongCatLiteForCausalLM",
+    "LongCatLiteModel",
+    "LongCatLitePreTrainedModel",
+    "LongCatLiteQuantizedCache",
+    "LongCatLiteStaticCache",
+]

@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The released checkpoint layout: its tensor names against the parameters of this package.
+
+Reading converts from left to right, writing from right to left, so that a saved checkpoint has the names and shapes
+of meituan-longcat/LongCat-Flash-Lite. Names not listed are the same on both sides.
+"""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from transformers.conversion_mapping import register_checkpoint_conversion_mapping
+from transformers.core_model_loading import (
+    Concatenate,
+    ConversionOps,
+    MergeModulelist,
+    WeightConverter,
+    WeightRenaming,
+)
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
+
+DRAFT_HEAD_PREFIX = "model.mtp."
+HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
+
+
+def checkpoint_conversions() -> list[WeightConverter | WeightRenaming]:
+    """The table: released name (`*` any index), this package's name, operation."""
+    stack_experts: list[ConversionOps] = [MergeModulelist(dim=0), Concatenate(dim=1)]
+    join_projections: list[ConversionOps] = [Concatenate(dim=1, num_shards_attribute="num_subtables")]
+    return [
+        WeightConverter(
+            ["mlp.experts.*.gate_proj.weight", "mlp.experts.*.up_proj.weight"],
+            "mlp.experts.gate_up_proj",
+            operations=stack_experts,
+        ),
+        WeightConverter(
+            "mlp.experts.*.down_proj.weight", "mlp.experts.down_proj", operations=[MergeModulelist(dim=0)]
+        ),
+        WeightConverter(
+            "ngram_embeddings.post_projs.*.weight",
+            "ngram_embeddings.post_proj.weight",
+            operations=join_projections,
+        ),
+        WeightRenaming(r"mtp\.layers\.(\d+)\.enorm\.m\.weight", r"mtp.layers.\1.enorm.weight"),
+        WeightRenaming(r"mtp\.layers\.(\d+)\.hnorm\.m\.weight", r"mtp.layers.\1.hnorm.weight"),
+        WeightRenaming(r"mtp\.layers\.(\d+)\.transformer_layer\.mlp\.", r"mtp.layers.\1.mlp."),
+    ]
+
+
+def register_checkpoint_layout(model_type: str):
+    """Makes transformers use the table. Idempotent: remote code is executed more than once per process."""
+    register_checkpoint_conversion_mapping(model_type, checkpoint_conversions(), overwrite=True)
+
+
+def carries_draft_head(checkpoint: str | os.PathLike, hub_arguments: Mapping[str, object]) -> bool:
+    """Whether a folder or Hub repository holds the `model.mtp.*` tensors; reads the index or one header only."""
+    for filename in (SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME):
+        path = cached_file(checkpoint, filename, _raise_exceptions_for_missing_entries=False, **hub_arguments)
+        if path is not None:
+            return any(name.startswith(DRAFT_HEAD_PREFIX) for name in _tensor_names(path))
+    return False
+
+
+def _tensor_names(path: str) -> list[str]:
+    if path.endswith(".json"):
+        return list(json.loads(Path(path).read_text(encoding="utf-8"))["weight_map"])
+    return list(checkpoint_shapes([path]))
+
+
+def checkpoint_shapes(files: Sequence[str]) -> dict[str, tuple[list[int], str]]:
+    """Shape and file of every tensor, from the headers alone.
+
+    Raises:
+        `ValueError`: naming the file that is truncated or no safetensors file.
+    """
+    shapes = {}
+    for path in files:
+        try:
+            with safe_open(path, framework="pt") as file:
+                for name in file.keys():  # noqa: SIM118 (a safetensors handle is no mapping)
+                    shapes[name] = (file.get_slice(name).get_shape(), path)
+        except SafetensorError as error:
+            raise ValueError(f"{path} is truncated or not a safetensors file ({error}). Download it again.") from error
+    return shapes
+
+
+def check_against_model(
+    found: Mapping[str, tuple[list[int], str]],
+    released: Mapping[str, torch.Tensor],
+    fused: Mapping[str, torch.Tensor],
+    optional: Sequence[str] = (),
+):
+    """Compares a checkpoint with what the model needs before a byte of it is loaded.
+
+    Args:
+        found: Shape and file of every tensor in the checkpoint.
+        released: The model's tensors under released names.
+        fused: The model's tensors under this package's names (`save_original_format=False` writes those).
+        optional: Prefixes of tensors that a checkpoint may lack or carry in vain.
+
+    Raises:
+        `ValueError`: naming the tensor that is missing, of another shape, or not part of the model.
+    """
+    expected = fused if found.keys() & (fused.keys() - released.keys()) else released
+    for name, tensor in expected.items():
+        if name in found:
+            shape, path = found[name]
+            if list(tensor.shape) != shape:
+                raise ValueError(
+                    f"`{name}` in {path} has shape {shape}, but the config asks for {list(tensor.shape)}."
+                )
+        elif not name.startswith(tuple(optional)):
+            raise ValueError(
+                f"The checkpoint has no tensor `{name}` (shape {list(tensor.shape)}), which the model needs."
+            )
+    for name, (_, path) in found.items():
+        if name not in expected and not name.startswith(tuple(optional)):
+            raise ValueError(f"`{name}` in {path} has no place in a model of this config: is a field of it wrong?")
+
+
+__all__ = [
+    "HUB_ARGUMENTS",
+    "carries_draft_head",
+    "check_against_model",
+    "checkpoint_conversions",
+    "checkpoint_shapes",
+    "register_checkpoint_layout",
+]

@@ -1,0 +1,347 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Configuration of LongCat-Flash-Lite.
+
+The JSON keys are those of the released checkpoint (meituan-longcat/LongCat-Flash-Lite), so that its `config.json`
+loads unchanged and ours is read by older transformers, mlx-lm, vLLM and SGLang. Readable names are aliases of them
+(`attribute_map`). The defaults are the released model.
+"""
+
+import copy
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedConfig
+
+# What other runtimes look up first in `architectures`, and our class names after it.
+UPSTREAM_PREFIX, OWN_PREFIX = "LongcatFlashNgram", "LongCatLite"
+
+# Remote code: the class that was saved is listed by transformers, its siblings by us.
+AUTO_MAP = {
+    "AutoConfig": "configuration_longcat_lite.LongCatLiteConfig",
+    "AutoModel": "modeling_longcat_lite.LongCatLiteModel",
+    "AutoModelForCausalLM": "modeling_longcat_lite.LongCatLiteForCausalLM",
+}
+
+RELEASED_ROPE_PARAMETERS = {
+    "rope_type": "yarn",
+    "rope_theta": 5_000_000.0,
+    "factor": 10.0,
+    "original_max_position_embeddings": 32768,
+    "beta_fast": 32.0,
+    "beta_slow": 1.0,
+    "mscale": 1.0,
+    "mscale_all_dim": 1.0,
+}
+
+EMBEDDING_AMPLIFICATIONS = ("none", "sqrt_d", "layer_norm")
+ZERO_EXPERT_TYPES = ("identity", "drop")
+POSITIVE_SIZES = (
+    "vocab_size",
+    "hidden_size",
+    "num_layers",
+    "num_attention_heads",
+    "ffn_hidden_size",
+    "expert_ffn_hidden_size",
+    "q_lora_rank",
+    "kv_lora_rank",
+    "qk_nope_head_dim",
+    "qk_rope_head_dim",
+    "v_head_dim",
+    "n_routed_experts",
+    "moe_topk",
+    "max_position_embeddings",
+)
+
+
+class LongCatLiteConfig(PreTrainedConfig):
+    r"""
+    Configuration of a [`LongCatLiteModel`]. `LongCatLiteConfig()` is LongCat-Flash-Lite (arXiv 2601.21204, section 6).
+
+    Args:
+        vocab_size (`int`, *optional*, defaults to 131072):
+            Rows of the word embedding and of the language-model head.
+        hidden_size (`int`, *optional*, defaults to 3072):
+            Width of the residual stream. Must be divisible by `num_subtables`.
+        num_layers (`int`, *optional*, defaults to 14):
+            Shortcut-connected layers. Each holds two attention sublayers: `num_hidden_layers` is `2 * num_layers`.
+        num_attention_heads (`int`, *optional*, defaults to 32): Query heads of each attention.
+        num_key_value_heads (`int`, *optional*): Always `num_attention_heads` (latent attention expands every head).
+        ffn_hidden_size (`int`, *optional*, defaults to 6144): Width of the two dense MLPs of a layer.
+        expert_ffn_hidden_size (`int`, *optional*, defaults to 1024): Width of one routed expert.
+        q_lora_rank, kv_lora_rank (`int`, *optional*, defaults to 1536 and 512):
+            Ranks of the query latent and of the key-value latent.
+        qk_nope_head_dim, qk_rope_head_dim, v_head_dim (`int`, *optional*, defaults to 128, 64 and 128):
+            Widths of a head's unrotated query/key part, its rotated part, and its value.
+        head_dim (`int`, *optional*): Always `qk_rope_head_dim`; transformers sizes the rotary embedding with it.
+        mla_scale_q_lora, mla_scale_kv_lora (`bool`, *optional*, defaults to `True`):
+            Multiply a normalised latent by `sqrt(hidden_size / rank)` (arXiv 2509.01322, variance alignment).
+        latent_norm_eps (`float`, *optional*, defaults to 1e-6):
+            Epsilon of the two latent norms. The reference keeps 1e-6 there; SGLang uses `rms_norm_eps`.
+        n_routed_experts, zero_expert_num, moe_topk (`int`, *optional*, defaults to 256, 128 and 12):
+            Routed experts, zero-computation experts, and how many of both together a token selects.
+        zero_expert_type (`str`, *optional*, defaults to `"identity"`):
+            `"identity"` adds the gated input itself, `"drop"` adds nothing.
+        scale_zero_experts (`bool`, *optional*, defaults to `True`):
+            Whether identity experts take `routed_scaling_factor` too, as in the reference.
+        routed_scaling_factor (`float`, *optional*, defaults to 6.0): Factor on the gate weights.
+        norm_topk_prob (`bool`, *optional*, defaults to `False`): Renormalise the selected gate weights to sum 1.
+        router_bias (`bool`, *optional*, defaults to `False`): Additive bias of the router's linear layer.
+        use_ngram_embedding (`bool`, *optional*, defaults to `True`): `False` gives a model without any n-gram table.
+        emb_neighbor_num (`int`, *optional*, defaults to 4): `max_ngram_order` N; orders 2..N have tables.
+        emb_split_num (`int`, *optional*, defaults to 4): `num_subtables_per_order` K.
+        ngram_vocab_size_ratio (`float`, *optional*, defaults to 78):
+            Sub-table i has `int(ratio * ngram_base_vocab_size + 2 i + 1)` rows. Stay away from integers when training
+            from scratch (paper, section 3.2.2).
+        ngram_base_vocab_size (`int`, *optional*):
+            Vocabulary size inside the hash; `vocab_size` at creation. `resize_token_embeddings` leaves it alone, so
+            that ids stay the same.
+        ngram_eos_token_id (`int` or `list[int]`, *optional*):
+            Token(s) after which n-grams start afresh; `eos_token_id` at creation. Kept apart because trainers rewrite
+            `eos_token_id`, which must not change an id.
+        embedding_amplification (`str`, *optional*, defaults to `"none"`):
+            `"sqrt_d"` multiplies the embedding output by `sqrt(hidden_size)`, `"layer_norm"` normalises it (paper,
+            section 3.2.4).
+        num_nextn_predict_layers (`int`, *optional*):
+            Blocks of the draft head (multi-token prediction), 0 or 1. `None` means: as many as the checkpoint
+            carries, none for a fresh model.
+        rope_parameters (`dict`, *optional*):
+            Rotary settings. A legacy `rope_theta` with or without `rope_scaling` is read too; without any of the
+            three, the released YaRN settings hold.
+        max_position_embeddings (`int`, *optional*, defaults to 327680): Longest sequence, in tokens.
+
+    Raises:
+        `ValueError`: when a field is out of range; the message names the field.
+
+    ```python
+    >>> from modeling_longcat_lite import LongCatLiteConfig
+
+    >>> config = LongCatLiteConfig()
+    >>> config.num_subtables, config.subtable_sizes[0], config.subtable_width
+    (12, 10223617, 256)
+    ```
+    """
+
+    model_type = "longcat_flash_ngram"
+    keys_to_ignore_at_inference = ["past_key_values"]  # noqa: RUF012
+    attribute_map = {  # noqa: RUF012
+        "max_ngram_order": "emb_neighbor_num",
+        "num_subtables_per_order": "emb_split_num",
+        "num_local_experts": "n_routed_experts",
+        "num_experts_per_tok": "moe_topk",
+        "intermediate_size": "ffn_hidden_size",
+        "moe_intermediate_size": "expert_ffn_hidden_size",
+    }
+    default_theta = 5_000_000.0
+    base_model_tp_plan = {  # noqa: RUF012
+        "layers.*.self_attn.*.q_b_proj": "colwise",
+        "layers.*.self_attn.*.kv_a_proj_with_mqa": "mla_kv_a_proj",
+        "layers.*.self_attn.*.kv_b_proj": "colwise",
+        "layers.*.self_attn.*.o_proj": "rowwise",
+        "layers.*.mlp.experts.gate_up_proj": "packed_colwise",
+        "layers.*.mlp.experts.down_proj": "rowwise",
+        "layers.*.mlp.experts": "moe_tp_experts",
+        "layers.*.mlps.*.gate_proj": "colwise",
+        "layers.*.mlps.*.up_proj": "colwise",
+        "layers.*.mlps.*.down_proj": "rowwise",
+    }
+
+    vocab_size: int = 131072
+    hidden_size: int = 3072
+    num_layers: int = 14
+    num_attention_heads: int = 32
+    num_key_value_heads: int = None  # type: ignore[assignment]  # `num_attention_heads`
+    ffn_hidden_size: int = 6144
+    expert_ffn_hidden_size: int = 1024
+    q_lora_rank: int = 1536
+    kv_lora_rank: int = 512
+    qk_nope_head_dim: int = 128
+    qk_rope_head_dim: int = 64
+    v_head_dim: int = 128
+    head_dim: int = None  # type: ignore[assignment]  # `qk_rope_head_dim`
+    mla_scale_q_lora: bool = True
+    mla_scale_kv_lora: bool = True
+    latent_norm_eps: float | int = 1e-6
+    attention_bias: bool = False
+    attention_dropout: float | int = 0.0
+    n_routed_experts: int = 256
+    zero_expert_num: int = 128
+    zero_expert_type: str = "identity"
+    scale_zero_experts: bool = True
+    moe_topk: int = 12
+    routed_scaling_factor: float | int = 6.0
+    norm_topk_prob: bool = False
+    router_bias: bool = False
+    output_router_logits: bool = False
+    use_ngram_embedding: bool = True
+    emb_neighbor_num: int = 4
+    emb_split_num: int = 4
+    ngram_vocab_size_ratio: float | int = 78
+    ngram_base_vocab_size: int = None  # type: ignore[assignment]  # `vocab_size` at creation
+    ngram_eos_token_id: int | list[int] | None = None
+    embedding_amplification: str = "none"
+    num_nextn_predict_layers: int | None = None
+    hidden_act: str = "silu"
+    initializer_range: float | int = 0.02
+    rms_norm_eps: float | int = 1e-5
+    max_position_embeddings: int = 327680
+    rope_parameters: dict = None  # type: ignore[assignment]  # the released YaRN settings
+    use_cache: bool = True
+    bos_token_id: int | None = 1
+    eos_token_id: int | list[int] | None = 2
+    pad_token_id: int | None = 3
+    tie_word_embeddings: bool = False
+
+    def __post_init__(self, **kwargs):
+        if self.rope_parameters is None and kwargs.keys().isdisjoint({"rope_scaling", "rope_theta"}):
+            self.rope_parameters = dict(RELEASED_ROPE_PARAMETERS)
+        self._check_one_rope_story(kwargs)
+        # The released `auto_map` names modules that no transformers 5 can run; saving writes a working one.
+        kwargs.pop("auto_map", None)
+        if self.num_key_value_heads is None:
+            self.num_key_value_heads = self.num_attention_heads
+        if self.head_dim is None:
+            self.head_dim = self.qk_rope_head_dim
+        if self.ngram_base_vocab_size is None:
+            self.ngram_base_vocab_size = self.vocab_size
+        if self.ngram_eos_token_id is None:
+            self.ngram_eos_token_id = self.eos_token_id
+        super().__post_init__(**kwargs)
+        self.validate_architecture()
+        self.validate_rope()
+
+    @property
+    def num_hidden_layers(self) -> int:
+        """Attention sublayers, which is what a KV cache counts."""
+        return 2 * self.num_layers
+
+    @property
+    def qk_head_dim(self) -> int:
+        """Width of a query or key head."""
+        return self.qk_nope_head_dim + self.qk_rope_head_dim
+
+    @property
+    def num_subtables(self) -> int:
+        """Sub-tables over all orders, K (N - 1); 0 without n-gram embedding."""
+        return self.emb_split_num * (self.emb_neighbor_num - 1) if self.use_ngram_embedding else 0
+
+    @property
+    def subtable_width(self) -> int:
+        """Width of a sub-table row."""
+        return self.hidden_size // self.num_subtables
+
+    @property
+    def subtable_sizes(self) -> list[int]:
+        """Rows of each sub-table, order-major: 2-grams k = 0..K-1, then 3-grams, and so on."""
+        base = self.ngram_vocab_size_ratio * self.ngram_base_vocab_size
+        return [int(base + 2 * i + 1) for i in range(self.num_subtables)]
+
+    def to_vanilla(self) -> "LongCatLiteConfig":
+        """The twin with the same total parameters and no n-gram embedding (the paper's "Vanilla", section 6).
+
+        All n-gram parameters are turned into routed experts. Zero experts grow in proportion, so that a token still
+        spends the same share of its `moe_topk` choices on routed experts and activated parameters stay the same.
+        """
+        ngram = sum(self.subtable_sizes) * self.subtable_width + self.hidden_size**2 if self.use_ngram_embedding else 0
+        zero_share = self.zero_expert_num / self.n_routed_experts
+        expert = 3 * self.hidden_size * self.expert_ffn_hidden_size
+        routing = (1 + zero_share) * (self.hidden_size + 1)  # classifier row and selection bias
+        extra = round(ngram / (self.num_layers * (expert + routing)))
+        twin = copy.deepcopy(self)
+        twin.use_ngram_embedding = False
+        twin.n_routed_experts = self.n_routed_experts + extra
+        twin.zero_expert_num = round(twin.n_routed_experts * zero_share)
+        return twin
+
+    def validate_architecture(self):
+        """Raises a `ValueError` that names the field. Runs whenever a config is made, from JSON too."""
+        super().validate_architecture()
+        self._validate_sizes()
+        self._validate_choices()
+        if self.use_ngram_embedding:
+            self._validate_ngram()
+
+    def _validate_sizes(self):
+        for name in POSITIVE_SIZES:
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"`{name}` must be an integer of at least 1, got {value!r}.")
+        if self.zero_expert_num < 0:
+            raise ValueError(f"`zero_expert_num` must not be negative, got {self.zero_expert_num}.")
+        experts = self.n_routed_experts + self.zero_expert_num
+        if self.moe_topk > experts:
+            raise ValueError(
+                f"`moe_topk` ({self.moe_topk}) is above the number of experts: "
+                f"`n_routed_experts` + `zero_expert_num` = {experts}."
+            )
+        if self.head_dim != self.qk_rope_head_dim:
+            raise ValueError(f"`head_dim` ({self.head_dim}) must equal `qk_rope_head_dim` ({self.qk_rope_head_dim}).")
+        if self.qk_rope_head_dim % 2:
+            raise ValueError(f"`qk_rope_head_dim` must be even: RoPE turns pairs, got {self.qk_rope_head_dim}.")
+        if self.num_key_value_heads != self.num_attention_heads:
+            raise ValueError(
+                f"`num_key_value_heads` ({self.num_key_value_heads}) must equal `num_attention_heads` "
+                f"({self.num_attention_heads}): latent attention expands every head."
+            )
+
+    def _validate_choices(self):
+        for name, allowed in (
+            ("embedding_amplification", EMBEDDING_AMPLIFICATIONS),
+            ("zero_expert_type", ZERO_EXPERT_TYPES),
+            ("num_nextn_predict_layers", (None, 0, 1)),
+        ):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"`{name}` must be one of {allowed}, got {getattr(self, name)!r}.")
+
+    def _validate_ngram(self):
+        if self.emb_neighbor_num < 2:
+            raise ValueError(
+                f"`emb_neighbor_num` (N) must be at least 2, got {self.emb_neighbor_num}; "
+                "for a model without tables set `use_ngram_embedding=False`."
+            )
+        if self.emb_split_num < 1:
+            raise ValueError(f"`emb_split_num` (K) must be at least 1, got {self.emb_split_num}.")
+        if self.ngram_vocab_size_ratio <= 0:
+            raise ValueError(f"`ngram_vocab_size_ratio` must be positive, got {self.ngram_vocab_size_ratio}.")
+        if self.ngram_base_vocab_size < 1:
+            raise ValueError(f"`ngram_base_vocab_size` must be at least 1, got {self.ngram_base_vocab_size}.")
+        if self.hidden_size % self.num_subtables:
+            raise ValueError(
+                f"`hidden_size` ({self.hidden_size}) must be divisible by the number of sub-tables, "
+                f"`emb_split_num` * (`emb_neighbor_num` - 1) = {self.num_subtables}."
+            )
+
+    def _check_one_rope_story(self, legacy: dict[str, Any]):
+        """A file of ours says RoPE twice, for old readers and for new ones: an edit of one alone would be lost."""
+        if self.rope_parameters is None:
+            return
+        scaling, theta = legacy.get("rope_scaling") or {}, legacy.get("rope_theta")
+        stated = {**scaling, **({"rope_theta": theta} if theta is not None else {})}
+        stated.pop("type", None)
+        for key, value in stated.items():
+            if self.rope_parameters.get(key, value) != value:
+                raise ValueError(
+                    f"`rope_parameters['{key}']` is {self.rope_parameters[key]!r} but the legacy `rope_scaling` / "
+                    f"`rope_theta` fields say {value!r}. Change both, or remove the legacy fields."
+                )
+        legacy.pop("rope_scaling", None)
+        legacy.pop("rope_theta", None)
+
+    def to_json_file(self, json_file_path: str | os.PathLike, use_diff: bool = True):
+        """Writes `config.json` with the fields that older readers and other runtimes expect beside today's."""
+        written = json.loads(self.to_json_string(use_diff=use_diff))
+        own = [name for name in written.get("architectures") or [] if name.startswith(OWN_PREFIX)]
+        upstream = [name.replace(OWN_PREFIX, UPSTREAM_PREFIX, 1) for name in own]
+        written["architectures"] = [*(upstream or [f"{UPSTREAM_PREFIX}ForCausalLM"]), *own]
+        if not written.get("auto_map", {}).keys().isdisjoint({"AutoModel", "AutoModelForCausalLM"}):
+            written["auto_map"] = AUTO_MAP
+        rope = dict(self.rope_parameters)
+        written["rope_theta"] = rope.pop("rope_theta")
+        written["rope_scaling"] = None if rope["rope_type"] == "default" else {**rope, "type": rope["rope_type"]}
+        if "dtype" in written:
+            written["torch_dtype"] = written["dtype"]
+        Path(json_file_path).write_text(json.dumps(written, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+__all__ = ["LongCatLiteConfig"]

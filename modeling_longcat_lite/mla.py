@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Multi-head latent attention with scaled latents (arXiv 2405.04434; scales: arXiv 2509.01322, variance alignment).
+
+Keys and values of all heads come from one latent per token, which together with one shared rotated key is all that
+the cache holds: `kv_lora_rank + qk_rope_head_dim` numbers per token and attention.
+
+Shapes: B batch, T tokens, L tokens with history, D hidden, H heads, Q/C query and key-value latent ranks,
+P/R/V unrotated, rotated and value width of a head.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+from transformers.cache_utils import Cache
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from .configuration_longcat_lite import LongCatLiteConfig
+from .rms_norm import LongCatLiteRMSNorm
+from .rotary_embedding import rotate_pairs, yarn_softmax_factor
+
+
+def eager_attention_forward(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attention in plain operations; the only implementation that returns its weights.
+
+    Args:
+        query (`torch.Tensor` of shape `[B, H, T, P + R]`), key (`[B, H, L, P + R]`), value (`[B, H, L, V]`).
+        attention_mask (`torch.Tensor` of shape `[B, 1, T, L]`, *optional*): Added to the scores.
+
+    Returns:
+        Output `[B, T, H, V]` and weights `[B, H, T, L]`.
+    """
+    scores = torch.matmul(query, key.transpose(2, 3)) * scaling
+    if attention_mask is not None:
+        scores = scores + attention_mask
+    weights = nn.functional.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
+    weights = nn.functional.dropout(weights, p=dropout, training=module.training)
+    return torch.matmul(weights, value).transpose(1, 2).contiguous(), weights
+
+
+class LongCatLiteMLA(nn.Module):
+    """One attention sublayer. `layer_idx` counts sublayers (two per shortcut-connected layer): its cache slot."""
+
+    # Read by the attention functions of transformers: every head has its own expanded key, and decoding is causal.
+    num_key_value_groups = 1
+    is_causal = True
+
+    def __init__(self, config: LongCatLiteConfig, layer_idx: int):
+        super().__init__()
+        self.config = config
+        self.layer_idx = layer_idx
+        self.attention_dropout = config.attention_dropout
+        self.kv_lora_rank = config.kv_lora_rank
+        self.qk_nope_head_dim, self.qk_rope_head_dim = config.qk_nope_head_dim, config.qk_rope_head_dim
+        self.qk_head_dim, self.v_head_dim = config.qk_head_dim, config.v_head_dim
+
+        hidden, heads, bias = config.hidden_size, config.num_attention_heads, config.attention_bias
+        self.q_a_proj = nn.Linear(hidden, config.q_lora_rank, bias=bias)
+        self.q_a_layernorm = LongCatLiteRMSNorm(config.q_lora_rank, eps=config.latent_norm_eps)
+        self.q_b_proj = nn.Linear(config.q_lora_rank, heads * self.qk_head_dim, bias=False)
+        self.kv_a_proj_with_mqa = nn.Linear(hidden, self.kv_lora_rank + self.qk_rope_head_dim, bias=bias)
+        self.kv_a_layernorm = LongCatLiteRMSNorm(self.kv_lora_rank, eps=config.latent_norm_eps)
+        self.kv_b_proj = nn.Linear(self.kv_lora_rank, heads * (self.qk_nope_head_dim + self.v_head_dim), bias=False)
+        self.o_proj = nn.Linear(heads * self.v_head_dim, hidden, bias=bias)
+
+        self.q_scale = (hidden / config.q_lora_rank) ** 0.5 if config.mla_scale_q_lora else 1.0
+        self.kv_scale = (hidden / config.kv_lora_rank) ** 0.5 if config.mla_scale_kv_lora else 1.0
+        self.scaling = self.qk_head_dim**-0.5 * yarn_softmax_factor(config.rope_parameters)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        position_embeddings: tuple[torch.Tensor, torch.Tensor],
+        attention_mask: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        **kwargs,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Attends `[B, T, D]` states to themselves and to the cache; returns `[B, T, D]` and the weights, if any."""
+        batch, length = hidden_states.shape[:2]
+        query = self._query(hidden_states, position_embeddings)  # [B, H, T, P+R]
+        latent, rotated_key = self._latent(hidden_states, position_embeddings)  # [B, 1, T, C], [B, 1, T, R]
+        if past_key_values is not None:
+            latent, rotated_key = past_key_values.update(latent, rotated_key, self.layer_idx)
+        key, value = self._expand(latent, rotated_key)  # [B, H, L, P+R], [B, H, L, V]
+
+        attend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention_forward
+        )
+        output, weights = attend(
+            self,
+            query,
+            key,
+            value,
+            attention_mask,
+            dropout=self.attention_dropout if self.training else 0.0,
+            scaling=self.scaling,
+            **kwargs,
+        )
+        return self.o_proj(output.reshape(batch, length, -1)), weights
+
+    def _query(self, hidden_states: torch.Tensor, position_embeddings: tuple[torch.Tensor, torch.Tensor]):
+        query = self.q_b_proj(self.q_a_layernorm(self.q_a_proj(hidden_states))) * self.q_scale
+        query = query.view(*hidden_states.shape[:2], -1, self.qk_head_dim).transpose(1, 2)  # [B, H, T, P+R]
+        unrotated, rotated = query.split([self.qk_nope_head_dim, self.qk_rope_head_dim], dim=-1)
+        return torch.cat([unrotated, rotate_pairs(rotated, *position_embeddings)], dim=-1)
+
+    def _latent(self, hidden_states: torch.Tensor, position_embeddings: tuple[torch.Tensor, torch.Tensor]):
+        # Shaped as one head, which is what every cache class expects.
+        compressed = self.kv_a_proj_with_mqa(hidden_states).unsqueeze(1)  # [B, 1, T, C+R]
+        latent, rotated_key = compressed.split([self.kv_lora_rank, self.qk_rope_head_dim], dim=-1)
+        # The scale belongs to the latent alone; the rotated key is taken as it is.
+        latent = self.kv_a_layernorm(latent) * self.kv_scale
+        return latent, rotate_pairs(rotated_key, *position_embeddings)
+
+    def _expand(self, latent: torch.Tensor, rotated_key: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        batch, _, length, _ = latent.shape
+        expanded = self.kv_b_proj(latent.squeeze(1)).view(batch, length, -1, self.qk_nope_head_dim + self.v_head_dim)
+        expanded = expanded.transpose(1, 2)  # [B, H, L, P+V]
+        unrotated_key, value = expanded.split([self.qk_nope_head_dim, self.v_head_dim], dim=-1)
+        rotated_key = rotated_key.expand(-1, unrotated_key.shape[1], -1, -1)
+        return torch.cat([unrotated_key, rotated_key], dim=-1), value
+
+
+__all__ = ["LongCatLiteMLA", "eager_attention_forward"]

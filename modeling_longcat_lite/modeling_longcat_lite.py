@@ -1,0 +1,356 @@
+# SPDX-License-Identifier: Apache-2.0
+"""LongCat-Flash-Lite: n-gram embedding, shortcut-connected layers, language-model head (arXiv 2601.21204).
+
+Shapes: B batch, T tokens of this forward, L tokens with history, D hidden, N highest n-gram order, V vocabulary.
+"""
+
+import torch
+from safetensors import SafetensorError
+from torch import nn
+from transformers import GenerationMixin, PreTrainedModel, initialization
+from transformers.cache_utils import Cache
+from transformers.core_model_loading import revert_weight_conversion
+from transformers.masking_utils import create_causal_mask
+from transformers.modeling_outputs import MoeCausalLMOutputWithPast, MoeModelOutputWithPast
+from transformers.utils import can_return_tuple
+from transformers.utils.generic import merge_with_config_defaults
+from transformers.utils.output_capturing import OutputRecorder, capture_outputs
+
+from .checkpoint_layout import (
+    HUB_ARGUMENTS,
+    carries_draft_head,
+    check_against_model,
+    checkpoint_shapes,
+    register_checkpoint_layout,
+)
+from .configuration_longcat_lite import LongCatLiteConfig
+from .decoder_layer import LongCatLiteDecoderLayer
+from .mla import LongCatLiteMLA
+from .moe import LongCatLiteExperts, LongCatLiteRouter
+from .mtp import LongCatLiteDraftHead
+from .ngram_cache import LongCatLiteDynamicCache, with_token_history
+from .ngram_embedding import EmbeddingAmplification, NgramEmbedding
+from .ngram_hashing import HIDDEN, encode_tokens, segment_starts
+from .rms_norm import LongCatLiteRMSNorm
+from .rotary_embedding import LongCatLiteRotaryEmbedding
+
+register_checkpoint_layout(LongCatLiteConfig.model_type)
+
+
+class LongCatLitePreTrainedModel(PreTrainedModel):
+    """What transformers asks of the family, and the loading of released checkpoints."""
+
+    config_class = LongCatLiteConfig
+    config: LongCatLiteConfig
+    base_model_prefix = "model"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["LongCatLiteDecoderLayer"]  # noqa: RUF012
+    _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
+    _supports_flash_attn = True
+    _supports_sdpa = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+    # Strict: also for bfloat16, in which a step of 1e-3 on a selection bias of 0.5 would be rounded away.
+    _keep_in_fp32_modules_strict = {"classifier", "e_score_correction_bias"}  # noqa: RUF012
+    _can_record_outputs = {  # noqa: RUF012
+        "hidden_states": OutputRecorder(LongCatLiteDecoderLayer, num_hidden_layers_key="num_layers"),
+        "attentions": OutputRecorder(LongCatLiteMLA, index=1),
+        "router_logits": OutputRecorder(LongCatLiteRouter, index=0),
+    }
+
+    @classmethod
+    def _can_set_experts_implementation(cls) -> bool:
+        # transformers looks for the decorator in this file; the experts live in `moe.py`.
+        return True
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module):
+        super()._init_weights(module)
+        if isinstance(module, LongCatLiteExperts):
+            initialization.normal_(module.gate_up_proj, mean=0.0, std=self.config.initializer_range)
+            initialization.normal_(module.down_proj, mean=0.0, std=self.config.initializer_range)
+        elif isinstance(module, LongCatLiteRouter):
+            initialization.zeros_(module.e_score_correction_bias)
+        elif isinstance(module, NgramEmbedding):
+            # Buffers that no checkpoint holds are blank after loading on the meta device.
+            for name, values in module.hash_constants(self.config).items():
+                initialization.copy_(module.get_buffer(name), values)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, **kwargs):
+        """As [`PreTrainedModel.from_pretrained`]; what does not fit raises a `ValueError` instead of a warning.
+
+        A draft head is loaded if the checkpoint carries one, unless `config.num_nextn_predict_layers` is 0.
+        """
+        if pretrained_model_name_or_path is not None and kwargs.get("state_dict") is None:
+            hub_arguments = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
+            kwargs["has_draft_head"] = carries_draft_head(pretrained_model_name_or_path, hub_arguments)
+        try:
+            return super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
+        except SafetensorError as error:
+            raise ValueError(f"A weights file of {pretrained_model_name_or_path} is damaged: {error}") from error
+
+    @staticmethod
+    def _load_pretrained_model(model, state_dict, checkpoint_files, load_config, expected_keys=None):
+        readable = checkpoint_files is not None and checkpoint_files[0].endswith(".safetensors")
+        # A quantizer changes names and shapes; what it expects is its own to check.
+        if readable and not load_config.is_quantized and not load_config.ignore_mismatched_sizes:
+            check_against_model(checkpoint_shapes(checkpoint_files), *model._expected_tensors())
+        return PreTrainedModel._load_pretrained_model(model, state_dict, checkpoint_files, load_config, expected_keys)
+
+    def _expected_tensors(self):
+        """Arguments of `check_against_model`: released names, fused names, optional prefixes; all with `model.`."""
+        prefix = "" if self.base_model_prefix in self._modules else f"{self.base_model_prefix}."
+        state = self.state_dict()
+        tied = self.all_tied_weights_keys
+        fused = {prefix + name: tensor for name, tensor in state.items() if name not in tied}
+        released = {prefix + k: v for k, v in revert_weight_conversion(self, state).items() if k not in tied}
+        optional = ["model.embedding_amplification.norm.", *tied]
+        if prefix:
+            optional.append("lm_head.")
+        if not self.config.num_nextn_predict_layers:
+            optional.append("model.mtp.")
+        return released, fused, optional
+
+
+def resolve_draft_head(config: LongCatLiteConfig, has_draft_head: bool):
+    """`num_nextn_predict_layers=None` means: what the checkpoint carries."""
+    if config.num_nextn_predict_layers is None and has_draft_head:
+        config.num_nextn_predict_layers = 1
+
+
+class LongCatLiteModel(LongCatLitePreTrainedModel):
+    """The trunk: ids to final-norm states. N-grams are looked up here, so that training loops that call the base
+    model and apply the head themselves (TRL) get them too."""
+
+    def __init__(self, config: LongCatLiteConfig, has_draft_head: bool = False):
+        super().__init__(config)
+        resolve_draft_head(config, has_draft_head)
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, config.pad_token_id)
+        self.ngram_embeddings = NgramEmbedding(config) if config.use_ngram_embedding else None
+        self.embedding_amplification = EmbeddingAmplification(config)
+        self.layers = nn.ModuleList([LongCatLiteDecoderLayer(config, i) for i in range(config.num_layers)])
+        self.norm = LongCatLiteRMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.rotary_emb = LongCatLiteRotaryEmbedding(config)
+        self.mtp = LongCatLiteDraftHead(config) if config.num_nextn_predict_layers else None
+        if self.mtp is not None:
+            # The trunk's loss does not reach it: left trainable, it would be a parameter without a gradient.
+            self.mtp.requires_grad_(False)
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    @merge_with_config_defaults
+    @capture_outputs
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        ngram_input_ids: torch.LongTensor | None = None,
+        use_cache: bool | None = None,
+        **kwargs,
+    ) -> MoeModelOutputWithPast:
+        r"""
+        Args:
+            input_ids (`torch.LongTensor` of shape `[B, T]`, *optional*): Tokens.
+            attention_mask (`torch.Tensor` of shape `[B, L]` or `[B, 1, T, L]`, *optional*):
+                0 where a token is padding. A 4D mask is taken as it is; padding is then told by `position_ids`.
+            position_ids (`torch.LongTensor` of shape `[B, T]` or `[1, T]`, *optional*):
+                Positions. A step other than +1 begins another document: neither attention nor n-grams cross it.
+            past_key_values (`Cache`, *optional*): Latent keys and values with their token history.
+            inputs_embeds (`torch.FloatTensor` of shape `[B, T, D]`, *optional*):
+                Word rows in place of `input_ids`; needs `ngram_input_ids`.
+            ngram_input_ids (`torch.LongTensor` of shape `[B, T]`, *optional*): The tokens for the n-grams alone.
+            use_cache (`bool`, *optional*): Return a cache.
+
+        Raises:
+            `ValueError`: if the inputs contradict each other, or a token id is outside the vocabulary.
+        """
+        tokens = self._checked_tokens(input_ids, inputs_embeds, ngram_input_ids)
+        word_embeds = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
+        past_key_values = self._cache_with_history(past_key_values, use_cache)
+        mask_arguments = self._mask_arguments(attention_mask, position_ids, past_key_values)
+
+        hidden_states = word_embeds
+        if self.ngram_embeddings is not None:
+            # Before the layers fill the cache: the window is what it held, then this forward's tokens.
+            codes = self._token_window(tokens, attention_mask, position_ids, past_key_values)
+            hidden_states = self.ngram_embeddings(word_embeds, codes)
+        hidden_states = self.embedding_amplification(hidden_states)
+
+        if position_ids is None:
+            past = past_key_values.get_seq_length() if past_key_values is not None else 0
+            steps = torch.arange(word_embeds.shape[1], device=word_embeds.device)
+            position_ids = (steps + past).unsqueeze(0)  # type: ignore[assignment]
+        causal_mask = create_causal_mask(self.config, hidden_states, position_ids=position_ids, **mask_arguments)
+        position_embeddings = self.rotary_emb(hidden_states, position_ids)
+        for layer in self.layers:
+            hidden_states = layer(
+                hidden_states,
+                attention_mask=causal_mask,
+                past_key_values=past_key_values,
+                position_embeddings=position_embeddings,
+                position_ids=position_ids,
+                **kwargs,
+            )
+        return MoeModelOutputWithPast(last_hidden_state=self.norm(hidden_states), past_key_values=past_key_values)
+
+    def _checked_tokens(self, input_ids, inputs_embeds, ngram_input_ids) -> torch.Tensor | None:
+        """The tokens that n-grams are made of, `[B, T]`."""
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("Pass exactly one of `input_ids` and `inputs_embeds`.")
+        tokens = input_ids if ngram_input_ids is None else ngram_input_ids
+        if self.ngram_embeddings is not None and tokens is None:
+            raise ValueError("`inputs_embeds` cannot tell n-grams: pass its tokens too, as `ngram_input_ids`.")
+        if tokens is not None:
+            embeds = input_ids if inputs_embeds is None else inputs_embeds
+            if tokens.shape != embeds.shape[:2]:
+                raise ValueError(
+                    f"`ngram_input_ids` has shape {list(tokens.shape)}, the other input {list(embeds.shape[:2])}."
+                )
+            check_token_ids(tokens, self.config.vocab_size)
+        return tokens
+
+    def _cache_with_history(self, past_key_values: Cache | None, use_cache: bool | None) -> Cache | None:
+        if past_key_values is None:
+            return LongCatLiteDynamicCache(config=self.config) if use_cache else None
+        return past_key_values if self.ngram_embeddings is None else with_token_history(past_key_values)
+
+    def _mask_arguments(self, attention_mask, position_ids, past_key_values) -> dict:
+        """`create_causal_mask` looks for packed documents only without a mask and without a cache; this says the same
+        for an empty cache, an all-ones mask, and a mask with padding."""
+        arguments = {"attention_mask": attention_mask, "past_key_values": past_key_values}
+        if past_key_values is not None:
+            if past_key_values.is_compileable or past_key_values.get_seq_length() > 0:
+                return arguments
+            arguments["past_key_values"] = None
+        if attention_mask is None or attention_mask.ndim != 2 or position_ids is None or torch.compiler.is_compiling():
+            return arguments
+        visible = attention_mask.bool()
+        if visible.all():
+            return arguments | {"attention_mask": None}
+        starts = segment_starts(position_ids)
+        if ((starts & visible).sum(-1) > 1).any():
+            documents = starts.expand_as(visible).cumsum(-1)
+            arguments["and_mask_function"] = lambda b, h, query, key: documents[b, query] == documents[b, key]
+        return arguments
+
+    def _token_window(self, tokens, attention_mask, position_ids, past_key_values) -> torch.Tensor:
+        """Codes of the tokens behind those of the N-1 before them: `[B, N - 1 + T]`."""
+        is_padding_mask = attention_mask is not None and attention_mask.ndim == 2
+        visible = attention_mask[:, -tokens.shape[1] :] if is_padding_mask else None
+        codes = encode_tokens(tokens, position_ids, visible)
+        lookback = self.config.max_ngram_order - 1
+        if past_key_values is not None:
+            return past_key_values.append_tokens(codes, lookback)
+        return nn.functional.pad(codes, (lookback, 0), value=HIDDEN)
+
+
+class LongCatLiteForCausalLM(LongCatLitePreTrainedModel, GenerationMixin):
+    """The trunk with a language-model head."""
+
+    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # noqa: RUF012
+    _tp_plan = {"lm_head": "colwise_gather_output"}  # noqa: RUF012
+
+    def __init__(self, config: LongCatLiteConfig, has_draft_head: bool = False):
+        super().__init__(config)
+        resolve_draft_head(config, has_draft_head)
+        self.model = LongCatLiteModel(config)
+        self.vocab_size = config.vocab_size
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        ngram_input_ids: torch.LongTensor | None = None,
+        labels: torch.LongTensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        **kwargs,
+    ) -> MoeCausalLMOutputWithPast:
+        r"""
+        Arguments as in [`LongCatLiteModel`], and:
+
+        Args:
+            labels (`torch.LongTensor` of shape `[B, T]`, *optional*): Targets, shifted here; -100 is ignored.
+            logits_to_keep (`int` or `torch.Tensor`, *optional*, defaults to 0): Last positions to score; 0 for all.
+
+        ```python
+        >>> from transformers import AutoTokenizer
+        >>> from modeling_longcat_lite import LongCatLiteForCausalLM
+
+        >>> model = LongCatLiteForCausalLM.from_pretrained("meituan-longcat/LongCat-Flash-Lite", device_map="auto")
+        >>> tokenizer = AutoTokenizer.from_pretrained("meituan-longcat/LongCat-Flash-Lite")
+        >>> inputs = tokenizer("The capital of France is", return_tensors="pt").to(model.device)
+        >>> tokenizer.decode(model.generate(**inputs, max_new_tokens=8)[0])
+        ```
+        """
+        outputs = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            ngram_input_ids=ngram_input_ids,
+            use_cache=use_cache,
+            **kwargs,
+        )
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        logits = self.lm_head(outputs.last_hidden_state[:, kept, :])  # [B, T, V]
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
+        return MoeCausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            router_logits=outputs.router_logits,
+        )
+
+    def _prepare_model_inputs(self, inputs, bos_token_id, model_kwargs):
+        inputs, name, model_kwargs = super()._prepare_model_inputs(inputs, bos_token_id, model_kwargs)  # type: ignore[misc]
+        if name == "input_ids":
+            check_token_ids(inputs, self.config.vocab_size)
+        return inputs, name, model_kwargs
+
+    def _prepare_cache_for_generation(self, generation_config, model_kwargs, *args, **kwargs):
+        super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)  # type: ignore[misc]
+        cache = model_kwargs.get("past_key_values")
+        if cache is not None and self.config.use_ngram_embedding:
+            # Here rather than in the first forward, which may be compiled.
+            with_token_history(cache)
+
+    def prepare_inputs_for_generation(self, input_ids, *args, is_first_iteration=False, **kwargs):
+        kwargs["is_first_iteration"] = is_first_iteration
+        inputs = super().prepare_inputs_for_generation(input_ids, *args, **kwargs)  # type: ignore[misc]
+        if not is_first_iteration:
+            # They belong to the `inputs_embeds` of the prompt; generated tokens come as `input_ids`.
+            inputs.pop("ngram_input_ids", None)
+        return inputs
+
+
+def check_token_ids(input_ids: torch.Tensor, vocab_size: int):
+    """Raises a `ValueError` that names the first id outside the vocabulary. Never inside a compiled region, where the
+    comparison would cost a synchronisation."""
+    if torch.compiler.is_compiling() or input_ids.numel() == 0:
+        return
+    lowest, highest = torch.aminmax(input_ids)
+    if lowest < 0 or highest >= vocab_size:
+        row, column = torch.nonzero((input_ids < 0) | (input_ids >= vocab_size))[0].tolist()
+        raise ValueError(
+            f"`input_ids[{row}, {column}]` is {int(input_ids[row, column])}, outside the vocabulary of {vocab_size}."
+        )
+
+
+__all__ = ["LongCatLiteForCausalLM", "LongCatLiteModel", "LongCatLitePreTrainedModel"]

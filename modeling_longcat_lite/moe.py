@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Mixture of experts with zero-computation experts (arXiv 2509.01322, section on zero-computation experts).
+
+    MoE(x) = sum over the selected experts e of g_e(x) * E_e(x)
+
+`g` is the softmax over routed and zero experts together, times `routed_scaling_factor`; a bias that is not part of
+`g` decides which `moe_topk` are selected. Routed experts are MLPs; a zero expert returns its input.
+
+Shapes: M tokens (batch and time together), D hidden, I expert width, E routed experts, Z zero experts, K top-k.
+"""
+
+import torch
+from torch import nn
+from transformers.activations import ACT2FN
+from transformers.integrations.moe import use_experts_implementation
+
+from .configuration_longcat_lite import LongCatLiteConfig
+
+
+class Float32Linear(nn.Linear):
+    """A linear layer computed in float32 whatever its weights are stored in.
+
+    Called as a module rather than read as a weight, so that offloading hooks and LoRA take effect.
+    """
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        bias = None if self.bias is None else self.bias.float()
+        return nn.functional.linear(x.float(), self.weight.float(), bias)
+
+
+class LongCatLiteRouter(nn.Module):
+    """Selects `moe_topk` of the routed and zero experts for each token."""
+
+    e_score_correction_bias: torch.Tensor
+
+    def __init__(self, config: LongCatLiteConfig):
+        super().__init__()
+        self.top_k = config.moe_topk
+        self.routed_scaling_factor = config.routed_scaling_factor
+        self.norm_topk_prob = config.norm_topk_prob
+        experts = config.n_routed_experts + config.zero_expert_num
+        self.classifier = Float32Linear(config.hidden_size, experts, bias=config.router_bias)
+        self.register_buffer("e_score_correction_bias", torch.zeros(experts, dtype=torch.float32))
+
+    def forward(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """`[M, D]` states to float32 logits `[M, E + Z]`, gate weights `[M, K]` and expert ids `[M, K]`."""
+        logits = self.classifier(hidden_states)
+        probabilities = logits.softmax(dim=-1)
+        biased = probabilities.detach() + self.e_score_correction_bias
+        expert_ids = biased.topk(self.top_k, dim=-1, sorted=False).indices
+        weights = probabilities.gather(1, expert_ids)
+        if self.norm_topk_prob:
+            weights = weights / (weights.sum(-1, keepdim=True) + 1e-20)
+        return logits, weights * self.routed_scaling_factor, expert_ids
+
+
+@use_experts_implementation
+class LongCatLiteExperts(nn.Module):
+    """The routed experts as two stacked matrices. An id of `num_experts` or above selects nothing."""
+
+    def __init__(self, config: LongCatLiteConfig):
+        super().__init__()
+        self.num_experts = config.n_routed_experts
+        hidden, width = config.hidden_size, config.expert_ffn_hidden_size
+        self.gate_up_proj = nn.Parameter(torch.empty(self.num_experts, 2 * width, hidden))
+        self.down_proj = nn.Parameter(torch.empty(self.num_experts, hidden, width))
+        self.act_fn = ACT2FN[config.hidden_act]
+
+    def forward(self, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor):
+        """`[M, D]` states, `[M, K]` ids and weights to `[M, D]`, expert after expert: the plain form."""
+        output = torch.zeros_like(hidden_states)
+        for expert in top_k_index.unique().tolist():
+            if expert >= self.num_experts:
+                continue
+            tokens, slots = torch.where(top_k_index == expert)
+            gate, up = nn.functional.linear(hidden_states[tokens], self.gate_up_proj[expert]).chunk(2, dim=-1)
+            result = nn.functional.linear(self.act_fn(gate) * up, self.down_proj[expert])
+            weighted = result * top_k_weights[tokens, slots, None]
+            output.index_add_(0, tokens, weighted.to(output.dtype))
+        return output
+
+
+class LongCatLiteMoE(nn.Module):
+    """Router, routed experts, and the zero experts as one weighted copy of the input."""
+
+    def __init__(self, config: LongCatLiteConfig):
+        super().__init__()
+        # From the config, not from the experts: expert parallelism rewrites their count to the local one.
+        self.n_routed_experts = config.n_routed_experts
+        self.zero_experts_add_input = config.zero_expert_type == "identity"
+        self.zero_weight_divisor = 1.0 if config.scale_zero_experts else config.routed_scaling_factor
+        self.router = LongCatLiteRouter(config)
+        self.experts = LongCatLiteExperts(config)
+        # Makes the grouped and batched implementations leave out the ids above the last routed expert, which stand
+        # for zero experts; they know such ids from expert parallelism. The decorator sets False, hence set here.
+        self.experts._is_expert_parallel = True  # type: ignore[assignment]
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """`[B, T, D]` to `[B, T, D]`."""
+        tokens = hidden_states.reshape(-1, hidden_states.shape[-1])  # [M, D]
+        _, weights, expert_ids = self.router(tokens)
+        is_zero = expert_ids >= self.n_routed_experts
+        routed_ids = expert_ids.masked_fill(is_zero, self.n_routed_experts)
+        output = self.experts(tokens, routed_ids, weights.masked_fill(is_zero, 0.0))
+        if self.zero_experts_add_input:
+            share = (weights * is_zero).sum(-1, keepdim=True) / self.zero_weight_divisor  # [M, 1] float32
+            output = output + (share * tokens).to(output.dtype)
+        return output.view_as(hidden_states)
+
+
+__all__ = ["Float32Linear", "LongCatLiteExperts", "LongCatLiteMoE", "LongCatLiteRouter"]

@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The draft head (multi-token prediction) that the released checkpoint carries under `model.mtp.*`.
+
+One dense block predicts the token after next from the next token and the hidden state before it:
+
+    tokens          A0   A1   A2   A3
+    hidden states   h0   h1   h2   h3          final-norm states of the trunk
+    head reads          (A1,h0) (A2,h1) (A3,h2)
+    head predicts         A2      A3      A4    through the trunk's own language-model head
+
+Data flow: `eh_proj([enorm(embed(token)), hnorm(hidden)])` -> attention -> dense MLP -> norm
+(meituan-longcat/SGLang-FluentLLM, flash_nextn; arXiv 2509.01322).
+
+Shapes: B batch, T tokens, D hidden.
+"""
+
+import torch
+from torch import nn
+from transformers.cache_utils import Cache
+
+from .configuration_longcat_lite import LongCatLiteConfig
+from .decoder_layer import LongCatLiteMLP
+from .mla import LongCatLiteMLA
+from .rms_norm import LongCatLiteRMSNorm
+
+
+class LongCatLiteDraftLayer(nn.Module):
+    """Joins token and hidden state, then one attention and one dense MLP."""
+
+    def __init__(self, config: LongCatLiteConfig):
+        super().__init__()
+        hidden, eps = config.hidden_size, config.rms_norm_eps
+        self.enorm = LongCatLiteRMSNorm(hidden, eps)
+        self.hnorm = LongCatLiteRMSNorm(hidden, eps)
+        self.eh_proj = nn.Linear(2 * hidden, hidden, bias=False)
+        self.input_layernorm = LongCatLiteRMSNorm(hidden, eps)
+        self.self_attn = LongCatLiteMLA(config, layer_idx=0)
+        self.post_attention_layernorm = LongCatLiteRMSNorm(hidden, eps)
+        self.mlp = LongCatLiteMLP(config)
+
+    def forward(
+        self,
+        token_embeds: torch.Tensor,
+        previous_states: torch.Tensor,
+        position_embeddings: tuple[torch.Tensor, torch.Tensor],
+        attention_mask: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+    ) -> torch.Tensor:
+        joined = torch.cat([self.enorm(token_embeds), self.hnorm(previous_states)], dim=-1)  # [B, T, 2D]
+        hidden_states = self.eh_proj(joined)
+        attended, _ = self.self_attn(
+            self.input_layernorm(hidden_states),
+            position_embeddings=position_embeddings,
+            attention_mask=attention_mask,
+            past_key_values=past_key_values,
+        )
+        hidden_states = hidden_states + attended
+        return hidden_states + self.mlp(self.post_attention_layernorm(hidden_states))
+
+
+class LongCatLiteDraftHead(nn.Module):
+    """`model.mtp`: its own word embedding, one block, and a final norm."""
+
+    def __init__(self, config: LongCatLiteConfig):
+        super().__init__()
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, config.pad_token_id)
+        self.layers = nn.ModuleList([LongCatLiteDraftLayer(config)])
+        self.norm = LongCatLiteRMSNorm(config.hidden_size, config.rms_norm_eps)
+
+    def forward(self, input_ids: torch.Tensor, previous_states: torch.Tensor, **block_inputs) -> torch.Tensor:
+        """`[B, T]` tokens and the `[B, T, D]` states before them to `[B, T, D]` states for the language-model head."""
+        hidden_states = self.layers[0](self.embed_tokens(input_ids), previous_states, **block_inputs)
+        return self.norm(hidden_states)
+
+
+__all__ = ["LongCatLiteDraftHead"]

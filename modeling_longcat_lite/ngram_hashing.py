@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+"""N-gram ids: pure integer functions (arXiv 2601.21204, section 2, equations 2 and 3).
+
+For sub-table `i` with `rows_i` rows, which hashes n-grams of order `n`, the id of token `t` is
+
+    ( tok[t] + sum_{d=1..n-1} tok[t-d] * V**d ) mod rows_i          V: the base vocabulary size
+
+where a token that does not exist, or that a boundary hides, counts as 0. With V = 10, N = 3, one sub-table per order
+and 71 and 73 rows, end-of-sequence being token 2:
+
+    tokens         4    7    2    5    6
+    2-gram id      4   47   1*   5   56      * 72 mod 71: EOS itself still looks back, the token after it does not
+    3-gram id      4   47   34** 5   56      ** 472 mod 73
+
+A stream of tokens that remembers its own boundaries is kept as one int64 code per token, so that a cache can carry
+it from one forward to the next:
+
+    token >= 0              continues the token before it
+    -(token + 1) < 0        first of a segment: cannot look back
+    HIDDEN                  not a token (padding, or before the sequence): nothing can look at it or past it
+
+Shapes: B batch, T tokens, N highest n-gram order, S sub-tables.
+"""
+
+from collections.abc import Sequence
+
+import torch
+
+HIDDEN = torch.iinfo(torch.int64).min
+
+
+def power_residues(base: int, sizes: Sequence[int], order: int) -> list[list[int]]:
+    """`V**d mod rows` for d = 1..order-1 and every sub-table: `[order - 1][S]` exact Python integers.
+
+    Reduced before they meet a token, so that an id fits int64 at any order (paper, footnote to equation 2). Orders
+    that a sub-table does not reach have residue 0, which lets one pass serve all sub-tables.
+    """
+    per_order = len(sizes) // (order - 1)
+    orders = [2 + i // per_order for i in range(len(sizes))]
+    return [
+        [pow(base, d, rows) if d < n else 0 for rows, n in zip(sizes, orders, strict=True)] for d in range(1, order)
+    ]
+
+
+def segment_starts(position_ids: torch.Tensor) -> torch.Tensor:
+    """Where a document begins inside a row: position 0, or a step other than +1 (`[B, T]` bool from `[B, T]` int).
+
+    `[[0, 1, 2, 0, 1, 9, 10]]` gives `[[1, 0, 0, 1, 0, 1, 0]]`. A first token at a nonzero position is no start: its
+    history may stand in a cache.
+    """
+    starts = position_ids == 0
+    starts[:, 1:] |= position_ids[:, 1:] != position_ids[:, :-1] + 1
+    return starts
+
+
+def encode_tokens(
+    input_ids: torch.Tensor, position_ids: torch.Tensor | None = None, visible: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Tokens with their boundaries, as described above: `[B, T]` int64.
+
+    Args:
+        input_ids (`torch.Tensor` of shape `[B, T]`): Token ids.
+        position_ids (`torch.Tensor` of shape `[B, T]` or `[1, T]`, *optional*): Positions; restarts begin a segment.
+        visible (`torch.Tensor` of shape `[B, T]`, *optional*): False (or 0) where a token is padding.
+    """
+    codes = input_ids.long()
+    if position_ids is not None:
+        codes = torch.where(segment_starts(position_ids), ~codes, codes)
+    if visible is not None:
+        codes = codes.masked_fill(visible == 0, HIDDEN)
+    return codes
+
+
+def ngram_contexts(codes: torch.Tensor, order: int, eos_token_ids: Sequence[int]) -> list[torch.Tensor]:
+    """The tokens an n-gram may see: one `[B, T]` tensor per distance d = 0..order-1, 0 where nothing may be seen.
+
+    Args:
+        codes (`torch.Tensor` of shape `[B, order - 1 + T]`): History (`HIDDEN` where there is none), then tokens.
+        order (`int`): Highest n-gram order.
+        eos_token_ids (`Sequence[int]`): Tokens that close a segment. They belong to the segment that they close.
+    """
+    length = codes.shape[1] - (order - 1)
+    hidden = codes == HIDDEN
+    tokens = torch.where(codes < 0, ~codes, codes).masked_fill(hidden, 0)  # [B, N-1+T]
+    closed = hidden
+    for eos in eos_token_ids:
+        closed = closed | (tokens == eos)
+    linked = torch.zeros_like(hidden)  # may this token see the one before it?
+    linked[:, 1:] = (codes[:, 1:] >= 0) & ~closed[:, :-1]
+    contexts, reachable = [tokens[:, order - 1 :]], None
+    for distance in range(1, order):
+        first = order - 1 - distance
+        link = linked[:, first + 1 : first + 1 + length]
+        reachable = link if reachable is None else reachable & link
+        contexts.append(torch.where(reachable, tokens[:, first : first + length], 0))
+    return contexts
+
+
+def ngram_ids(contexts: Sequence[torch.Tensor], residues: torch.Tensor, sizes: torch.Tensor) -> torch.Tensor:
+    """Row of every sub-table for every token: `[B, T, S]` int64, all sub-tables in one pass.
+
+    Args:
+        contexts (`Sequence[torch.Tensor]` of shape `[B, T]`): From [`ngram_contexts`].
+        residues (`torch.Tensor` of shape `[N - 1, S]`, int64): From [`power_residues`].
+        sizes (`torch.Tensor` of shape `[S]`, int64): Rows per sub-table.
+
+    At released size an intermediate is below 3 * 131072 * 10223639 = 4.1e12, far inside int64.
+    """
+    total = contexts[0].unsqueeze(-1)
+    for context, residue in zip(contexts[1:], residues, strict=True):
+        total = total + context.unsqueeze(-1) * residue  # [B, T, S]
+    return total % sizes
+
+
+__all__ = ["HIDDEN", "encode_tokens", "ngram_contexts", "ngram_ids", "power_residues", "segment_starts"]
