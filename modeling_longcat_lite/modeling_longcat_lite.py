@@ -331,13 +331,13 @@ class LongCatLiteForCausalLM(LongCatLitePreTrainedModel, GenerationMixin):
             # Here rather than in the first forward, which may be compiled.
             with_token_history(cache)
 
-    def prepare_inputs_for_generation(self, input_ids, *args, is_first_iteration=False, **kwargs):
-        kwargs["is_first_iteration"] = is_first_iteration
-        inputs = super().prepare_inputs_for_generation(input_ids, *args, **kwargs)  # type: ignore[misc]
+    def prepare_inputs_for_generation(self, input_ids, inputs_embeds=None, is_first_iteration=False, **kwargs):
         if not is_first_iteration:
             # They belong to the `inputs_embeds` of the prompt; generated tokens come as `input_ids`.
-            inputs.pop("ngram_input_ids", None)
-        return inputs
+            kwargs.pop("ngram_input_ids", None)
+        return super().prepare_inputs_for_generation(  # type: ignore[misc]
+            input_ids, inputs_embeds=inputs_embeds, is_first_iteration=is_first_iteration, **kwargs
+        )
 
 
 def check_token_ids(input_ids: torch.Tensor, vocab_size: int):

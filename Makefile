@@ -1,0 +1,47 @@
+# `make demo` and `make test` do all their set-up: a virtual environment with the exact versions of constraints.txt.
+# For another build of torch: make TORCH="torch==2.13.0 --index-url ..." install
+
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+BIN := .venv/bin
+PYTEST := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+
+.PHONY: install demo test test-fast test-full lint typing format bench clean
+
+install: .venv/.installed
+
+.venv/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet $(TORCH)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[train,eval,dev]"
+	touch $@
+
+demo: install
+	$(BIN)/python -m training.demo
+
+# One worker a core, one thread a worker: torch's own threads would fight over two cores.
+test: install
+	$(PYTEST) -m "not full" tests
+
+test-fast: install
+	$(PYTEST) -m "not slow and not full" tests
+
+test-full: install
+	$(PYTEST) tests
+
+lint: install typing
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+typing: install
+	$(BIN)/mypy
+
+format: install
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: install
+	$(BIN)/python -m eval.parameter_report
+
+clean:
+	rm -rf .venv outputs build dist *.egg-info

@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Packed documents equal separate ones: neither attention nor n-grams cross a boundary."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from modeling_longcat_lite import LongCatLiteForCausalLM
+
+BASE = Path(__file__).parent / "conformance" / "base"
+TOLERANCE = 1e-5
+
+
+@pytest.fixture(params=["eager", "sdpa"])
+def model(request):
+    return LongCatLiteForCausalLM.from_pretrained(BASE, attn_implementation=request.param)
+
+
+@pytest.fixture
+def documents() -> list[torch.Tensor]:
+    rows = load_file(BASE / "golden.safetensors")["input_ids"]
+    return [rows[0, :7], rows[1, :13], rows[2, :11]]
+
+
+def packed(documents, starts):
+    positions = [torch.arange(len(d)) + start for d, start in zip(documents, starts, strict=True)]
+    return torch.cat(documents)[None], torch.cat(positions)[None], positions
+
+
+def separate(model, documents, positions):
+    logits = [model(d[None], position_ids=p[None]).logits[0] for d, p in zip(documents, positions, strict=True)]
+    return torch.cat(logits)[None]
+
+
+@pytest.mark.parametrize("starts", [(0, 0, 0), (0, 9, 0), (4, 9, 2)], ids=str)
+@pytest.mark.parametrize("use_cache", [True, False])
+@torch.no_grad()
+def test_packed_equals_separate(model, documents, starts, use_cache):
+    ids, position_ids, positions = packed(documents, starts)
+    together = model(ids, position_ids=position_ids, use_cache=use_cache).logits
+    torch.testing.assert_close(together, separate(model, documents, positions), atol=TOLERANCE, rtol=0)
+
+
+@torch.no_grad()
+def test_an_all_ones_mask_hides_no_boundary(model, documents):
+    ids, position_ids, positions = packed(documents, (0, 0, 0))
+    together = model(ids, position_ids=position_ids, attention_mask=torch.ones_like(ids)).logits
+    torch.testing.assert_close(together, separate(model, documents, positions), atol=TOLERANCE, rtol=0)
+
+
+@torch.no_grad()
+def test_packed_rows_may_end_in_padding(model, documents):
+    ids, position_ids, positions = packed(documents, (0, 0, 0))
+    together = model(
+        torch.nn.functional.pad(ids, (0, 3), value=3),
+        position_ids=torch.nn.functional.pad(position_ids, (0, 3)),
+        attention_mask=torch.nn.functional.pad(torch.ones_like(ids), (0, 3)),
+    ).logits[:, :-3]
+    torch.testing.assert_close(together, separate(model, documents, positions), atol=TOLERANCE, rtol=0)
+
+
+@pytest.mark.slow  # transformers compiles the block mask, which takes a minute on two cores
+@torch.no_grad()
+def test_packed_equals_separate_under_flex_attention(documents):
+    model = LongCatLiteForCausalLM.from_pretrained(BASE, attn_implementation="flex_attention")
+    ids, position_ids, positions = packed(documents, (0, 9, 0))
+    together = model(ids, position_ids=position_ids).logits
+    model.set_attn_implementation("sdpa")
+    torch.testing.assert_close(together, separate(model, documents, positions), atol=TOLERANCE, rtol=0)
+
+
+def test_gradients_of_packed_equal_those_of_separate(documents):
+    def table_gradient(run) -> torch.Tensor:
+        model = LongCatLiteForCausalLM.from_pretrained(BASE, attn_implementation="sdpa")
+        run(model).square().sum().backward()
+        return torch.cat([table.weight.grad.flatten() for table in model.model.ngram_embeddings.embedders])
+
+    ids, position_ids, positions = packed(documents, (0, 0, 0))
+    together = table_gradient(lambda model: model(ids, position_ids=position_ids).logits)
+    apart = table_gradient(lambda model: separate(model, documents, positions))
+    torch.testing.assert_close(together, apart, atol=TOLERANCE * apart.abs().max().item(), rtol=0)
+
+
+@torch.no_grad()
+def test_a_boundary_inside_an_earlier_chunk_still_holds(documents):
+    # The chunk border falls two tokens after a document began at a nonzero position.
+    model = LongCatLiteForCausalLM.from_pretrained(BASE)
+    first, second = documents[0], documents[1]
+    ids, position_ids, _ = packed([first, second], (0, 20))
+    cut = len(first) + 2
+    whole = model.model.ngram_embeddings.ids(model.model._token_window(ids, None, position_ids, None))
+    cache = model(ids[:, :cut], position_ids=position_ids[:, :cut], use_cache=True).past_key_values
+    window = cache.append_tokens(ids[:, cut:], lookback=3)
+    assert torch.equal(model.model.ngram_embeddings.ids(window), whole[:, cut:])
