@@ -197,8 +197,9 @@ class LongCatLiteConfig(PreTrainedConfig):
         if self.rope_parameters is None and kwargs.keys().isdisjoint({"rope_scaling", "rope_theta"}):
             self.rope_parameters = dict(RELEASED_ROPE_PARAMETERS)
         self._check_one_rope_story(kwargs)
-        # The released `auto_map` names modules that no transformers 5 can run; saving writes a working one.
-        kwargs.pop("auto_map", None)
+        # The released `auto_map` names modules that transformers 5 cannot run; saving writes one that works.
+        if OWN_PREFIX not in kwargs.get("auto_map", {}).get("AutoConfig", OWN_PREFIX):
+            del kwargs["auto_map"]
         if self.num_key_value_heads is None:
             self.num_key_value_heads = self.num_attention_heads
         if self.head_dim is None:

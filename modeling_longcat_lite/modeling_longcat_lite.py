@@ -25,12 +25,13 @@ from .checkpoint_layout import (
 )
 from .configuration_longcat_lite import LongCatLiteConfig
 from .decoder_layer import LongCatLiteDecoderLayer
+from .document_mask import causal_mask_arguments
 from .mla import LongCatLiteMLA
 from .moe import LongCatLiteExperts, LongCatLiteRouter
 from .mtp import LongCatLiteDraftHead
 from .ngram_cache import LongCatLiteDynamicCache, with_token_history
 from .ngram_embedding import EmbeddingAmplification, NgramEmbedding
-from .ngram_hashing import HIDDEN, encode_tokens, segment_starts
+from .ngram_hashing import HIDDEN, encode_tokens
 from .rms_norm import LongCatLiteRMSNorm
 from .rotary_embedding import LongCatLiteRotaryEmbedding
 
@@ -53,6 +54,9 @@ class LongCatLitePreTrainedModel(PreTrainedModel):
     _can_compile_fullgraph = True
     # Strict: also for bfloat16, in which a step of 1e-3 on a selection bias of 0.5 would be rounded away.
     _keep_in_fp32_modules_strict = {"classifier", "e_score_correction_bias"}  # noqa: RUF012
+    # What may differ is checked before loading, by name; these keep the report of transformers quiet about it.
+    _keys_to_ignore_on_load_unexpected = [r"^(model\.)?mtp\.", r"^lm_head\."]  # noqa: RUF012
+    _keys_to_ignore_on_load_missing = [r"embedding_amplification\.norm\."]  # noqa: RUF012
     _can_record_outputs = {  # noqa: RUF012
         "hidden_states": OutputRecorder(LongCatLiteDecoderLayer, num_hidden_layers_key="num_layers"),
         "attentions": OutputRecorder(LongCatLiteMLA, index=1),
@@ -96,8 +100,15 @@ class LongCatLitePreTrainedModel(PreTrainedModel):
         readable = checkpoint_files is not None and checkpoint_files[0].endswith(".safetensors")
         # A quantizer changes names and shapes; what it expects is its own to check.
         if readable and not load_config.is_quantized and not load_config.ignore_mismatched_sizes:
-            check_against_model(checkpoint_shapes(checkpoint_files), *model._expected_tensors())
-        return PreTrainedModel._load_pretrained_model(model, state_dict, checkpoint_files, load_config, expected_keys)
+            found = checkpoint_shapes(checkpoint_files)
+            if not any(name.startswith("model.") for name in found):  # written by the trunk alone
+                found = {f"model.{name}": shape for name, shape in found.items()}
+            check_against_model(found, *model._expected_tensors())
+        loaded = PreTrainedModel._load_pretrained_model(
+            model, state_dict, checkpoint_files, load_config, expected_keys
+        )
+        freeze_draft_head(model)  # loading makes new parameters
+        return loaded
 
     def _expected_tensors(self):
         """Arguments of `check_against_model`: released names, fused names, optional prefixes; all with `model.`."""
@@ -120,6 +131,13 @@ def resolve_draft_head(config: LongCatLiteConfig, has_draft_head: bool):
         config.num_nextn_predict_layers = 1
 
 
+def freeze_draft_head(model: nn.Module):
+    """The trunk's loss does not reach the draft head: trainable, it would be parameters without a gradient."""
+    for module in model.modules():
+        if isinstance(module, LongCatLiteDraftHead):
+            module.requires_grad_(False)
+
+
 class LongCatLiteModel(LongCatLitePreTrainedModel):
     """The trunk: ids to final-norm states. N-grams are looked up here, so that training loops that call the base
     model and apply the head themselves (TRL) get them too."""
@@ -134,9 +152,7 @@ class LongCatLiteModel(LongCatLitePreTrainedModel):
         self.norm = LongCatLiteRMSNorm(config.hidden_size, config.rms_norm_eps)
         self.rotary_emb = LongCatLiteRotaryEmbedding(config)
         self.mtp = LongCatLiteDraftHead(config) if config.num_nextn_predict_layers else None
-        if self.mtp is not None:
-            # The trunk's loss does not reach it: left trainable, it would be a parameter without a gradient.
-            self.mtp.requires_grad_(False)
+        freeze_draft_head(self)
         self.gradient_checkpointing = False
         self.post_init()
 
@@ -172,7 +188,7 @@ class LongCatLiteModel(LongCatLitePreTrainedModel):
         tokens = self._checked_tokens(input_ids, inputs_embeds, ngram_input_ids)
         word_embeds = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
         past_key_values = self._cache_with_history(past_key_values, use_cache)
-        mask_arguments = self._mask_arguments(attention_mask, position_ids, past_key_values)
+        mask_arguments = causal_mask_arguments(attention_mask, position_ids, past_key_values)
 
         hidden_states = word_embeds
         if self.ngram_embeddings is not None:
@@ -218,25 +234,6 @@ class LongCatLiteModel(LongCatLitePreTrainedModel):
         if past_key_values is None:
             return LongCatLiteDynamicCache(config=self.config) if use_cache else None
         return past_key_values if self.ngram_embeddings is None else with_token_history(past_key_values)
-
-    def _mask_arguments(self, attention_mask, position_ids, past_key_values) -> dict:
-        """`create_causal_mask` looks for packed documents only without a mask and without a cache; this says the same
-        for an empty cache, an all-ones mask, and a mask with padding."""
-        arguments = {"attention_mask": attention_mask, "past_key_values": past_key_values}
-        if past_key_values is not None:
-            if past_key_values.is_compileable or past_key_values.get_seq_length() > 0:
-                return arguments
-            arguments["past_key_values"] = None
-        if attention_mask is None or attention_mask.ndim != 2 or position_ids is None or torch.compiler.is_compiling():
-            return arguments
-        visible = attention_mask.bool()
-        if visible.all():
-            return arguments | {"attention_mask": None}
-        starts = segment_starts(position_ids)
-        if ((starts & visible).sum(-1) > 1).any():
-            documents = starts.expand_as(visible).cumsum(-1)
-            arguments["and_mask_function"] = lambda b, h, query, key: documents[b, query] == documents[b, key]
-        return arguments
 
     def _token_window(self, tokens, attention_mask, position_ids, past_key_values) -> torch.Tensor:
         """Codes of the tokens behind those of the N-1 before them: `[B, N - 1 + T]`."""
@@ -331,7 +328,9 @@ class LongCatLiteForCausalLM(LongCatLitePreTrainedModel, GenerationMixin):
             # Here rather than in the first forward, which may be compiled.
             with_token_history(cache)
 
-    def prepare_inputs_for_generation(self, input_ids, inputs_embeds=None, is_first_iteration=False, **kwargs):
+    def prepare_inputs_for_generation(  # type: ignore[override]
+        self, input_ids, inputs_embeds=None, is_first_iteration=False, **kwargs
+    ):
         if not is_first_iteration:
             # They belong to the `inputs_embeds` of the prompt; generated tokens come as `input_ids`.
             kwargs.pop("ngram_input_ids", None)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every mode of generate gives the tokens that the same mode gives without a cache, and each row those it gets alone."""
+"""Every mode of generate gives the tokens it gives without a cache, and each row those it gets alone."""
 
 import copy
 import itertools
@@ -49,7 +49,7 @@ def every_choice() -> list[dict]:
 
 
 def pairwise_choice(choices: list[dict]) -> list[dict]:
-    """A few choices in which every possible pair of values of two axes occurs: greedily the one with most new pairs."""
+    """A few choices in which every possible pair of values occurs: greedily the one with most new pairs."""
     pairs = {id(c): set(itertools.combinations(sorted(c.items()), 2)) for c in choices}
     missing, chosen = set().union(*pairs.values()), []
     while missing:

@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Data flows one way, and the package can be copied flat to the Hub: what each file may import."""
+
+import ast
+import importlib
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "modeling_longcat_lite"
+
+# File: the files of the package that it may import. `modeling_longcat_lite` imports all of them.
+MAY_IMPORT = {
+    "configuration_longcat_lite": set(),
+    "ngram_hashing": set(),
+    "ngram_cache": set(),
+    "document_mask": set(),
+    "rms_norm": set(),
+    "rotary_embedding": set(),
+    "checkpoint_layout": set(),
+    "ngram_embedding": {"configuration_longcat_lite", "ngram_hashing"},
+    "mla": {"configuration_longcat_lite", "rms_norm", "rotary_embedding"},
+    "moe": {"configuration_longcat_lite"},
+    "decoder_layer": {"configuration_longcat_lite", "rms_norm", "mla", "moe"},
+    "mtp": {"configuration_longcat_lite", "rms_norm", "decoder_layer", "mla"},
+}
+MAY_IMPORT["modeling_longcat_lite"] = set(MAY_IMPORT)
+FOLDERS_MAY_IMPORT = {
+    "tokenization": {"tokenization"},
+    "training": {"training", "tokenization", "modeling_longcat_lite"},
+    "eval": {"eval", "tokenization", "modeling_longcat_lite"},
+    "model_cards": {"model_cards", "tokenization", "modeling_longcat_lite"},
+}
+INSTALLED_WITH_THE_PACKAGE = {"torch", "transformers", "safetensors", "huggingface_hub"}
+
+package_file = pytest.mark.parametrize("file", sorted(PACKAGE.glob("*.py")), ids=lambda path: path.stem)
+folder_file = pytest.mark.parametrize(
+    "file",
+    [path for folder in FOLDERS_MAY_IMPORT for path in sorted((ROOT / folder).rglob("*.py"))],
+    ids=lambda path: "/".join(path.relative_to(ROOT).parts),
+)
+
+
+def imports(file: Path) -> list[ast.Import | ast.ImportFrom]:
+    return [node for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Import | ast.ImportFrom)]
+
+
+def absolute_names(file: Path) -> set[str]:
+    names = set()
+    for node in imports(file):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif node.level == 0:
+            names.add(node.module)
+    return names
+
+
+@package_file
+def test_siblings_follow_the_table(file):
+    siblings = {node.module for node in imports(file) if isinstance(node, ast.ImportFrom) and node.level}
+    allowed = set(MAY_IMPORT) if file.stem == "__init__" else MAY_IMPORT[file.stem]
+    assert siblings <= allowed
+
+
+def test_the_modelling_file_imports_every_sibling():
+    # transformers copies what it finds from here; a file that nothing imports would be missing on the Hub.
+    reached, waiting = set(), ["modeling_longcat_lite"]
+    while waiting:
+        stem = waiting.pop()
+        reached.add(stem)
+        nodes = imports(PACKAGE / f"{stem}.py")
+        siblings = {node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.level}
+        waiting += siblings - reached
+    assert reached == {path.stem for path in PACKAGE.glob("*.py")} - {"__init__"} == set(MAY_IMPORT)
+
+
+@package_file
+def test_remote_code_rules(file):
+    for node in imports(file):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            assert node.level == 1 and node.module and "." not in node.module, ast.unparse(node)
+            assert "*" not in {alias.name for alias in node.names}, ast.unparse(node)
+    roots = {name.split(".")[0] for name in absolute_names(file)}
+    assert roots <= INSTALLED_WITH_THE_PACKAGE | set(sys.stdlib_module_names)
+    text = file.read_text()
+    assert "os.environ" not in text and "getenv" not in text
+    assert "hasattr(" not in text
+
+
+@folder_file
+def test_folders_follow_the_table(file):
+    folder = file.relative_to(ROOT).parts[0]
+    names = absolute_names(file)
+    ours = {name.split(".")[0] for name in names} & ({*FOLDERS_MAY_IMPORT} | {"modeling_longcat_lite", "tests"})
+    assert ours <= FOLDERS_MAY_IMPORT[folder]
+    assert not any(name.startswith("modeling_longcat_lite.") for name in names), "use the package's public names"
+
+
+@folder_file
+def test_no_file_hides_a_library(file):
+    assert file.stem == "__init__" or importlib.util.find_spec(file.stem) is None
+
+
+def test_the_top_level_is_the_agreed_one():
+    allowed = {"pyproject.toml", "README.md", "Makefile", "constraints.txt", "CONTRIBUTING.md", "CHANGELOG.md"}
+    allowed |= {
+        "LICENSE",
+        "NOTICE",
+        "AGENTS.md",
+        "CITATION.cff",
+        *FOLDERS_MAY_IMPORT,
+        "modeling_longcat_lite",
+        "tests",
+    }
+    written = {"outputs", "build", "dist"}
+    found = {path.name for path in ROOT.iterdir() if not path.name.startswith(".")}
+    assert {name for name in found if not name.endswith(".egg-info")} <= allowed | written

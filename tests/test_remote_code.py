@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A saved folder runs as remote code in a process that cannot import the package."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from modeling_longcat_lite import LongCatLiteForCausalLM
+
+CONFORMANCE = Path(__file__).parent / "conformance"
+PACKAGE = Path(__file__).parents[1] / "modeling_longcat_lite"
+
+FORBID_THE_PACKAGE = """
+import sys
+sys.modules["modeling_longcat_lite"] = None  # an import of it raises, however it is installed
+folder, golden = sys.argv[1:]
+import torch
+from safetensors.torch import load_file
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+golden = load_file(golden)
+"""
+USE_IT = """
+config = AutoConfig.from_pretrained(folder, trust_remote_code=True)
+assert "transformers_modules" in type(config).__module__
+for _ in range(2):  # the code is executed again by a second load
+    model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True, dtype=torch.float32)
+assert "transformers_modules" in type(model).__module__
+with torch.no_grad():
+    error = (model(golden["input_ids"]).logits - golden["logits"]).abs().max()
+assert error < 2e-4, error
+tokens = model.generate(golden["prompts"], max_new_tokens=24, do_sample=False, eos_token_id=None)
+assert torch.equal(tokens, golden["greedy"])
+trunk = AutoModel.from_pretrained(folder, trust_remote_code=True)
+assert type(trunk).__name__ == "LongCatLiteModel"
+model.save_pretrained(folder + "-again")
+"""
+
+
+def run_without_the_package(code: str, *arguments, cache: Path):
+    environment = {**os.environ, "HF_HOME": str(cache), "HF_HUB_OFFLINE": "1", "PYTHONPATH": ""}
+    command = [sys.executable, "-P", "-c", FORBID_THE_PACKAGE + code, *map(str, arguments)]
+    result = subprocess.run(command, cwd=cache, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-3000:]
+
+
+@pytest.mark.parametrize("case", ["base", "released"])
+def test_a_saved_folder_runs_without_the_package(case, tmp_path):
+    folder = tmp_path / "model"
+    LongCatLiteForCausalLM.from_pretrained(CONFORMANCE / case).save_pretrained(folder)
+    assert {path.name for path in folder.glob("*.py")} == {path.name for path in PACKAGE.glob("*.py")} - {
+        "__init__.py"
+    }
+    assert json.loads((folder / "config.json").read_text())["auto_map"].keys() == {
+        "AutoConfig",
+        "AutoModel",
+        "AutoModelForCausalLM",
+    }
+    run_without_the_package(USE_IT, folder, CONFORMANCE / case / "golden.safetensors", cache=tmp_path)
+
+    # What remote code saves is again the released layout with its code, and loads with the package too.
+    again = tmp_path / "model-again"
+    assert {path.name for path in again.glob("*.py")} == {path.name for path in folder.glob("*.py")}
+    golden = load_file(CONFORMANCE / case / "golden.safetensors")
+    model = LongCatLiteForCausalLM.from_pretrained(again, dtype=torch.float32)
+    with torch.no_grad():
+        assert (model(golden["input_ids"]).logits - golden["logits"]).abs().max() < 2e-4
+    shutil.rmtree(again)
