@@ -90,12 +90,61 @@ class LongCatLiteMLA(nn.Module):
         latent, rotated_key = self._latent(hidden_states, position_embeddings)  # [B, 1, T, C], [B, 1, T, R]
         if past_key_values is not None:
             latent, rotated_key = past_key_values.update(latent, rotated_key, self.layer_idx)
-        key, value = self._expand(latent, rotated_key)  # [B, H, L, P+R], [B, H, L, V]
+        attend = self._attend_to_latents if self._latents_are_cheaper(query, latent) else self._attend_to_heads
+        output, weights = attend(query, latent, rotated_key, attention_mask, **kwargs)  # [B, T, H, V]
+        return self.o_proj(output.reshape(batch, length, -1)), weights
 
+    def _latents_are_cheaper(self, query: torch.Tensor, latent: torch.Tensor) -> bool:
+        """Whether to leave the history in latent form: decoding, and short chunks behind a long history.
+
+        Expanding costs `C (P + V)` a head for every token of history, attending to latents `2 C + R` instead of
+        `P + R + V` for every pair of tokens.
+        """
+        length, history = query.shape[2], latent.shape[2]
+        is_plain = (
+            self.config._attn_implementation in ("eager", "sdpa")
+            and not (self.training and self.attention_dropout)
+            # The weight is read beside the module, which LoRA, quantizers, offloading and tensor parallelism replace.
+            and type(self.kv_b_proj) is nn.Linear
+            and type(self.kv_b_proj.weight.data) is torch.Tensor
+            and not self.kv_b_proj.weight.is_meta
+        )
+        if not is_plain or length == history:
+            return False
+        width, rotated = self.qk_nope_head_dim + self.v_head_dim, self.qk_rope_head_dim
+        in_latents = length * (self.kv_lora_rank * width + history * (2 * self.kv_lora_rank + rotated))
+        in_heads = history * (self.kv_lora_rank * width + length * (width + rotated))
+        return in_latents < in_heads
+
+    def _attend_to_latents(self, query, latent, rotated_key, attention_mask, **_):
+        """Attention as if every head's key and value were the latent (arXiv 2405.04434, appendix on absorption).
+
+        `q . (K c) = (K^T q) . c` and `sum w V c = V (sum w c)`: the two halves of `kv_b_proj` move to the query and to
+        the output, and nothing of the history's length is expanded.
+        """
+        batch, heads, length, _ = query.shape
+        to_key, to_value = self.kv_b_proj.weight.view(heads, -1, self.kv_lora_rank).split(
+            [self.qk_nope_head_dim, self.v_head_dim], dim=1
+        )  # [H, P, C], [H, V, C]
+        unrotated, rotated = (query * self.scaling).split([self.qk_nope_head_dim, self.qk_rope_head_dim], dim=-1)
+        latent, rotated_key = latent.squeeze(1), rotated_key.squeeze(1)  # [B, L, C], [B, L, R]
+        # The heads share keys and values: they are rows of one matrix product.
+        absorbed = torch.matmul(unrotated, to_key).reshape(batch, heads * length, -1)  # [B, H*T, C]
+        scores = torch.bmm(rotated.reshape(batch, heads * length, -1), rotated_key.transpose(1, 2))
+        scores = torch.baddbmm(scores, absorbed, latent.transpose(1, 2)).view(batch, heads, length, -1)
+        if attention_mask is not None:
+            is_keep_mask = attention_mask.dtype == torch.bool
+            scores = scores.masked_fill(~attention_mask, -torch.inf) if is_keep_mask else scores + attention_mask
+        weights = scores.softmax(dim=-1, dtype=torch.float32).to(query.dtype)  # [B, H, T, L]
+        summed = torch.bmm(weights.view(batch, heads * length, -1), latent).view(batch, heads, length, -1)
+        return torch.matmul(summed, to_value.transpose(1, 2)).transpose(1, 2), weights
+
+    def _attend_to_heads(self, query, latent, rotated_key, attention_mask, **kwargs):
+        key, value = self._expand(latent, rotated_key)  # [B, H, L, P+R], [B, H, L, V]
         attend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
         )
-        output, weights = attend(
+        return attend(
             self,
             query,
             key,
@@ -105,7 +154,6 @@ class LongCatLiteMLA(nn.Module):
             scaling=self.scaling,
             **kwargs,
         )
-        return self.o_proj(output.reshape(batch, length, -1)), weights
 
     def _query(self, hidden_states: torch.Tensor, position_embeddings: tuple[torch.Tensor, torch.Tensor]):
         query = self.q_b_proj(self.q_a_layernorm(self.q_a_proj(hidden_states))) * self.q_scale
