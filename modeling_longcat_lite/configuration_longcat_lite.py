@@ -52,6 +52,7 @@ POSITIVE_SIZES = (
     "n_routed_experts",
     "moe_topk",
     "max_position_embeddings",
+    "num_draft_tokens",
 )
 
 
@@ -106,6 +107,10 @@ class LongCatLiteConfig(PreTrainedConfig):
         num_nextn_predict_layers (`int`, *optional*):
             Blocks of the draft head (multi-token prediction), 0 or 1. `None` means: as many as the checkpoint
             carries, none for a fresh model.
+        num_draft_tokens (`int`, *optional*, defaults to 3): Tokens drafted per cycle by `generate(use_mtp=True)`.
+        mtp_use_ngram_embedding (`bool`, *optional*, defaults to `False`):
+            Draft from the trunk's n-gram embedding, as FluentLLM does, instead of the head's own word embedding, as in
+            the paper (section 4).
         rope_parameters (`dict`, *optional*):
             Rotary settings. A legacy `rope_theta` with or without `rope_scaling` is read too; without any of the
             three, the released YaRN settings hold.
@@ -182,6 +187,8 @@ class LongCatLiteConfig(PreTrainedConfig):
     ngram_eos_token_id: int | list[int] | None = None
     embedding_amplification: str = "none"
     num_nextn_predict_layers: int | None = None
+    num_draft_tokens: int = 3
+    mtp_use_ngram_embedding: bool = False
     hidden_act: str = "silu"
     initializer_range: float | int = 0.02
     rms_norm_eps: float | int = 1e-5

@@ -7,7 +7,7 @@ Shapes: B batch, T tokens of this forward, L tokens with history, D hidden, N hi
 import torch
 from safetensors import SafetensorError
 from torch import nn
-from transformers import GenerationMixin, PreTrainedModel, initialization
+from transformers import PreTrainedModel, initialization
 from transformers.cache_utils import Cache
 from transformers.core_model_loading import revert_weight_conversion
 from transformers.masking_utils import create_causal_mask
@@ -26,6 +26,7 @@ from .checkpoint_layout import (
 from .configuration_longcat_lite import LongCatLiteConfig
 from .decoder_layer import LongCatLiteDecoderLayer
 from .document_mask import causal_mask_arguments
+from .generation_longcat_lite import LongCatLiteGenerationMixin, check_token_ids
 from .mla import LongCatLiteMLA
 from .moe import LongCatLiteExperts, LongCatLiteRouter
 from .mtp import LongCatLiteDraftHead
@@ -166,6 +167,7 @@ class LongCatLiteModel(LongCatLitePreTrainedModel):
         past_key_values: Cache | None = None,
         inputs_embeds: torch.FloatTensor | None = None,
         ngram_input_ids: torch.LongTensor | None = None,
+        trunk_embeds: torch.FloatTensor | None = None,
         use_cache: bool | None = None,
         **kwargs,
     ) -> MoeModelOutputWithPast:
@@ -180,6 +182,8 @@ class LongCatLiteModel(LongCatLitePreTrainedModel):
             inputs_embeds (`torch.FloatTensor` of shape `[B, T, D]`, *optional*):
                 Word rows in place of `input_ids`; needs `ngram_input_ids`.
             ngram_input_ids (`torch.LongTensor` of shape `[B, T]`, *optional*): The tokens for the n-grams alone.
+            trunk_embeds (`torch.FloatTensor` of shape `[B, T, D]`, *optional*):
+                What the first layer reads, where drafting has looked it up already; `input_ids` go to the cache.
             use_cache (`bool`, *optional*): Return a cache.
 
         Raises:
@@ -190,12 +194,11 @@ class LongCatLiteModel(LongCatLitePreTrainedModel):
         past_key_values = self._cache_with_history(past_key_values, use_cache)
         mask_arguments = causal_mask_arguments(attention_mask, position_ids, past_key_values)
 
-        hidden_states = word_embeds
+        codes = None
         if self.ngram_embeddings is not None:
             # Before the layers fill the cache: the window is what it held, then this forward's tokens.
             codes = self._token_window(tokens, attention_mask, position_ids, past_key_values)
-            hidden_states = self.ngram_embeddings(word_embeds, codes)
-        hidden_states = self.embedding_amplification(hidden_states)
+        hidden_states = self.embed(word_embeds, codes) if trunk_embeds is None else trunk_embeds
 
         if position_ids is None:
             past = past_key_values.get_seq_length() if past_key_values is not None else 0
@@ -213,6 +216,17 @@ class LongCatLiteModel(LongCatLitePreTrainedModel):
                 **kwargs,
             )
         return MoeModelOutputWithPast(last_hidden_state=self.norm(hidden_states), past_key_values=past_key_values)
+
+    def embed(self, word_embeds: torch.Tensor, codes: torch.Tensor | None) -> torch.Tensor:
+        """Word rows `[B, T, D]` and codes that end with their tokens to what the first layer reads, `[B, T, D]`."""
+        if self.ngram_embeddings is not None:
+            word_embeds = self.ngram_embeddings(word_embeds, codes)
+        return self.embedding_amplification(word_embeds)
+
+    def embed_tokens_with_history(self, input_ids: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
+        """[`embed`] for tokens `[B, T]` that end a history of codes of any length."""
+        window = codes[:, -(self.config.max_ngram_order - 1 + input_ids.shape[1]) :]
+        return self.embed(self.embed_tokens(input_ids), window)
 
     def _checked_tokens(self, input_ids, inputs_embeds, ngram_input_ids) -> torch.Tensor | None:
         """The tokens that n-grams are made of, `[B, T]`."""
@@ -246,7 +260,7 @@ class LongCatLiteModel(LongCatLitePreTrainedModel):
         return nn.functional.pad(codes, (lookback, 0), value=HIDDEN)
 
 
-class LongCatLiteForCausalLM(LongCatLitePreTrainedModel, GenerationMixin):
+class LongCatLiteForCausalLM(LongCatLitePreTrainedModel, LongCatLiteGenerationMixin):
     """The trunk with a language-model head."""
 
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # noqa: RUF012
@@ -313,42 +327,6 @@ class LongCatLiteForCausalLM(LongCatLitePreTrainedModel, GenerationMixin):
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             router_logits=outputs.router_logits,
-        )
-
-    def _prepare_model_inputs(self, inputs, bos_token_id, model_kwargs):
-        inputs, name, model_kwargs = super()._prepare_model_inputs(inputs, bos_token_id, model_kwargs)  # type: ignore[misc]
-        if name == "input_ids":
-            check_token_ids(inputs, self.config.vocab_size)
-        return inputs, name, model_kwargs
-
-    def _prepare_cache_for_generation(self, generation_config, model_kwargs, *args, **kwargs):
-        super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)  # type: ignore[misc]
-        cache = model_kwargs.get("past_key_values")
-        if cache is not None and self.config.use_ngram_embedding:
-            # Here rather than in the first forward, which may be compiled.
-            with_token_history(cache)
-
-    def prepare_inputs_for_generation(  # type: ignore[override]
-        self, input_ids, inputs_embeds=None, is_first_iteration=False, **kwargs
-    ):
-        if not is_first_iteration:
-            # They belong to the `inputs_embeds` of the prompt; generated tokens come as `input_ids`.
-            kwargs.pop("ngram_input_ids", None)
-        return super().prepare_inputs_for_generation(  # type: ignore[misc]
-            input_ids, inputs_embeds=inputs_embeds, is_first_iteration=is_first_iteration, **kwargs
-        )
-
-
-def check_token_ids(input_ids: torch.Tensor, vocab_size: int):
-    """Raises a `ValueError` that names the first id outside the vocabulary. Never inside a compiled region, where the
-    comparison would cost a synchronisation."""
-    if torch.compiler.is_compiling() or input_ids.numel() == 0:
-        return
-    lowest, highest = torch.aminmax(input_ids)
-    if lowest < 0 or highest >= vocab_size:
-        row, column = torch.nonzero((input_ids < 0) | (input_ids >= vocab_size))[0].tolist()
-        raise ValueError(
-            f"`input_ids[{row}, {column}]` is {int(input_ids[row, column])}, outside the vocabulary of {vocab_size}."
         )
 
 

@@ -17,11 +17,13 @@ Shapes: B batch, T tokens, D hidden.
 import torch
 from torch import nn
 from transformers.cache_utils import Cache
+from transformers.masking_utils import create_causal_mask
 
 from .configuration_longcat_lite import LongCatLiteConfig
 from .decoder_layer import LongCatLiteMLP
 from .mla import LongCatLiteMLA
 from .rms_norm import LongCatLiteRMSNorm
+from .rotary_embedding import LongCatLiteRotaryEmbedding
 
 
 class LongCatLiteDraftLayer(nn.Module):
@@ -63,14 +65,37 @@ class LongCatLiteDraftHead(nn.Module):
 
     def __init__(self, config: LongCatLiteConfig):
         super().__init__()
+        self.config = config
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, config.pad_token_id)
         self.layers = nn.ModuleList([LongCatLiteDraftLayer(config)])
         self.norm = LongCatLiteRMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.rotary_emb = LongCatLiteRotaryEmbedding(config)
 
-    def forward(self, input_ids: torch.Tensor, previous_states: torch.Tensor, **block_inputs) -> torch.Tensor:
-        """`[B, T]` tokens and the `[B, T, D]` states before them to `[B, T, D]` states for the language-model head."""
-        hidden_states = self.layers[0](self.embed_tokens(input_ids), previous_states, **block_inputs)
-        return self.norm(hidden_states)
+    def forward(
+        self,
+        input_ids: torch.Tensor | None,
+        previous_states: torch.Tensor,
+        position_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """States `[B, T, D]` for the language-model head, and for drafting on.
+
+        Args:
+            input_ids (`torch.Tensor` of shape `[B, T]`): Tokens; `inputs_embeds` (`[B, T, D]`) stands in for them.
+            previous_states (`torch.Tensor` of shape `[B, T, D]`): State of the token before each.
+            position_ids (`torch.Tensor` of shape `[B, T]` or `[1, T]`):
+                Positions of `previous_states`, so that packed documents part where the states do.
+            attention_mask (`torch.Tensor` of shape `[B, L]`, *optional*): 0 where the token is padding.
+            past_key_values (`Cache`, *optional*): The head's own cache, of one layer.
+        """
+        if inputs_embeds is None:
+            inputs_embeds = self.embed_tokens(input_ids)
+        mask = create_causal_mask(self.config, inputs_embeds, attention_mask, past_key_values, position_ids)
+        position_embeddings = self.rotary_emb(inputs_embeds, position_ids)
+        states = self.layers[0](inputs_embeds, previous_states, position_embeddings, mask, past_key_values)
+        return self.norm(states)
 
 
 __all__ = ["LongCatLiteDraftHead"]

@@ -24,7 +24,9 @@ MAY_IMPORT = {
     "mla": {"configuration_longcat_lite", "rms_norm", "rotary_embedding"},
     "moe": {"configuration_longcat_lite"},
     "decoder_layer": {"configuration_longcat_lite", "rms_norm", "mla", "moe"},
-    "mtp": {"configuration_longcat_lite", "rms_norm", "decoder_layer", "mla"},
+    "mtp": {"configuration_longcat_lite", "rms_norm", "rotary_embedding", "decoder_layer", "mla"},
+    "draft_candidates": {"mtp"},
+    "generation_longcat_lite": {"draft_candidates", "ngram_cache"},
 }
 MAY_IMPORT["modeling_longcat_lite"] = set(MAY_IMPORT)
 FOLDERS_MAY_IMPORT = {

@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What `generate` needs to know of this model, through its hooks; `generate` itself is untouched."""
+
+import torch
+from transformers import GenerationMixin
+from transformers.cache_utils import StaticCache
+from transformers.generation import GenerationMode
+
+from .draft_candidates import DraftCandidateGenerator, DraftStatistics
+from .ngram_cache import with_token_history
+
+
+class LongCatLiteGenerationMixin(GenerationMixin):
+    """Token history in every cache, drafting with the checkpoint's head, n-grams for prompts given as embeddings."""
+
+    # What the last `generate(..., use_mtp=True)` drafted and the trunk accepted.
+    draft_statistics: DraftStatistics | None = None
+
+    def _prepare_model_inputs(self, inputs, bos_token_id, model_kwargs):
+        inputs, name, model_kwargs = super()._prepare_model_inputs(inputs, bos_token_id, model_kwargs)
+        if name == "input_ids":
+            check_token_ids(inputs, self.config.vocab_size)
+        return inputs, name, model_kwargs
+
+    def _prepare_cache_for_generation(self, generation_config, model_kwargs, generation_mode, *args, **kwargs):
+        super()._prepare_cache_for_generation(generation_config, model_kwargs, generation_mode, *args, **kwargs)
+        cache = model_kwargs.get("past_key_values")
+        if cache is not None and self.config.use_ngram_embedding:
+            # Here rather than in the first forward, which may be compiled.
+            with_token_history(cache)
+        if generation_mode == GenerationMode.ASSISTED_GENERATION and isinstance(cache, StaticCache):
+            raise ValueError(
+                "Assisted decoding takes back rejected tokens, which a static cache cannot: use a dynamic one."
+            )
+
+    def _get_candidate_generator(self, generation_config, **kwargs):
+        """`use_mtp=True` drafts with the checkpoint's head; `draft_statistics` then tells how that went."""
+        if not generation_config.use_mtp:
+            return super()._get_candidate_generator(generation_config=generation_config, **kwargs)
+        if self.model.mtp is None:
+            raise ValueError(
+                "`use_mtp=True` needs a draft head, and this model has none: its checkpoint carries no `model.mtp.*` "
+                "tensors, or `config.num_nextn_predict_layers` is 0."
+            )
+        generator = DraftCandidateGenerator(
+            head=self.model.mtp,
+            lm_head=self.lm_head,
+            num_draft_tokens=self.config.num_draft_tokens,
+            max_length=generation_config.max_length,
+            logits_processor=kwargs.get("logits_processor"),
+            do_sample=generation_config.do_sample,
+            embed=self.model.embed_tokens_with_history if self.config.mtp_use_ngram_embedding else None,
+        )
+        self.draft_statistics = generator.statistics
+        return generator
+
+    def prepare_inputs_for_generation(self, input_ids, inputs_embeds=None, is_first_iteration=False, **kwargs):
+        if not is_first_iteration:
+            # They belong to the `inputs_embeds` of the prompt; generated tokens come as `input_ids`.
+            kwargs.pop("ngram_input_ids", None)
+        return super().prepare_inputs_for_generation(
+            input_ids, inputs_embeds=inputs_embeds, is_first_iteration=is_first_iteration, **kwargs
+        )
+
+
+def check_token_ids(input_ids: torch.Tensor, vocab_size: int):
+    """Raises a `ValueError` that names the first id outside the vocabulary. Never inside a compiled region, where the
+    comparison would cost a synchronisation."""
+    if torch.compiler.is_compiling() or input_ids.numel() == 0:
+        return
+    lowest, highest = torch.aminmax(input_ids)
+    if lowest < 0 or highest >= vocab_size:
+        row, column = torch.nonzero((input_ids < 0) | (input_ids >= vocab_size))[0].tolist()
+        raise ValueError(
+            f"`input_ids[{row}, {column}]` is {int(input_ids[row, column])}, outside the vocabulary of {vocab_size}."
+        )
+
+
+__all__ = ["LongCatLiteGenerationMixin", "check_token_ids"]
