@@ -15,6 +15,7 @@ accepted tokens are fed again with the trunk's states (arXiv 2601.21204, section
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import nn
@@ -93,7 +94,7 @@ class DraftCandidateGenerator(CandidateGenerator):
 
         states = self._new_true_states(model_outputs.hidden_states[-1], input_ids, int(n_last_matches))
         tokens = input_ids[:, -states.shape[1] :]  # each behind its state
-        history = model_kwargs["past_key_values"].token_history if self.embed is not None else None
+        history: Any = model_kwargs["past_key_values"].token_history if self.embed is not None else None
         mask = model_kwargs.get("attention_mask")
         candidates, logits, embeds = input_ids, [], []
         for _step in range(self.offered):

@@ -90,11 +90,15 @@ class LongCatLiteMLA(nn.Module):
         latent, rotated_key = self._latent(hidden_states, position_embeddings)  # [B, 1, T, C], [B, 1, T, R]
         if past_key_values is not None:
             latent, rotated_key = past_key_values.update(latent, rotated_key, self.layer_idx)
-        attend = self._attend_to_latents if self._latents_are_cheaper(query, latent) else self._attend_to_heads
+        attend = (
+            self._attend_to_latents
+            if self._latents_are_cheaper(query, latent, attention_mask)
+            else self._attend_to_heads
+        )
         output, weights = attend(query, latent, rotated_key, attention_mask, **kwargs)  # [B, T, H, V]
         return self.o_proj(output.reshape(batch, length, -1)), weights
 
-    def _latents_are_cheaper(self, query: torch.Tensor, latent: torch.Tensor) -> bool:
+    def _latents_are_cheaper(self, query: torch.Tensor, latent: torch.Tensor, attention_mask) -> bool:
         """Whether to leave the history in latent form: decoding, and short chunks behind a long history.
 
         Expanding costs `C (P + V)` a head for every token of history, attending to latents `2 C + R` instead of
@@ -109,7 +113,8 @@ class LongCatLiteMLA(nn.Module):
             and type(self.kv_b_proj.weight.data) is torch.Tensor
             and not self.kv_b_proj.weight.is_meta
         )
-        if not is_plain or length == history:
+        # Several queries without a mask: a prefill, whose causality is left to the attention function.
+        if not is_plain or (attention_mask is None and length > 1):
             return False
         width, rotated = self.qk_nope_head_dim + self.v_head_dim, self.qk_rope_head_dim
         in_latents = length * (self.kv_lora_rank * width + history * (2 * self.kv_lora_rank + rotated))
