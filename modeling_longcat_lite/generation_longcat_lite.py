@@ -54,6 +54,15 @@ class LongCatLiteGenerationMixin(GenerationMixin):
         self.draft_statistics = generator.statistics
         return generator
 
+    def init_continuous_batching(self, *args, **kwargs):
+        """Refused: the paged cache of transformers 5.23 sizes key and value pages alike, by `config.head_dim`, and its
+        forward puts requests side by side without the ids before them, which n-grams need."""
+        raise NotImplementedError(
+            "Continuous batching (`generate_batch`, `cache_implementation='paged'`, `transformers serve "
+            "--continuous-batching`) cannot run this model: the paged cache has no room for latent attention and "
+            "carries no token history. Use `generate` with left-padded batches."
+        )
+
     def prepare_inputs_for_generation(self, input_ids, inputs_embeds=None, is_first_iteration=False, **kwargs):
         if not is_first_iteration:
             # They belong to the `inputs_embeds` of the prompt; generated tokens come as `input_ids`.

@@ -137,9 +137,11 @@ class LongCatLiteMLA(nn.Module):
         absorbed = torch.matmul(unrotated, to_key).reshape(batch, heads * length, -1)  # [B, H*T, C]
         scores = torch.bmm(rotated.reshape(batch, heads * length, -1), rotated_key.transpose(1, 2))
         scores = torch.baddbmm(scores, absorbed, latent.transpose(1, 2)).view(batch, heads, length, -1)
-        if attention_mask is not None:
-            is_keep_mask = attention_mask.dtype == torch.bool
-            scores = scores.masked_fill(~attention_mask, -torch.inf) if is_keep_mask else scores + attention_mask
+        if attention_mask is not None and attention_mask.dtype == torch.bool:
+            # Not -inf: a padding token sees nothing, and NaN in its row would spread through the cache.
+            scores = scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)
+        elif attention_mask is not None:
+            scores = scores + attention_mask
         weights = scores.softmax(dim=-1, dtype=torch.float32).to(query.dtype)  # [B, H, T, L]
         summed = torch.bmm(weights.view(batch, heads * length, -1), latent).view(batch, heads, length, -1)
         return torch.matmul(summed, to_value.transpose(1, 2)).transpose(1, 2), weights
