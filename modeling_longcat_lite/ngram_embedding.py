@@ -38,15 +38,15 @@ class NgramEmbedding(nn.Module):
         return {"residues": torch.tensor(residues), "sizes": torch.tensor(config.subtable_sizes)}
 
     def ids(self, codes: torch.Tensor) -> torch.Tensor:
-        """Encoded history and tokens `[B, N - 1 + T]` (see `ngram_hashing`) to sub-table rows `[B, T, S]`."""
+        """Encoded history and tokens `[B, N - 1 + T]` (see `ngram_hashing`) to sub-table rows `[S, B, T]`."""
         contexts = ngram_contexts(codes, self.max_ngram_order, self.eos_token_ids)
         return ngram_ids(contexts, self.residues, self.sizes)
 
     def forward(self, word_embeds: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
         """`[B, T, D]` word rows and `[B, N - 1 + T]` codes to `[B, T, D]`."""
-        ids = self.ids(codes)
-        rows = torch.cat([table(ids[..., i]) for i, table in enumerate(self.embedders)], dim=-1)  # [B, T, S*W]
-        return (word_embeds + self.post_proj(rows)) / self.num_terms
+        # One lookup a table: as separate tensors they stay memory-mapped, without a copy of 58 GiB.
+        rows = [table(ids) for table, ids in zip(self.embedders, self.ids(codes).unbind(), strict=True)]
+        return (self.post_proj(torch.cat(rows, dim=-1)) + word_embeds).div_(self.num_terms)  # [B, T, D]
 
 
 class EmbeddingAmplification(nn.Module):

@@ -80,24 +80,24 @@ def ngram_contexts(codes: torch.Tensor, order: int, eos_token_ids: Sequence[int]
         eos_token_ids (`Sequence[int]`): Tokens that close a segment. They belong to the segment that they close.
     """
     length = codes.shape[1] - (order - 1)
-    hidden = codes == HIDDEN
-    tokens = torch.where(codes < 0, ~codes, codes).masked_fill(hidden, 0)  # [B, N-1+T]
-    closed = hidden
+    tokens = codes ^ (codes >> 63)  # -(token + 1) back to token; what this makes of HIDDEN is never reachable
+    hidden = closed = codes == HIDDEN
     for eos in eos_token_ids:
         closed = closed | (tokens == eos)
-    linked = torch.zeros_like(hidden)  # may this token see the one before it?
-    linked[:, 1:] = (codes[:, 1:] >= 0) & ~closed[:, :-1]
-    contexts, reachable = [tokens[:, order - 1 :]], None
+    # May the token at 1.. see the one before it? As integers: factors, not masks to convert at every distance.
+    linked = ((codes[:, 1:] >= 0) & ~closed[:, :-1]).long()
+    contexts = [tokens[:, order - 1 :].masked_fill(hidden[:, order - 1 :], 0)]
+    reachable = None
     for distance in range(1, order):
         first = order - 1 - distance
-        link = linked[:, first + 1 : first + 1 + length]
-        reachable = link if reachable is None else reachable & link
-        contexts.append(torch.where(reachable, tokens[:, first : first + length], 0))
+        link = linked[:, first : first + length]
+        reachable = link if reachable is None else reachable * link
+        contexts.append(tokens[:, first : first + length] * reachable)
     return contexts
 
 
 def ngram_ids(contexts: Sequence[torch.Tensor], residues: torch.Tensor, sizes: torch.Tensor) -> torch.Tensor:
-    """Row of every sub-table for every token: `[B, T, S]` int64, all sub-tables in one pass.
+    """Row of every sub-table for every token: `[S, B, T]` int64, all sub-tables in one pass.
 
     Args:
         contexts (`Sequence[torch.Tensor]` of shape `[B, T]`): From [`ngram_contexts`].
@@ -106,10 +106,10 @@ def ngram_ids(contexts: Sequence[torch.Tensor], residues: torch.Tensor, sizes: t
 
     At released size an intermediate is below 3 * 131072 * 10223639 = 4.1e12, far inside int64.
     """
-    total = contexts[0].unsqueeze(-1)
-    for context, residue in zip(contexts[1:], residues, strict=True):
-        total = total + context.unsqueeze(-1) * residue  # [B, T, S]
-    return total % sizes
+    total, residues = contexts[0], residues[..., None, None]  # [B, T], [N-1, S, 1, 1]
+    for context, residue in zip(contexts[1:], residues.unbind(), strict=True):
+        total = torch.addcmul(total, context, residue)  # [S, B, T]
+    return total % sizes[:, None, None]
 
 
 __all__ = ["HIDDEN", "encode_tokens", "ngram_contexts", "ngram_ids", "power_residues", "segment_starts"]

@@ -2,21 +2,23 @@
 """Every mode of generate gives the tokens it gives without a cache, and each row those it gets alone."""
 
 import copy
+import functools
 import itertools
 from pathlib import Path
 
 import pytest
 import torch
+from conftest import tiny_config
 from safetensors.torch import load_file
 from transformers import DynamicCache, StaticCache, TextStreamer
 
-from modeling_longcat_lite import LongCatLiteForCausalLM
+from modeling_longcat_lite import LongCatLiteConfig, LongCatLiteForCausalLM
 
 CONFORMANCE = Path(__file__).parent / "conformance"
 NEW_TOKENS = 10
 
 AXES = {
-    "case": ["base", "yarn", "bigram", "fractional", "released"],
+    "case": ["base", "yarn", "bigram", "fractional", "released", "trained"],
     "mode": ["greedy", "beam", "beam_returns_3", "sample_returns_3", "prompt_lookup"],
     "cache": ["dynamic", "static", "dynamic_chunked", "static_chunked"],
     "attention": ["eager", "sdpa"],
@@ -66,12 +68,40 @@ def name(choice: dict) -> str:
     return "-".join(choice.values())
 
 
+TEXT = torch.tensor([list((CONFORMANCE.parent / "conftest.py").read_bytes())])  # tokens are bytes
+
+
+@functools.cache
+def trained_weights() -> tuple[LongCatLiteConfig, dict[str, torch.Tensor]]:
+    """A small model that has learned something: unlike random ones it repeats itself and is sure of its tokens."""
+    torch.manual_seed(0)
+    config = tiny_config(vocab_size=256, eos_token_id=10)  # a line break ends an n-gram segment
+    model = LongCatLiteForCausalLM(config).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
+    for _ in range(150):
+        starts = torch.randint(TEXT.shape[1] - 64, (8,))
+        ids = torch.stack([TEXT[0, start : start + 64] for start in starts])
+        loss = model(ids, labels=ids).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert loss < 2.5  # 5.5 untrained
+    return config, model.state_dict()
+
+
 def load(case: str, **kwargs) -> LongCatLiteForCausalLM:
-    return LongCatLiteForCausalLM.from_pretrained(CONFORMANCE / case, dtype=torch.float32, **kwargs)
+    if case != "trained":
+        return LongCatLiteForCausalLM.from_pretrained(CONFORMANCE / case, dtype=torch.float32, **kwargs)
+    config, weights = trained_weights()
+    model = LongCatLiteForCausalLM._from_config(config, **kwargs).eval()
+    model.load_state_dict(weights)
+    return model
 
 
 def prompts(case: str) -> torch.Tensor:
-    return load_file(CONFORMANCE / case / "golden.safetensors")["prompts"]
+    if case != "trained":
+        return load_file(CONFORMANCE / case / "golden.safetensors")["prompts"]
+    return torch.stack([TEXT[0, start : start + 9] for start in (0, 120, 700, 1500)])
 
 
 def left_padded(tokens: torch.Tensor, pad: int = 3) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:
