@@ -10,9 +10,10 @@ import copy
 import json
 import os
 from pathlib import Path
-from typing import Any
 
 from transformers import PreTrainedConfig
+
+from .configuration_validation import take_one_rope_story, validate_fields, validate_rope_fields, validate_stated
 
 # What other runtimes look up first in `architectures`, and our class names after it.
 UPSTREAM_PREFIX, OWN_PREFIX = "LongcatFlashNgram", "LongCatLite"
@@ -35,25 +36,8 @@ RELEASED_ROPE_PARAMETERS = {
     "mscale_all_dim": 1.0,
 }
 
-EMBEDDING_AMPLIFICATIONS = ("none", "sqrt_d", "layer_norm")
-ZERO_EXPERT_TYPES = ("identity", "drop")
-POSITIVE_SIZES = (
-    "vocab_size",
-    "hidden_size",
-    "num_layers",
-    "num_attention_heads",
-    "ffn_hidden_size",
-    "expert_ffn_hidden_size",
-    "q_lora_rank",
-    "kv_lora_rank",
-    "qk_nope_head_dim",
-    "qk_rope_head_dim",
-    "v_head_dim",
-    "n_routed_experts",
-    "moe_topk",
-    "max_position_embeddings",
-    "num_draft_tokens",
-)
+# Derived here, but stated in some copies of the released `config.json`.
+DERIVED = ("num_hidden_layers", "qk_head_dim")
 
 
 class LongCatLiteConfig(PreTrainedConfig):
@@ -203,9 +187,9 @@ class LongCatLiteConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs):
         if self.rope_parameters is None and kwargs.keys().isdisjoint({"rope_scaling", "rope_theta"}):
             self.rope_parameters = dict(RELEASED_ROPE_PARAMETERS)
-        self._check_one_rope_story(kwargs)
+        take_one_rope_story(self.rope_parameters, kwargs)
         # The released `auto_map` names modules that transformers 5 cannot run; saving writes one that works.
-        if OWN_PREFIX not in kwargs.get("auto_map", {}).get("AutoConfig", OWN_PREFIX):
+        if OWN_PREFIX not in (kwargs.get("auto_map") or {}).get("AutoConfig", OWN_PREFIX):
             del kwargs["auto_map"]
         if self.num_key_value_heads is None:
             self.num_key_value_heads = self.num_attention_heads
@@ -215,9 +199,11 @@ class LongCatLiteConfig(PreTrainedConfig):
             self.ngram_base_vocab_size = self.vocab_size
         if self.ngram_eos_token_id is None:
             self.ngram_eos_token_id = self.eos_token_id
+        stated = {name: kwargs.pop(name) for name in DERIVED if name in kwargs}
         super().__post_init__(**kwargs)
         self.validate_architecture()
-        self.validate_rope()
+        validate_stated(self, stated)
+        validate_rope_fields(self)
 
     @property
     def num_hidden_layers(self) -> int:
@@ -265,76 +251,7 @@ class LongCatLiteConfig(PreTrainedConfig):
     def validate_architecture(self):
         """Raises a `ValueError` that names the field. Runs whenever a config is made, from JSON too."""
         super().validate_architecture()
-        self._validate_sizes()
-        self._validate_choices()
-        if self.use_ngram_embedding:
-            self._validate_ngram()
-
-    def _validate_sizes(self):
-        for name in POSITIVE_SIZES:
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"`{name}` must be an integer of at least 1, got {value!r}.")
-        if self.zero_expert_num < 0:
-            raise ValueError(f"`zero_expert_num` must not be negative, got {self.zero_expert_num}.")
-        experts = self.n_routed_experts + self.zero_expert_num
-        if self.moe_topk > experts:
-            raise ValueError(
-                f"`moe_topk` ({self.moe_topk}) is above the number of experts: "
-                f"`n_routed_experts` + `zero_expert_num` = {experts}."
-            )
-        if self.head_dim != self.qk_rope_head_dim:
-            raise ValueError(f"`head_dim` ({self.head_dim}) must equal `qk_rope_head_dim` ({self.qk_rope_head_dim}).")
-        if self.qk_rope_head_dim % 2:
-            raise ValueError(f"`qk_rope_head_dim` must be even: RoPE turns pairs, got {self.qk_rope_head_dim}.")
-        if self.num_key_value_heads != self.num_attention_heads:
-            raise ValueError(
-                f"`num_key_value_heads` ({self.num_key_value_heads}) must equal `num_attention_heads` "
-                f"({self.num_attention_heads}): latent attention expands every head."
-            )
-
-    def _validate_choices(self):
-        for name, allowed in (
-            ("embedding_amplification", EMBEDDING_AMPLIFICATIONS),
-            ("zero_expert_type", ZERO_EXPERT_TYPES),
-            ("num_nextn_predict_layers", (None, 0, 1)),
-        ):
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"`{name}` must be one of {allowed}, got {getattr(self, name)!r}.")
-
-    def _validate_ngram(self):
-        if self.emb_neighbor_num < 2:
-            raise ValueError(
-                f"`emb_neighbor_num` (N) must be at least 2, got {self.emb_neighbor_num}; "
-                "for a model without tables set `use_ngram_embedding=False`."
-            )
-        if self.emb_split_num < 1:
-            raise ValueError(f"`emb_split_num` (K) must be at least 1, got {self.emb_split_num}.")
-        if self.ngram_vocab_size_ratio <= 0:
-            raise ValueError(f"`ngram_vocab_size_ratio` must be positive, got {self.ngram_vocab_size_ratio}.")
-        if self.ngram_base_vocab_size < 1:
-            raise ValueError(f"`ngram_base_vocab_size` must be at least 1, got {self.ngram_base_vocab_size}.")
-        if self.hidden_size % self.num_subtables:
-            raise ValueError(
-                f"`hidden_size` ({self.hidden_size}) must be divisible by the number of sub-tables, "
-                f"`emb_split_num` * (`emb_neighbor_num` - 1) = {self.num_subtables}."
-            )
-
-    def _check_one_rope_story(self, legacy: dict[str, Any]):
-        """A file of ours says RoPE twice, for old readers and for new ones: an edit of one alone would be lost."""
-        if self.rope_parameters is None:
-            return
-        scaling, theta = legacy.get("rope_scaling") or {}, legacy.get("rope_theta")
-        stated = {**scaling, **({"rope_theta": theta} if theta is not None else {})}
-        stated.pop("type", None)
-        for key, value in stated.items():
-            if self.rope_parameters.get(key, value) != value:
-                raise ValueError(
-                    f"`rope_parameters['{key}']` is {self.rope_parameters[key]!r} but the legacy `rope_scaling` / "
-                    f"`rope_theta` fields say {value!r}. Change both, or remove the legacy fields."
-                )
-        legacy.pop("rope_scaling", None)
-        legacy.pop("rope_theta", None)
+        validate_fields(self)
 
     def to_json_file(self, json_file_path: str | os.PathLike, use_diff: bool = True):
         """Writes `config.json` with the fields that older readers and other runtimes expect beside today's."""

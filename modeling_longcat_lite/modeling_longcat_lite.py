@@ -82,6 +82,15 @@ class LongCatLitePreTrainedModel(PreTrainedModel):
             for name, values in module.hash_constants(self.config).items():
                 initialization.copy_(module.get_buffer(name), values)
 
+    def _resize_token_embeddings(self, new_num_tokens, pad_to_multiple_of=None, mean_resizing=True):
+        resized = super()._resize_token_embeddings(new_num_tokens, pad_to_multiple_of, mean_resizing)
+        for head in self.modules():
+            if isinstance(head, LongCatLiteDraftHead):  # it has a word embedding of its own, of the same vocabulary
+                head.embed_tokens = self._get_resized_embeddings(
+                    head.embed_tokens, resized.num_embeddings, mean_resizing=mean_resizing
+                ).requires_grad_(head.embed_tokens.weight.requires_grad)
+        return resized
+
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *model_args, **kwargs):
         """As [`PreTrainedModel.from_pretrained`]; what does not fit raises a `ValueError` instead of a warning.

@@ -50,9 +50,11 @@ class TokenHistoryMixin(Cache):
         self._map_history(lambda history: history.index_select(0, beam_idx.to(history.device)))
 
     def crop(self, tokens_to_remove: int):
+        length = self.get_seq_length()
         super().crop(tokens_to_remove)
-        if tokens_to_remove:
-            self._map_history(lambda history: history[:, :tokens_to_remove])
+        removed = length - self.get_seq_length()
+        if removed:
+            self._map_history(lambda history: history[:, :-removed])
 
     def batch_repeat_interleave(self, repeats: int):
         super().batch_repeat_interleave(repeats)
@@ -73,6 +75,15 @@ class LongCatLiteDynamicCache(TokenHistoryMixin, DynamicCache):
 
 class LongCatLiteQuantizedCache(TokenHistoryMixin, QuantizedCache):
     """[`QuantizedCache`] with token history; the history itself is exact."""
+
+    def crop(self, tokens_to_remove: int):
+        raise ValueError("A quantized cache cannot be cropped: use a dynamic cache for assisted decoding.")
+
+    def batch_repeat_interleave(self, repeats: int):
+        raise ValueError("A quantized cache cannot repeat rows: repeat those of a dynamic cache instead.")
+
+    def batch_select_indices(self, indices: torch.Tensor):
+        raise ValueError("A quantized cache cannot select rows: select those of a dynamic cache instead.")
 
 
 class LongCatLiteStaticCache(TokenHistoryMixin, StaticCache):

@@ -26,7 +26,8 @@ class LongCatLiteRotaryEmbedding(nn.Module):
         self.max_seq_len_cached = config.max_position_embeddings
         self.original_max_seq_len = config.max_position_embeddings
         self.rope_type = config.rope_parameters["rope_type"]
-        initialize = ROPE_INIT_FUNCTIONS.get(self.rope_type, self.compute_default_rope_parameters)
+        is_default = self.rope_type == "default"
+        initialize = self.compute_default_rope_parameters if is_default else ROPE_INIT_FUNCTIONS[self.rope_type]
         inv_freq, self.attention_scaling = initialize(config)
         # Both names are what `PreTrainedModel._init_weights` and `dynamic_rope_update` look for.
         self.register_buffer("inv_freq", inv_freq, persistent=False)

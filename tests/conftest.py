@@ -50,7 +50,7 @@ YARN_ROPE = {
 
 
 def tiny_config(**overrides) -> LongCatLiteConfig:
-    """A model of about 20,000 parameters, every dimension different; N = 4 and K = 4 as released."""
+    """A model of 84,000 parameters, most dimensions different from each other; N = 4 and K = 4 as released."""
     return LongCatLiteConfig(**{**TINY, "rope_parameters": dict(PLAIN_ROPE), **overrides})
 
 

@@ -13,7 +13,8 @@ PACKAGE = ROOT / "modeling_longcat_lite"
 
 # File: the files of the package that it may import. `modeling_longcat_lite` imports all of them.
 MAY_IMPORT = {
-    "configuration_longcat_lite": set(),
+    "configuration_validation": set(),
+    "configuration_longcat_lite": {"configuration_validation"},
     "ngram_hashing": set(),
     "ngram_cache": set(),
     "document_mask": set(),

@@ -1,0 +1,403 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`LongCatLiteConfig`: the released model by default, one `ValueError` per bad field, JSON for old and new readers."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import CONFORMANCE, CONFORMANCE_FOLDERS, PLAIN_ROPE, YARN_ROPE, tiny_config
+from transformers import AutoConfig
+
+from modeling_longcat_lite import LongCatLiteConfig, LongCatLiteForCausalLM, LongCatLiteModel
+
+RELEASED_YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 5_000_000.0,
+    "factor": 10.0,
+    "original_max_position_embeddings": 32768,
+    "beta_fast": 32.0,
+    "beta_slow": 1.0,
+    "mscale": 1.0,
+    "mscale_all_dim": 1.0,
+}
+# As published: the fields of the released `config.json`, without `model_type`.
+PUBLISHED = {
+    "architectures": ["LongcatFlashNgramForCausalLM"],
+    "attention_bias": False,
+    "attention_dropout": 0.0,
+    "auto_map": {"AutoConfig": "configuration_longcat_ngram.LongcatFlashNgramConfig"},
+    "bos_token_id": 1,
+    "emb_neighbor_num": 4,
+    "emb_split_num": 4,
+    "eos_token_id": 2,
+    "expert_ffn_hidden_size": 1024,
+    "ffn_hidden_size": 6144,
+    "hidden_size": 3072,
+    "kv_lora_rank": 512,
+    "max_position_embeddings": 327680,
+    "mla_scale_kv_lora": True,
+    "mla_scale_q_lora": True,
+    "moe_topk": 12,
+    "n_routed_experts": 256,
+    "ngram_vocab_size_ratio": 78,
+    "norm_topk_prob": False,
+    "num_attention_heads": 32,
+    "num_layers": 14,
+    "q_lora_rank": 1536,
+    "qk_nope_head_dim": 128,
+    "qk_rope_head_dim": 64,
+    "rms_norm_eps": 1e-5,
+    "rope_scaling": {key: value for key, value in RELEASED_YARN.items() if key not in ("rope_type", "rope_theta")}
+    | {"type": "yarn"},
+    "rope_theta": 5_000_000.0,
+    "routed_scaling_factor": 6.0,
+    "torch_dtype": "bfloat16",
+    "v_head_dim": 128,
+    "vocab_size": 131072,
+    "zero_expert_num": 128,
+    "zero_expert_type": "identity",
+}
+
+
+def write_and_load(fields: dict, folder: Path) -> LongCatLiteConfig:
+    (folder / "config.json").write_text(json.dumps(fields))
+    return LongCatLiteConfig.from_pretrained(folder)
+
+
+def written(config: LongCatLiteConfig, folder: Path) -> dict:
+    config.save_pretrained(folder)
+    return json.loads((folder / "config.json").read_text())
+
+
+def architecture(config: LongCatLiteConfig) -> dict:
+    """Every field, without what a file system or a class registry adds."""
+    bookkeeping = ("_name_or_path", "architectures", "auto_map", "dtype", "transformers_version")
+    fields = {name: value for name, value in config.to_dict().items() if name not in bookkeeping}
+    # Transformers keeps the old key beside the new one.
+    fields["rope_parameters"] = {key: value for key, value in config.rope_parameters.items() if key != "type"}
+    return fields
+
+
+def test_defaults_are_the_released_model(tmp_path):
+    config = LongCatLiteConfig()
+    assert architecture(config) == architecture(write_and_load(PUBLISHED, tmp_path))
+    assert config.model_type == "longcat_flash_ngram"
+    assert config.rope_parameters == RELEASED_YARN
+    assert config.subtable_sizes == list(range(10223617, 10223640, 2))
+    assert (config.num_subtables, config.subtable_width) == (12, 256)
+    assert (config.num_layers, config.num_hidden_layers) == (14, 28)
+    assert (config.qk_head_dim, config.head_dim, config.num_key_value_heads) == (192, 64, 32)
+    assert (config.bos_token_id, config.eos_token_id, config.pad_token_id) == (1, 2, 3)
+    assert (config.ngram_base_vocab_size, config.ngram_eos_token_id) == (131072, 2)
+    assert (config.latent_norm_eps, config.rms_norm_eps) == (1e-6, 1e-5)
+
+
+def test_readable_names_are_aliases():
+    config = LongCatLiteConfig(max_ngram_order=3, num_subtables_per_order=2, num_experts_per_tok=4)
+    assert (config.emb_neighbor_num, config.emb_split_num, config.moe_topk) == (3, 2, 4)
+    config.num_local_experts = 64
+    assert config.n_routed_experts == 64
+    assert (config.intermediate_size, config.moe_intermediate_size) == (6144, 1024)
+    fields = config.to_dict()
+    assert not {"max_ngram_order", "num_subtables_per_order", "num_experts_per_tok", "num_local_experts"} & set(fields)
+
+
+def test_subtables_of_a_fractional_ratio():
+    config = LongCatLiteConfig(vocab_size=250, ngram_vocab_size_ratio=5.3, emb_neighbor_num=3, emb_split_num=3)
+    assert config.subtable_sizes == [1326, 1328, 1330, 1332, 1334, 1336]
+    assert config.subtable_width == 512
+
+
+def test_hash_fields_stay_as_created(tmp_path):
+    config = tiny_config(vocab_size=64, eos_token_id=7)
+    config.vocab_size, config.eos_token_id = 80, 9
+    config.save_pretrained(tmp_path)
+    loaded = LongCatLiteConfig.from_pretrained(tmp_path)
+    assert (loaded.vocab_size, loaded.eos_token_id) == (80, 9)
+    assert (loaded.ngram_base_vocab_size, loaded.ngram_eos_token_id) == (64, 7)
+    assert loaded.subtable_sizes == tiny_config().subtable_sizes
+
+
+BAD_FIELDS = [
+    ("emb_neighbor_num", 1),
+    ("emb_neighbor_num", "4"),
+    ("emb_neighbor_num", 2.5),
+    ("emb_neighbor_num", None),
+    ("emb_split_num", 0),
+    ("emb_split_num", 1.5),
+    ("emb_split_num", 5),
+    ("hidden_size", 3073),
+    ("hidden_size", "3072"),
+    ("hidden_size", -12),
+    ("ngram_vocab_size_ratio", -1),
+    ("ngram_vocab_size_ratio", 0),
+    ("ngram_vocab_size_ratio", "78"),
+    ("ngram_vocab_size_ratio", float("nan")),
+    ("ngram_vocab_size_ratio", float("inf")),
+    ("ngram_base_vocab_size", 0),
+    ("ngram_base_vocab_size", 1.5),
+    ("ngram_eos_token_id", "2"),
+    ("use_ngram_embedding", "no"),
+    ("embedding_amplification", "layernorm"),
+    ("embedding_amplification", None),
+    ("vocab_size", 0),
+    ("num_layers", 0),
+    ("num_layers", 1.5),
+    ("num_layers", None),
+    ("num_hidden_layers", 30),
+    ("num_attention_heads", 0),
+    ("num_key_value_heads", 8),
+    ("ffn_hidden_size", 0),
+    ("expert_ffn_hidden_size", 0),
+    ("q_lora_rank", 0),
+    ("q_lora_rank", None),
+    ("kv_lora_rank", 0),
+    ("qk_nope_head_dim", 0),
+    ("qk_rope_head_dim", 63),
+    ("qk_head_dim", 128),
+    ("v_head_dim", 0),
+    ("head_dim", 128),
+    ("n_routed_experts", 0),
+    ("zero_expert_num", -1),
+    ("zero_expert_num", None),
+    ("zero_expert_num", 1.5),
+    ("zero_expert_type", "copy"),
+    ("zero_expert_type", None),
+    ("moe_topk", 0),
+    ("moe_topk", 385),
+    ("routed_scaling_factor", None),
+    ("routed_scaling_factor", "6"),
+    ("rms_norm_eps", "1e-5"),
+    ("hidden_act", "sillu"),
+    ("max_position_embeddings", 0),
+    ("num_nextn_predict_layers", 2),
+    ("num_nextn_predict_layers", -1),
+]
+
+
+@pytest.mark.parametrize(("field", "value"), BAD_FIELDS, ids=repr)
+def test_a_bad_field_is_named(field, value, tmp_path):
+    with pytest.raises(ValueError, match=rf"`{field}`"):
+        LongCatLiteConfig(**{field: value})
+    with pytest.raises(ValueError, match=rf"`{field}`"):
+        write_and_load({**PUBLISHED, field: value}, tmp_path)
+
+
+def test_a_bad_field_is_named_with_its_value():
+    with pytest.raises(ValueError, match=r"`moe_topk` \(385\).*384"):
+        LongCatLiteConfig(moe_topk=385)
+    with pytest.raises(ValueError, match=r"`hidden_size` \(3073\).*`emb_split_num`.*12"):
+        LongCatLiteConfig(hidden_size=3073)
+
+
+def test_ngram_fields_are_free_without_ngrams():
+    config = LongCatLiteConfig(use_ngram_embedding=False, hidden_size=100)
+    assert (config.num_subtables, config.subtable_sizes) == (0, [])
+
+
+@pytest.mark.parametrize("redundant", [{"num_hidden_layers": 28}, {"qk_head_dim": 192}, {"head_dim": 64}], ids=str)
+def test_derived_fields_may_be_stated(redundant, tmp_path):
+    """Re-saved copies carry them."""
+    config = write_and_load({**PUBLISHED, **redundant}, tmp_path)
+    assert architecture(config) == architecture(LongCatLiteConfig())
+
+
+def test_unknown_fields_are_kept(tmp_path):
+    assert write_and_load({**PUBLISHED, "disable_quant_module": []}, tmp_path).disable_quant_module == []
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        LongCatLiteConfig(),
+        LongCatLiteConfig().to_vanilla(),
+        tiny_config(),
+        tiny_config(rope_parameters=YARN_ROPE, ngram_eos_token_id=[2, 5], eos_token_id=[2, 5]),
+        tiny_config(embedding_amplification="sqrt_d", zero_expert_type="drop", scale_zero_experts=False),
+        tiny_config(num_nextn_predict_layers=1, norm_topk_prob=True, tie_word_embeddings=True, router_bias=True),
+    ],
+    ids=["released", "vanilla", "tiny", "yarn", "choices", "switches"],
+)
+def test_json_round_trip(config, tmp_path):
+    fields = written(config, tmp_path)
+    loaded = LongCatLiteConfig.from_pretrained(tmp_path)
+    assert architecture(loaded) == architecture(config)
+    assert written(loaded, tmp_path / "again") == fields
+    assert architecture(AutoConfig.from_pretrained(tmp_path)) == architecture(config)
+
+
+def test_conformance_configs_load(conformance_folder):
+    config = LongCatLiteConfig.from_pretrained(conformance_folder)
+    stated = json.loads((conformance_folder / "config.json").read_text())
+    ignored = {"architectures", "auto_map", "torch_dtype", "transformers_version", "rope_scaling", "rope_theta"}
+    for name in stated.keys() - ignored:
+        assert getattr(config, name) == stated[name], name
+    assert config.dtype == getattr(torch, stated["torch_dtype"])
+    assert config.rope_parameters["rope_theta"] == stated["rope_theta"]
+    assert config.rope_parameters["rope_type"] == ("yarn" if "rope_scaling" in stated else "default")
+    for key, value in stated.get("rope_scaling", {}).items():
+        assert config.rope_parameters[key] == value
+
+
+def test_loaded_configs_write_what_they_were(conformance_folder, tmp_path):
+    config = LongCatLiteConfig.from_pretrained(conformance_folder)
+    stated = json.loads((conformance_folder / "config.json").read_text())
+    fields = written(config, tmp_path)
+    assert fields["model_type"] == "longcat_flash_ngram"
+    for name in stated.keys() - {"auto_map", "rope_scaling", "transformers_version"}:
+        assert fields[name] == stated[name], name
+    kept = stated.get("rope_scaling")
+    assert fields["rope_scaling"] == (kept and {"rope_type": "yarn", "type": "yarn", **kept})
+
+
+def test_there_are_five_conformance_folders():
+    assert [path.name for path in CONFORMANCE_FOLDERS] == ["base", "bigram", "fractional", "released", "yarn"]
+
+
+@pytest.mark.parametrize(("cls", "suffix"), [(LongCatLiteForCausalLM, "ForCausalLM"), (LongCatLiteModel, "Model")])
+def test_older_readers_find_their_fields(cls, suffix, tmp_path):
+    cls(tiny_config(rope_parameters=YARN_ROPE)).to(torch.bfloat16).save_pretrained(tmp_path)
+    fields = json.loads((tmp_path / "config.json").read_text())
+    assert fields["architectures"] == [f"LongcatFlashNgram{suffix}", f"LongCatLite{suffix}"]
+    assert fields["rope_theta"] == 10000.0
+    scaling = {key: value for key, value in YARN_ROPE.items() if key != "rope_theta"}
+    assert fields["rope_scaling"] == {**scaling, "type": "yarn"}
+    assert fields["torch_dtype"] == fields["dtype"] == "bfloat16"
+    assert fields["model_type"] == "longcat_flash_ngram"
+    assert fields["auto_map"] == {
+        "AutoConfig": "configuration_longcat_lite.LongCatLiteConfig",
+        "AutoModel": "modeling_longcat_lite.LongCatLiteModel",
+        "AutoModelForCausalLM": "modeling_longcat_lite.LongCatLiteForCausalLM",
+    }
+
+
+def test_older_readers_see_plain_rope(tmp_path):
+    fields = written(tiny_config(), tmp_path)
+    assert fields["rope_theta"] == 10000.0
+    assert fields["rope_scaling"] is None
+
+
+def test_saving_twice_keeps_the_architectures(tmp_path):
+    model = LongCatLiteForCausalLM(tiny_config())
+    for folder in (tmp_path / "first", tmp_path / "second"):
+        model.save_pretrained(folder)
+        model = LongCatLiteForCausalLM.from_pretrained(folder)
+        fields = json.loads((folder / "config.json").read_text())
+        assert fields["architectures"] == ["LongcatFlashNgramForCausalLM", "LongCatLiteForCausalLM"]
+
+
+SCALING = {key: value for key, value in YARN_ROPE.items() if key not in ("rope_type", "rope_theta")}
+
+
+@pytest.mark.parametrize(
+    ("legacy", "expected"),
+    [
+        ({"rope_theta": 10000.0, "rope_scaling": {**SCALING, "type": "yarn"}}, YARN_ROPE),
+        ({"rope_theta": 10000.0, "rope_scaling": {**SCALING, "rope_type": "yarn"}}, YARN_ROPE),
+        ({"rope_theta": 10000.0, "rope_scaling": {**SCALING, "type": "yarn", "rope_type": "yarn"}}, YARN_ROPE),
+        ({"rope_scaling": {**SCALING, "type": "yarn"}}, {**YARN_ROPE, "rope_theta": 5_000_000.0}),
+        ({"rope_theta": 10000.0, "rope_scaling": None}, PLAIN_ROPE),
+        ({"rope_theta": 10000.0}, PLAIN_ROPE),
+        ({"rope_scaling": None}, {**PLAIN_ROPE, "rope_theta": 5_000_000.0}),
+        ({"rope_parameters": YARN_ROPE}, YARN_ROPE),
+        ({"rope_parameters": {**SCALING, "type": "yarn", "rope_theta": 10000.0}}, YARN_ROPE),
+        (
+            {"rope_parameters": YARN_ROPE, "rope_theta": 10000.0, "rope_scaling": {**SCALING, "type": "yarn"}},
+            YARN_ROPE,
+        ),
+        ({"rope_parameters": PLAIN_ROPE, "rope_theta": 10000.0, "rope_scaling": None}, PLAIN_ROPE),
+        ({}, RELEASED_YARN),
+    ],
+    ids=[
+        "type",
+        "rope_type",
+        "both keys",
+        "no theta",
+        "null scaling",
+        "theta alone",
+        "null alone",
+        "rope_parameters",
+        "rope_parameters with type",
+        "old and new",
+        "old and new, plain",
+        "nothing",
+    ],
+)
+def test_rope_is_read_in_every_spelling(legacy, expected, tmp_path):
+    fields = {key: value for key, value in PUBLISHED.items() if not key.startswith("rope_")}
+    config = write_and_load({**fields, **legacy}, tmp_path)
+    assert {key: value for key, value in config.rope_parameters.items() if key != "type"} == expected
+    assert config.rope_parameters["rope_type"] == expected["rope_type"]
+
+
+@pytest.mark.parametrize(
+    ("edit", "named"),
+    [
+        ({"rope_theta": 1e6}, "rope_theta"),
+        ({"rope_scaling": {**SCALING, "type": "yarn", "factor": 4.0}}, "factor"),
+        ({"rope_scaling": {"type": "linear", "factor": 8.0}}, "rope_type"),
+        ({"rope_scaling": {"rope_type": "linear", "factor": 8.0}}, "rope_type"),
+        ({"rope_scaling": None}, "rope_scaling"),
+        ({"rope_scaling": {**SCALING, "type": "yarn", "beta_fast": 16.0}}, "beta_fast"),
+    ],
+    ids=["theta", "factor", "type", "rope_type", "nulled", "added"],
+)
+def test_an_edit_of_one_rope_field_alone_is_refused(edit, named, tmp_path):
+    fields = written(tiny_config(rope_parameters=YARN_ROPE), tmp_path)
+    assert write_and_load(fields, tmp_path).rope_parameters["rope_type"] == "yarn"
+    with pytest.raises(ValueError, match=named):
+        write_and_load({**fields, **edit}, tmp_path)
+
+
+def test_yarn_added_to_the_old_field_alone_is_refused(tmp_path):
+    fields = written(tiny_config(), tmp_path)
+    with pytest.raises(ValueError, match="rope_scaling"):
+        write_and_load({**fields, "rope_scaling": {**SCALING, "type": "yarn"}}, tmp_path)
+
+
+def test_two_rope_types_in_one_field_are_refused():
+    with pytest.raises(ValueError, match="rope_type"):
+        LongCatLiteConfig(rope_scaling={**SCALING, "type": "yarn", "rope_type": "linear"})
+
+
+def test_yarn_without_its_factor_is_refused():
+    with pytest.raises(ValueError, match="factor"):
+        LongCatLiteConfig(rope_parameters={key: value for key, value in YARN_ROPE.items() if key != "factor"})
+
+
+def count(config: LongCatLiteConfig) -> tuple[int, float]:
+    """All parameters, and those that a token meets beyond the embedding if it chooses among experts evenly."""
+    with torch.device("meta"):
+        model = LongCatLiteForCausalLM(config)
+    sizes = {name: tensor.numel() for name, tensor in model.state_dict().items()}
+    embedding = sum(size for name, size in sizes.items() if "embed" in name)
+    experts = sum(size for name, size in sizes.items() if ".experts." in name)
+    chosen = config.moe_topk / (config.n_routed_experts + config.zero_expert_num)
+    return sum(sizes.values()), sum(sizes.values()) - embedding - experts + experts * chosen
+
+
+def test_to_vanilla_of_the_released_model():
+    total, activated = count(LongCatLiteConfig())
+    assert total == 68_562_465_024
+    vanilla = LongCatLiteConfig().to_vanilla()
+    vanilla_total, vanilla_activated = count(vanilla)
+    assert abs(vanilla_total / total - 1) < 0.005
+    assert abs(vanilla_activated / activated - 1) < 0.005
+    assert vanilla.zero_expert_num / vanilla.n_routed_experts == 0.5
+    assert not vanilla.use_ngram_embedding
+
+
+def test_to_vanilla_changes_experts_alone():
+    config = LongCatLiteConfig()
+    vanilla = config.to_vanilla()
+    changed = {name for name, value in config.to_dict().items() if vanilla.to_dict()[name] != value}
+    assert changed == {"use_ngram_embedding", "n_routed_experts", "zero_expert_num"}
+    assert (config.use_ngram_embedding, config.n_routed_experts) == (True, 256)
+    again = vanilla.to_vanilla()
+    assert architecture(again) == architecture(vanilla)
+
+
+def test_released_folder_is_read_without_model_type():
+    assert "model_type" not in json.loads((CONFORMANCE / "released" / "config.json").read_text())
+    assert LongCatLiteConfig.from_pretrained(CONFORMANCE / "released").num_layers == 2
