@@ -267,7 +267,12 @@ def test_rows_of_another_batch_are_refused(kind):
 
 @pytest.mark.parametrize(
     ("kind", "reason"),
-    [("dynamic", "positive"), ("lazy dynamic", "positive"), ("quantized", "dynamic cache"), ("static", "dynamic cache")],
+    [
+        ("dynamic", "positive"),
+        ("lazy dynamic", "positive"),
+        ("quantized", "dynamic cache"),
+        ("static", "dynamic cache"),
+    ],
 )
 def test_positive_crop_is_refused(kind, reason):
     model, cache = make_model(), OURS[kind][1]()

@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The Hub folder: complete, flat, never half written, and loadable where the package is not."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from huggingface_hub import ModelCard
+from tiny_chat import write_tiny_chat
+from transformers import AutoTokenizer
+
+from model_cards import build_hub_repo as builder
+from modeling_longcat_lite import LongCatLiteForCausalLM
+from tokenization.chat_templates import load_chat_template
+
+REPORT = {
+    "training_data": "a few rows",
+    "training_steps": 4,
+    "heldout_loss_before": 6.25,
+    "heldout_loss_after": 3.125,
+}
+
+
+@pytest.fixture(scope="module")
+def model_dir(tmp_path_factory) -> Path:
+    return write_tiny_chat(tmp_path_factory.mktemp("chat")) / "model"
+
+
+@pytest.fixture(scope="module")
+def folder(model_dir, tmp_path_factory) -> Path:
+    output = tmp_path_factory.mktemp("hub") / "folder"
+    report = output.with_name("report.json")
+    report.write_text(json.dumps(REPORT))
+    builder.main(["--model", str(model_dir), "--output", str(output), "--report", str(report)])
+    return output
+
+
+def test_folder_is_flat_and_complete(folder):
+    names = {path.name for path in folder.iterdir()}
+    assert all(path.is_file() for path in folder.iterdir())
+    package = {path.name for path in Path("modeling_longcat_lite").glob("*.py")} - {"__init__.py"}
+    assert names >= {"modeling_longcat_lite.py", "configuration_longcat_lite.py", "ngram_embedding.py"}
+    assert {name for name in names if name.endswith(".py")} <= package
+    assert names >= {"model.safetensors", "config.json", "generation_config.json", "README.md"}
+    assert names >= {"tokenizer.json", "tokenizer_config.json", "chat_template.jinja"}
+    assert [path.name for path in folder.parent.iterdir() if path.name.startswith(".")] == []
+
+
+def test_config_names_the_code_for_each_auto_class(folder):
+    assert json.loads((folder / "config.json").read_text())["auto_map"] == {
+        "AutoConfig": "configuration_longcat_lite.LongCatLiteConfig",
+        "AutoModel": "modeling_longcat_lite.LongCatLiteModel",
+        "AutoModelForCausalLM": "modeling_longcat_lite.LongCatLiteForCausalLM",
+    }
+
+
+def test_weights_are_those_of_the_model(folder, model_dir):
+    ours, theirs = (LongCatLiteForCausalLM.from_pretrained(path).state_dict() for path in (folder, model_dir))
+    assert all(torch.equal(weights, theirs[name]) for name, weights in ours.items())
+
+
+def test_training_template_is_replaced_by_the_one_for_use(model_dir, tmp_path):
+    tokenizer = AutoTokenizer.from_pretrained(model_dir)
+    tokenizer.chat_template = load_chat_template("training")
+    LongCatLiteForCausalLM.from_pretrained(model_dir).save_pretrained(tmp_path / "trained")
+    tokenizer.save_pretrained(tmp_path / "trained")
+    builder.build_hub_repo(tmp_path / "trained", tmp_path / "folder")
+    assert (tmp_path / "folder" / "chat_template.jinja").read_text() == load_chat_template()
+
+
+def test_card_has_the_metadata_and_the_numbers(folder):
+    card = ModelCard.load(folder / "README.md")
+    assert card.data.license == "apache-2.0"
+    assert card.data.library_name == "transformers"
+    assert card.data.pipeline_tag == "text-generation"
+    assert "n-gram-embedding" in card.data.tags
+    assert "trust_remote_code=True" in card.text
+    assert "6.250" in card.text
+    assert "3.125" in card.text
+    assert "{{" not in card.text
+
+
+def test_card_without_a_report_says_nothing_of_training(model_dir, tmp_path):
+    builder.build_hub_repo(model_dir, tmp_path / "folder")
+    assert "## Training" not in (tmp_path / "folder" / "README.md").read_text()
+
+
+def test_folder_answers_where_the_package_cannot_be_imported(folder, tmp_path):
+    script = Path("training/ask.py").resolve()
+    command = [sys.executable, "-I", script, "--isolated", "--model", folder, "--max-new-tokens", "4"]
+    command += ["--output", tmp_path / "answers.json", "What does function 1 do?"]
+    environment = {"HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "Do you wish to run" not in done.stdout
+    answers = json.loads((tmp_path / "answers.json").read_text())
+    assert answers["model_class"].startswith("transformers_modules.")
+    assert answers["answers"][0]["answer"].strip() in done.stdout
+
+
+def test_a_folder_that_is_not_empty_is_kept_unless_told_otherwise(model_dir, tmp_path):
+    output = tmp_path / "folder"
+    output.mkdir()
+    (output / "notes.txt").write_text("keep me")
+    with pytest.raises(ValueError, match=r"`output`.*not empty"):
+        builder.build_hub_repo(model_dir, output)
+    assert (output / "notes.txt").is_file()
+    builder.build_hub_repo(model_dir, output, overwrite=True)
+    assert not (output / "notes.txt").exists()
+    assert (output / "config.json").is_file()
+
+
+def test_nothing_is_left_of_a_build_that_fails(model_dir, tmp_path):
+    report = tmp_path / "report.json"
+    report.write_text(json.dumps({"training_data": "rows"}))
+    with pytest.raises(ValueError, match=r"`report`.*lacks training_steps, heldout_loss_before"):
+        builder.build_hub_repo(model_dir, tmp_path / "out" / "folder", report)
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+@pytest.mark.parametrize("missing", ["config.json", "tokenizer.json"])
+def test_a_model_folder_that_lacks_something_is_named(model_dir, tmp_path, missing):
+    partial = tmp_path / "partial"
+    partial.mkdir()
+    for path in model_dir.iterdir():
+        if path.name != missing:
+            (partial / path.name).symlink_to(path)
+    with pytest.raises(ValueError, match=f"`model`.*{missing}"):
+        builder.build_hub_repo(partial, tmp_path / "folder")

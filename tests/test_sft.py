@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The fine-tuning script: it trains, resumes bit-exactly with the experts, saves the code, and names mistakes."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from huggingface_hub import HfApi, RepoUrl
+from huggingface_hub.constants import ENDPOINT
+from tiny_chat import chat_rows, write_rows, write_tiny_chat
+
+from modeling_longcat_lite import LongCatLiteForCausalLM
+from training import sft
+
+
+@pytest.fixture(scope="module")
+def chat(tmp_path_factory) -> Path:
+    return write_tiny_chat(tmp_path_factory.mktemp("chat"))
+
+
+def run(chat: Path, output: Path, *options: str):
+    """`python -m training.sft` with a few steps on the tiny model."""
+    arguments = [
+        *("--model_name_or_path", str(chat / "model"), "--dataset_name", str(chat / "data")),
+        *("--chat_template_path", "tokenization/chat_template_training.jinja", "--assistant_only_loss"),
+        *(
+            "--output_dir",
+            str(output),
+            "--use_cpu",
+            "--bf16",
+            "false",
+            "--report_to",
+            "none",
+            "--disable_tqdm",
+            "true",
+        ),
+        *("--max_steps", "4", "--per_device_train_batch_size", "1", "--max_length", "64", "--packing"),
+        *("--learning_rate", "1e-2", "--logging_steps", "1", "--save_strategy", "no", *options),
+    ]
+    return sft.main(*sft.make_parser().parse_args_and_config(arguments))
+
+
+def losses(trainer) -> list[float]:
+    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+
+
+def test_resuming_repeats_the_uninterrupted_run_bit_for_bit(chat, tmp_path):
+    whole = run(chat, tmp_path / "whole")
+    # Stops after two steps of a schedule of four.
+    save_at_two = ("--save_strategy", "steps", "--save_steps", "2")
+    run(chat, tmp_path / "parts", *save_at_two)
+    newest = tmp_path / "parts" / "checkpoint-4"
+    newest.rename(tmp_path / "moved-away")
+    resumed = run(chat, tmp_path / "parts", "--resume_from_checkpoint", "last")
+    assert losses(resumed) == losses(whole)
+    expected = whole.model.state_dict()
+    for name, weights in resumed.model.state_dict().items():
+        assert torch.equal(weights, expected[name]), name
+    # The checkpoint holds the experts one by one: what plain load_state_dict cannot read.
+    stored = json.loads((tmp_path / "parts" / "config.json").read_text())
+    assert stored["auto_map"]["AutoModelForCausalLM"] == "modeling_longcat_lite.LongCatLiteForCausalLM"
+
+
+def test_training_changes_experts_tables_and_loss(chat, tmp_path):
+    trainer = run(chat, tmp_path / "out", "--max_steps", "20")
+    assert losses(trainer)[-1] < losses(trainer)[0]
+    before = LongCatLiteForCausalLM.from_pretrained(chat / "model").state_dict()
+    after = LongCatLiteForCausalLM.from_pretrained(tmp_path / "out").state_dict()
+    for name in ("model.layers.0.mlp.experts.gate_up_proj", "model.ngram_embeddings.embedders.0.weight"):
+        assert not torch.equal(before[name], after[name]), name
+
+
+def test_saved_folder_carries_the_code_and_the_trainer_log(chat, tmp_path):
+    run(chat, tmp_path / "out", "--max_steps", "1", "--eval_on_start", "--eval_strategy", "epoch")
+    assert {"modeling_longcat_lite.py", "configuration_longcat_lite.py", "tokenizer.json"} <= {
+        path.name for path in (tmp_path / "out").iterdir()
+    }
+    history = json.loads((tmp_path / "out" / "trainer_state.json").read_text())["log_history"]
+    assert sum("eval_loss" in entry for entry in history) == 2
+
+
+def test_pushing_from_trainer_and_model_uploads_the_code(chat, tmp_path, monkeypatch):
+    uploads = []
+
+    def upload_folder(self, *, folder_path, **kwargs):
+        uploads.append({path.name for path in Path(folder_path).iterdir()})
+
+    def create_commit(self, *, operations, **kwargs):
+        uploads.append({operation.path_in_repo for operation in operations})
+
+    monkeypatch.setattr(HfApi, "create_repo", lambda self, name, **kwargs: RepoUrl(f"{ENDPOINT}/{name}"))
+    monkeypatch.setattr(HfApi, "upload_folder", upload_folder)
+    monkeypatch.setattr(HfApi, "create_commit", create_commit)
+    push = ("--push_to_hub", "--hub_model_id", "someone/tiny", "--max_steps", "1")
+    trainer = run(chat, tmp_path / "out", *push)
+    trainer.model.push_to_hub("someone/tiny")
+    from_trainer, from_model = uploads[-2:]
+    code = {"modeling_longcat_lite.py", "configuration_longcat_lite.py", "ngram_embedding.py", "model.safetensors"}
+    assert code | {"tokenizer.json"} <= from_trainer
+    assert code <= from_model
+
+
+def test_best_model_is_loaded_with_its_experts(chat, tmp_path):
+    # The learning rate makes things worse, so the best model is that of the first evaluation.
+    every_step = ("--eval_strategy", "steps", "--eval_steps", "1", "--save_strategy", "steps", "--save_steps", "1")
+    trainer = run(chat, tmp_path / "out", *every_step, "--load_best_model_at_end", "true", "--learning_rate", "10")
+    best = LongCatLiteForCausalLM.from_pretrained(trainer.state.best_model_checkpoint).state_dict()
+    for name, weights in trainer.model.state_dict().items():
+        assert torch.equal(weights, best[name]), name
+
+
+def test_lora_trains_and_saves_an_adapter(chat, tmp_path):
+    targets = ("--use_peft", "--lora_target_modules", "q_a_proj", "q_b_proj", "o_proj")
+    run(chat, tmp_path / "out", "--max_steps", "1", *targets)
+    assert (tmp_path / "out" / "adapter_model.safetensors").is_file()
+
+
+@pytest.mark.parametrize(
+    ("messages", "problem"),
+    [
+        ([], "at least one message"),
+        ([{"role": "user", "content": "Q"}], "no assistant turn"),
+        ([{"role": "human", "content": "Q"}, {"role": "assistant", "content": "A"}], "messages\\[0\\].role.*'human'"),
+        ([{"role": "user", "content": None}, {"role": "assistant", "content": "A"}], "messages\\[0\\].content"),
+    ],
+)
+def test_bad_rows_are_named(chat, tmp_path, messages, problem):
+    write_rows(tmp_path / "data" / "train.jsonl", [*chat_rows(2), {"messages": messages}])
+    with pytest.raises(ValueError, match=f"row 2 of `train`.*{problem}"):
+        run(chat, tmp_path / "out", "--dataset_name", str(tmp_path / "data"))
+
+
+@pytest.mark.parametrize(
+    ("options", "problem"),
+    [
+        (["--packing_strategy", "wrapped"], "packing_strategy"),
+        (["--resume_from_checkpoint", "last"], "there is no checkpoint"),
+        (["--dataset_train_split", "training"], "no split `training`"),
+        (["--dataset_name", ""], "dataset_name"),
+    ],
+)
+def test_mistaken_options_are_named(chat, tmp_path, options, problem):
+    with pytest.raises(ValueError, match=problem):
+        run(chat, tmp_path / "out", *options)
