@@ -45,6 +45,27 @@ def losses(trainer) -> list[float]:
     return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
 
 
+def test_the_draft_head_trains_with_the_trunk(tmp_path):
+    chat = write_tiny_chat(tmp_path, num_nextn_predict_layers=1)
+    frozen = run(chat, tmp_path / "frozen")
+    trained = run(chat, tmp_path / "trained", "--draft_loss_weight", "0.5")
+    before = LongCatLiteForCausalLM.from_pretrained(chat / "model").model.mtp.state_dict()
+    for name, weights in frozen.model.model.mtp.state_dict().items():
+        assert torch.equal(weights, before[name]), name
+    for name, weights in trained.model.model.mtp.state_dict().items():
+        assert not torch.equal(weights, before[name]), name
+    drafts = [entry["draft_loss"] for entry in trained.state.log_history if "draft_loss" in entry]
+    assert len(drafts) == 4 and drafts[-1] < drafts[0]
+    saved = LongCatLiteForCausalLM.from_pretrained(tmp_path / "trained").model.mtp.state_dict()
+    for name, weights in trained.model.model.mtp.state_dict().items():
+        assert torch.equal(weights, saved[name]), name
+
+
+def test_a_draft_loss_needs_a_draft_head(chat, tmp_path):
+    with pytest.raises(ValueError, match="num_nextn_predict_layers"):
+        run(chat, tmp_path, "--draft_loss_weight", "0.5")
+
+
 def test_resuming_repeats_the_uninterrupted_run_bit_for_bit(chat, tmp_path):
     whole = run(chat, tmp_path / "whole")
     # Stops after two steps of a schedule of four.

@@ -32,7 +32,7 @@ def write_rows(path: Path, rows: list[dict]) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
-def write_tiny_chat(folder: Path, train_rows: int = 16) -> Path:
+def write_tiny_chat(folder: Path, train_rows: int = 16, **overrides) -> Path:
     """Fill `folder` with `model` (weights and tokenizer) and `data` (train and test rows)."""
     tokenizer = train_tokenizer([*ANSWERS, "What does function do?"], vocab_size=280, model_max_length=256)
     torch.manual_seed(0)
@@ -41,6 +41,7 @@ def write_tiny_chat(folder: Path, train_rows: int = 16) -> Path:
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
+        **overrides,
     )
     LongCatLiteForCausalLM(config).save_pretrained(folder / "model")
     tokenizer.save_pretrained(folder / "model")

@@ -18,21 +18,38 @@ python -m training.sft \
     --output_dir outputs/my-adapter
 ```
 
+# The draft head with the trunk, for a model with `num_nextn_predict_layers: 1`
+```bash
+python -m training.sft --config training/recipes/demo.yaml --draft_loss_weight 0.3
+```
+
 An option on the command line overrides the recipe. `--resume_from_checkpoint last` goes on after an interruption;
 `--push_to_hub` ships the weights with the model's code.
 """
 
 import argparse
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 
-def main(script_args, training_args, model_args, dataset_args):
+@dataclass
+class DraftArguments:
+    """What this script adds to TRL's arguments."""
+
+    draft_loss_weight: float = field(
+        default=0.0, metadata={"help": "Weight of the draft head's loss beside the trunk's; 0 leaves the head frozen."}
+    )
+
+
+def main(script_args, training_args, model_args, dataset_args, draft_args):
     from datasets import load_dataset
     from trl import get_dataset, get_peft_config, get_quantization_config
 
     # Registers the architecture with the Auto classes, through which the trainer loads the model.
     import modeling_longcat_lite  # noqa: F401
     from training.chat_rows import check_chat_rows
+    from training.draft_loss import DraftHeadTrainer
     from training.resumable_trainer import ResumableSFTTrainer
 
     check_arguments(script_args, training_args, dataset_args)
@@ -59,7 +76,10 @@ def main(script_args, training_args, model_args, dataset_args):
         check_chat_rows(dataset[split], split)
 
     # Train
-    trainer = ResumableSFTTrainer(
+    trainer_class: Any = ResumableSFTTrainer
+    if draft_args.draft_loss_weight:
+        trainer_class = partial(DraftHeadTrainer, draft_loss_weight=draft_args.draft_loss_weight)
+    trainer = trainer_class(
         model=model_args.model_name_or_path,
         args=training_args,
         train_dataset=dataset[script_args.dataset_train_split],
@@ -108,7 +128,7 @@ def checkpoint_to_resume(training_args):
 def make_parser(subparsers: argparse._SubParsersAction | None = None, prog: str | None = None):
     from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments, SFTConfig, TrlParser
 
-    dataclass_types: Any = (ScriptArguments, SFTConfig, ModelConfig, DatasetMixtureConfig)
+    dataclass_types: Any = (ScriptArguments, SFTConfig, ModelConfig, DatasetMixtureConfig, DraftArguments)
     if subparsers is not None:
         return subparsers.add_parser("sft", help="Run the SFT training script", dataclass_types=dataclass_types)
     return TrlParser(dataclass_types, prog=prog)
