@@ -17,6 +17,7 @@ from transformers import AutoTokenizer, GenerationConfig
 
 from model_cards.card import render_card
 from modeling_longcat_lite import LongCatLiteForCausalLM
+from tokenization.assemble_tokenizer import forget_origin
 from tokenization.chat_templates import load_chat_template
 
 
@@ -57,6 +58,7 @@ def write_folder(model_dir: Path, folder: Path, report: Path | None, max_shard_s
     """Fill an existing folder with everything the Hub shows or needs."""
     model = LongCatLiteForCausalLM.from_pretrained(model_dir)
     tokenizer = AutoTokenizer.from_pretrained(model_dir)
+    forget_origin(tokenizer)
     if tokenizer.chat_template == load_chat_template("training"):
         # Same text; the generation tags are of use to trainers only.
         tokenizer.chat_template = load_chat_template()

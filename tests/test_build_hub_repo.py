@@ -46,6 +46,8 @@ def test_folder_is_flat_and_complete(folder):
     assert {name for name in names if name.endswith(".py")} <= package
     assert names >= {"model.safetensors", "config.json", "generation_config.json", "README.md"}
     assert names >= {"tokenizer.json", "tokenizer_config.json", "chat_template.jinja"}
+    # How it was loaded here must not follow it to the Hub.
+    assert not {"is_local", "local_files_only"} & json.loads((folder / "tokenizer_config.json").read_text()).keys()
     assert [path.name for path in folder.parent.iterdir() if path.name.startswith(".")] == []
 
 

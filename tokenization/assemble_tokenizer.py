@@ -56,9 +56,7 @@ def assemble_tokenizer(source_dir: str | Path, output_dir: str | Path) -> PreTra
     tokenizer = PreTrainedTokenizerFast.from_pretrained(
         source_dir, padding_side=PADDING_SIDE, add_bos_token=False, add_eos_token=False
     )
-    # How it was loaded is no setting, though transformers would save it as one.
-    for key in ("is_local", "local_files_only"):
-        tokenizer.init_kwargs.pop(key, None)
+    forget_origin(tokenizer)
     _check_special_tokens(tokenizer.get_vocab())
     upstream_layout = _layout(tokenizer) if tokenizer.chat_template else None
     attach_chat_format(tokenizer)
@@ -70,6 +68,12 @@ def assemble_tokenizer(source_dir: str | Path, output_dir: str | Path) -> PreTra
     tokenizer.model_max_length = min(tokenizer.model_max_length, MODEL_MAX_LENGTH)
     save_tokenizer(tokenizer, output_dir)
     return tokenizer
+
+
+def forget_origin(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Drop how a tokenizer was loaded from what it saves: no setting, though transformers would write it as one."""
+    for key in ("is_local", "local_files_only"):
+        tokenizer.init_kwargs.pop(key, None)
 
 
 def save_tokenizer(tokenizer: PreTrainedTokenizerBase, output_dir: str | Path) -> None:
