@@ -338,5 +338,17 @@ class LongCatLiteForCausalLM(LongCatLitePreTrainedModel, LongCatLiteGenerationMi
             router_logits=outputs.router_logits,
         )
 
+    def add_draft_head(self):
+        """Gives a model without a draft head a fresh one, to be trained; its word embedding begins as the trunk's."""
+        trunk = self.model
+        if trunk.mtp is not None:
+            raise ValueError("This model has a draft head already.")
+        self.config.num_nextn_predict_layers = trunk.config.num_nextn_predict_layers = 1
+        trunk.mtp = LongCatLiteDraftHead(self.config).to(trunk.embed_tokens.weight)
+        trunk.mtp.apply(self._init_weights)
+        trunk.mtp.embed_tokens.weight.data.copy_(trunk.embed_tokens.weight)
+        # Loading keeps the conversions of the tensors that it found; saving now needs those of the head too.
+        self.__dict__.pop("_weight_conversions", None)
+
 
 __all__ = ["LongCatLiteForCausalLM", "LongCatLiteModel", "LongCatLitePreTrainedModel"]

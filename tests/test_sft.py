@@ -61,9 +61,15 @@ def test_the_draft_head_trains_with_the_trunk(tmp_path):
         assert torch.equal(weights, saved[name]), name
 
 
-def test_a_draft_loss_needs_a_draft_head(chat, tmp_path):
-    with pytest.raises(ValueError, match="num_nextn_predict_layers"):
-        run(chat, tmp_path, "--draft_loss_weight", "0.5")
+def test_a_model_without_a_draft_head_gets_one(chat, tmp_path):
+    trainer = run(chat, tmp_path, "--draft_loss_weight", "0.5")
+    saved = LongCatLiteForCausalLM.from_pretrained(tmp_path)
+    assert saved.config.num_nextn_predict_layers == 1
+    for name, weights in trainer.model.model.mtp.state_dict().items():
+        assert torch.equal(weights, saved.model.mtp.state_dict()[name]), name
+    prompt = torch.tensor([[5, 6, 7]])
+    options = {"max_new_tokens": 6, "do_sample": False, "eos_token_id": None}
+    assert torch.equal(saved.generate(prompt, use_mtp=True, **options), saved.generate(prompt, **options))
 
 
 def test_resuming_repeats_the_uninterrupted_run_bit_for_bit(chat, tmp_path):

@@ -77,20 +77,17 @@ def summed_cross_entropy(lm_head: nn.Module, states: torch.Tensor, targets: torc
 class DraftHeadTrainer(ResumableSFTTrainer):
     """Adds `draft_loss_weight` times the draft loss in training; evaluation reports the trunk's loss alone.
 
-    Raises:
-        `ValueError`: if the model has no draft head.
+    A model without a draft head gets a fresh one.
     """
 
     def __init__(self, *args, draft_loss_weight: float, **kwargs):
         super().__init__(*args, **kwargs)
         self.draft_loss_weight = draft_loss_weight
         self._states: Any = None
-        trunk: Any = self.model.get_decoder()  # type: ignore[union-attr,operator]
-        if trunk.mtp is None:
-            raise ValueError(
-                "`draft_loss_weight` needs a model with a draft head: `num_nextn_predict_layers` of its config is "
-                f"{trunk.config.num_nextn_predict_layers}"
-            )
+        causal: Any = self.accelerator.unwrap_model(self.model)
+        if causal.model.mtp is None:
+            causal.add_draft_head()
+        trunk = causal.model
         trunk.mtp.requires_grad_(True)
         trunk.register_forward_hook(self._keep_states)
 

@@ -18,7 +18,7 @@ python -m training.sft \
     --output_dir outputs/my-adapter
 ```
 
-# The draft head with the trunk, for a model with `num_nextn_predict_layers: 1`
+# The draft head with the trunk; a model that has none gets a fresh one
 ```bash
 python -m training.sft --config training/recipes/demo.yaml --draft_loss_weight 0.3
 ```
