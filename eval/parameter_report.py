@@ -8,7 +8,6 @@ Counts on the meta device: no weight is allocated. The vanilla twin (`config.to_
 """
 
 import argparse
-import json
 from collections import Counter
 from datetime import date
 from pathlib import Path
@@ -17,6 +16,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from eval.report_files import markdown_table, write_report
 from modeling_longcat_lite import LongCatLiteConfig, LongCatLiteForCausalLM
 
 ACTIVATED_DEFINITION = (
@@ -99,12 +99,9 @@ def as_rows(model: dict, vanilla: dict) -> list[tuple[str, str, str, str]]:
 
 def write(output: Path, results: dict, rows: list[tuple[str, str, str, str]]):
     """JSON and Markdown side by side."""
-    output.mkdir(parents=True, exist_ok=True)
-    (output / "parameter_report.json").write_text(json.dumps(results, indent=2) + "\n")
-    lines = ["| | model | vanilla twin | difference |", "|---|---:|---:|---:|"]
-    lines += ["| " + " | ".join(row) + " |" for row in rows]
     text = f"# Parameters\n\n{results['date']}, torch {results['torch']}\n\n{ACTIVATED_DEFINITION}\n\n"
-    (output / "parameter_report.md").write_text(text + "\n".join(lines) + "\n")
+    text += markdown_table(["", "model", "vanilla twin", "difference"], rows)
+    write_report(output, "parameter_report", results, text)
 
 
 def make_parser() -> argparse.ArgumentParser:

@@ -22,7 +22,12 @@ from tokenization.chat_templates import load_chat_template
 
 
 def build_hub_repo(
-    model_dir: Path, output_dir: Path, report: Path | None = None, max_shard_size: str = "5GB", overwrite: bool = False
+    model_dir: Path,
+    output_dir: Path,
+    report: Path | None = None,
+    license: str | None = None,
+    max_shard_size: str = "5GB",
+    overwrite: bool = False,
 ) -> None:
     """Write the Hub folder beside `output_dir` and rename it, so that never half a folder stands there.
 
@@ -30,6 +35,7 @@ def build_hub_repo(
         model_dir (`Path`): Folder with a model and a tokenizer, each saved by `save_pretrained`.
         output_dir (`Path`): Folder to write, new or empty.
         report (`Path`, *optional*): JSON file with the numbers that the card shows, see [`render_card`].
+        license (`str`, *optional*): Licence of the weights for the card's metadata, such as `"apache-2.0"`.
         max_shard_size (`str`, *optional*, defaults to `"5GB"`): Largest weights file.
         overwrite (`bool`, *optional*, defaults to `False`): Whether to replace a folder that is not empty.
 
@@ -44,7 +50,7 @@ def build_hub_repo(
     output_dir.parent.mkdir(parents=True, exist_ok=True)
     building = Path(tempfile.mkdtemp(prefix=f".{output_dir.name}-", dir=output_dir.parent))
     try:
-        write_folder(model_dir, building, report, max_shard_size)
+        write_folder(model_dir, building, report, license, max_shard_size)
         building.chmod(0o755)  # mkdtemp lets nobody else read
         if output_dir.exists():
             shutil.rmtree(output_dir)
@@ -54,7 +60,7 @@ def build_hub_repo(
         raise
 
 
-def write_folder(model_dir: Path, folder: Path, report: Path | None, max_shard_size: str) -> None:
+def write_folder(model_dir: Path, folder: Path, report: Path | None, license: str | None, max_shard_size: str) -> None:
     """Fill an existing folder with everything the Hub shows or needs."""
     model = LongCatLiteForCausalLM.from_pretrained(model_dir)
     tokenizer = AutoTokenizer.from_pretrained(model_dir)
@@ -72,12 +78,12 @@ def write_folder(model_dir: Path, folder: Path, report: Path | None, max_shard_s
     # The package's save_pretrained copies the code and writes `auto_map`.
     model.save_pretrained(folder, max_shard_size=max_shard_size)
     tokenizer.save_pretrained(folder)
-    ModelCard(render_card(model, report)).save(folder / "README.md")
+    ModelCard(render_card(model, report, license)).save(folder / "README.md")
 
 
 def main(arguments: list[str] | None = None) -> None:
     args = make_parser().parse_args(arguments)
-    build_hub_repo(args.model, args.output, args.report, args.max_shard_size, args.overwrite)
+    build_hub_repo(args.model, args.output, args.report, args.license, args.max_shard_size, args.overwrite)
     size = sum(file.stat().st_size for file in args.output.rglob("*"))
     print(f"{args.output}: {len(list(args.output.iterdir()))} files, {size / 1e6:.1f} MB")
 
@@ -87,6 +93,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--model", type=Path, required=True, help="folder with the trained model and its tokenizer")
     parser.add_argument("--output", type=Path, required=True, help="folder to write, new or empty")
     parser.add_argument("--report", type=Path, help="JSON file with numbers for the card")
+    parser.add_argument("--license", help="licence of the weights, as the Hub names it")
     parser.add_argument("--max-shard-size", default="5GB", help="largest weights file, default: %(default)s")
     parser.add_argument("--overwrite", action="store_true", help="replace a folder that is not empty")
     return parser

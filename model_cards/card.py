@@ -8,10 +8,10 @@ from typing import Any
 from huggingface_hub import ModelCard, ModelCardData
 
 TEMPLATE = Path(__file__).with_name("card_template.md")
-TAGS = ["longcat", "n-gram-embedding", "mixture-of-experts", "custom_code"]
+TAGS = ["longcat", "mixture-of-experts", "custom_code"]
 
 
-def render_card(model: Any, report: Path | None = None) -> str:
+def render_card(model: Any, report: Path | None = None, license: str | None = None) -> str:
     """Return the text of the card, front matter included.
 
     Args:
@@ -20,13 +20,15 @@ def render_card(model: Any, report: Path | None = None) -> str:
             JSON file. Of its keys the card uses `training_data` and `training_steps`, and as evaluation results
             `heldout_loss_before` and `heldout_loss_after`.
 
+        license (`str`, *optional*):
+            Licence of the weights, as the Hub names it; for those who made them to say, left out if not given.
+
     Raises:
         `ValueError`: The report lacks one of these keys.
     """
     numbers = None if report is None else read_report(report)
-    metadata = ModelCardData(
-        language="en", license="apache-2.0", library_name="transformers", pipeline_tag="text-generation", tags=TAGS
-    )
+    tags = [*TAGS, "n-gram-embedding"] if model.config.use_ngram_embedding else TAGS
+    metadata = ModelCardData(license=license, library_name="transformers", pipeline_tag="text-generation", tags=tags)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     tables = sum(p.numel() for name, p in model.named_parameters() if ".embedders." in name)
     card = ModelCard.from_template(

@@ -55,9 +55,14 @@ def register_checkpoint_layout(model_type: str):
     register_checkpoint_conversion_mapping(model_type, checkpoint_conversions(), overwrite=True)
 
 
-def carries_draft_head(checkpoint: str | os.PathLike, hub_arguments: Mapping[str, object]) -> bool:
+def carries_draft_head(
+    checkpoint: str | os.PathLike, hub_arguments: Mapping[str, object], variant: str | None = None
+) -> bool:
     """Whether a folder or Hub repository holds the `model.mtp.*` tensors; reads the index or one header only."""
     for filename in (SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME):
+        if variant:
+            stem, _, ending = filename.rpartition(".")
+            filename = f"{stem}.{variant}.{ending}"
         path = cached_file(checkpoint, filename, _raise_exceptions_for_missing_entries=False, **hub_arguments)
         if path is not None:
             return any(name.startswith(DRAFT_HEAD_PREFIX) for name in _tensor_names(path))

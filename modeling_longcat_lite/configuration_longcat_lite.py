@@ -222,8 +222,8 @@ class LongCatLiteConfig(PreTrainedConfig):
 
     @property
     def subtable_width(self) -> int:
-        """Width of a sub-table row."""
-        return self.hidden_size // self.num_subtables
+        """Width of a sub-table row; 0 without n-gram embedding."""
+        return self.hidden_size // self.num_subtables if self.num_subtables else 0
 
     @property
     def subtable_sizes(self) -> list[int]:

@@ -134,6 +134,10 @@ def _validate_types(config: PreTrainedConfig):
 def _validate_sizes(config: PreTrainedConfig):
     if config.zero_expert_num < 0:
         raise ValueError(f"`zero_expert_num` must not be negative, got {config.zero_expert_num}.")
+    if config.pad_token_id is not None and not 0 <= config.pad_token_id < config.vocab_size:
+        raise ValueError(
+            f"`pad_token_id` must be below `vocab_size` ({config.vocab_size}), got {config.pad_token_id}."
+        )
     experts = config.n_routed_experts + config.zero_expert_num
     if config.moe_topk > experts:
         raise ValueError(

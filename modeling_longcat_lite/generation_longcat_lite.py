@@ -67,9 +67,16 @@ class LongCatLiteGenerationMixin(GenerationMixin):
         if not is_first_iteration:
             # They belong to the `inputs_embeds` of the prompt; generated tokens come as `input_ids`.
             kwargs.pop("ngram_input_ids", None)
-        return super().prepare_inputs_for_generation(
+        inputs = super().prepare_inputs_for_generation(
             input_ids, inputs_embeds=inputs_embeds, is_first_iteration=is_first_iteration, **kwargs
         )
+        padding_mask, mask = kwargs.get("attention_mask"), inputs.get("attention_mask")
+        tokens = inputs["input_ids"] if inputs.get("inputs_embeds") is None else inputs["inputs_embeds"]
+        is_hidden = padding_mask is not None and padding_mask.ndim == 2 and mask is not padding_mask
+        if self.config.use_ngram_embedding and is_hidden and tokens.shape[1] > 1:
+            # Compilable caches get a 4D mask, in which padding cannot be told; a decoded token is never padding.
+            inputs["ngram_attention_mask"] = padding_mask[:, -tokens.shape[1] :]  # type: ignore[index]
+        return inputs
 
 
 def check_token_ids(input_ids: torch.Tensor, vocab_size: int):

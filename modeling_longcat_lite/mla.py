@@ -20,6 +20,16 @@ from .rms_norm import LongCatLiteRMSNorm
 from .rotary_embedding import rotate_pairs, yarn_softmax_factor
 
 
+def masked(scores: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
+    """Scores `[B, H, T, L]` with a mask `[B, 1, T, L]`: booleans say what is seen, numbers are added."""
+    if attention_mask is None:
+        return scores
+    if attention_mask.dtype == torch.bool:
+        # Not -inf: a padding token sees nothing, and NaN in its row would spread through the cache.
+        return scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)
+    return scores + attention_mask
+
+
 def eager_attention_forward(
     module: nn.Module,
     query: torch.Tensor,
@@ -34,14 +44,12 @@ def eager_attention_forward(
 
     Args:
         query (`torch.Tensor` of shape `[B, H, T, P + R]`), key (`[B, H, L, P + R]`), value (`[B, H, L, V]`).
-        attention_mask (`torch.Tensor` of shape `[B, 1, T, L]`, *optional*): Added to the scores.
+        attention_mask (`torch.Tensor` of shape `[B, 1, T, L]`, *optional*): See [`masked`].
 
     Returns:
         Output `[B, T, H, V]` and weights `[B, H, T, L]`.
     """
-    scores = torch.matmul(query, key.transpose(2, 3)) * scaling
-    if attention_mask is not None:
-        scores = scores + attention_mask
+    scores = masked(torch.matmul(query, key.transpose(2, 3)) * scaling, attention_mask)
     weights = nn.functional.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
     weights = nn.functional.dropout(weights, p=dropout, training=module.training)
     return torch.matmul(weights, value).transpose(1, 2).contiguous(), weights
@@ -137,11 +145,7 @@ class LongCatLiteMLA(nn.Module):
         absorbed = torch.matmul(unrotated, to_key).reshape(batch, heads * length, -1)  # [B, H*T, C]
         scores = torch.bmm(rotated.reshape(batch, heads * length, -1), rotated_key.transpose(1, 2))
         scores = torch.baddbmm(scores, absorbed, latent.transpose(1, 2)).view(batch, heads, length, -1)
-        if attention_mask is not None and attention_mask.dtype == torch.bool:
-            # Not -inf: a padding token sees nothing, and NaN in its row would spread through the cache.
-            scores = scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)
-        elif attention_mask is not None:
-            scores = scores + attention_mask
+        scores = masked(scores, attention_mask)
         weights = scores.softmax(dim=-1, dtype=torch.float32).to(query.dtype)  # [B, H, T, L]
         summed = torch.bmm(weights.view(batch, heads * length, -1), latent).view(batch, heads, length, -1)
         return torch.matmul(summed, to_value.transpose(1, 2)).transpose(1, 2), weights

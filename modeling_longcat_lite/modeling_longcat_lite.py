@@ -46,7 +46,7 @@ class LongCatLitePreTrainedModel(PreTrainedModel):
     config: LongCatLiteConfig
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
-    _no_split_modules = ["LongCatLiteDecoderLayer"]  # noqa: RUF012
+    _no_split_modules = ["LongCatLiteDecoderLayer", "LongCatLiteDraftHead"]  # noqa: RUF012
     _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
     _supports_flash_attn = True
     _supports_sdpa = True
@@ -99,7 +99,9 @@ class LongCatLitePreTrainedModel(PreTrainedModel):
         """
         if pretrained_model_name_or_path is not None and kwargs.get("state_dict") is None:
             hub_arguments = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
-            kwargs["has_draft_head"] = carries_draft_head(pretrained_model_name_or_path, hub_arguments)
+            kwargs["has_draft_head"] = carries_draft_head(
+                pretrained_model_name_or_path, hub_arguments, kwargs.get("variant")
+            )
         try:
             return super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
         except SafetensorError as error:
@@ -108,8 +110,9 @@ class LongCatLitePreTrainedModel(PreTrainedModel):
     @staticmethod
     def _load_pretrained_model(model, state_dict, checkpoint_files, load_config, expected_keys=None):
         readable = checkpoint_files is not None and checkpoint_files[0].endswith(".safetensors")
-        # A quantizer changes names and shapes; what it expects is its own to check.
-        if readable and not load_config.is_quantized and not load_config.ignore_mismatched_sizes:
+        # A quantizer changes names and shapes, and `load_adapter` names the keys that it expects: theirs to check.
+        is_whole = expected_keys is None and not load_config.is_quantized
+        if readable and is_whole and not load_config.ignore_mismatched_sizes:
             found = checkpoint_shapes(checkpoint_files)
             if not any(name.startswith("model.") for name in found):  # written by the trunk alone
                 found = {f"model.{name}": shape for name, shape in found.items()}
@@ -153,6 +156,7 @@ class LongCatLiteModel(LongCatLitePreTrainedModel):
     model and apply the head themselves (TRL) get them too."""
 
     def __init__(self, config: LongCatLiteConfig, has_draft_head: bool = False):
+        config.validate_architecture()  # fields may have been set since it was made
         super().__init__(config)
         resolve_draft_head(config, has_draft_head)
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, config.pad_token_id)
@@ -176,6 +180,7 @@ class LongCatLiteModel(LongCatLitePreTrainedModel):
         past_key_values: Cache | None = None,
         inputs_embeds: torch.FloatTensor | None = None,
         ngram_input_ids: torch.LongTensor | None = None,
+        ngram_attention_mask: torch.Tensor | None = None,
         trunk_embeds: torch.FloatTensor | None = None,
         use_cache: bool | None = None,
         **kwargs,
@@ -184,13 +189,14 @@ class LongCatLiteModel(LongCatLitePreTrainedModel):
         Args:
             input_ids (`torch.LongTensor` of shape `[B, T]`, *optional*): Tokens.
             attention_mask (`torch.Tensor` of shape `[B, L]` or `[B, 1, T, L]`, *optional*):
-                0 where a token is padding. A 4D mask is taken as it is; padding is then told by `position_ids`.
+                0 where a token is padding. A 4D mask is taken as it is, and says nothing of padding.
             position_ids (`torch.LongTensor` of shape `[B, T]` or `[1, T]`, *optional*):
                 Positions. A step other than +1 begins another document: neither attention nor n-grams cross it.
             past_key_values (`Cache`, *optional*): Latent keys and values with their token history.
             inputs_embeds (`torch.FloatTensor` of shape `[B, T, D]`, *optional*):
                 Word rows in place of `input_ids`; needs `ngram_input_ids`.
             ngram_input_ids (`torch.LongTensor` of shape `[B, T]`, *optional*): The tokens for the n-grams alone.
+            ngram_attention_mask (`torch.Tensor` of shape `[B, T]`, *optional*): Padding, beside a 4D `attention_mask`.
             trunk_embeds (`torch.FloatTensor` of shape `[B, T, D]`, *optional*):
                 What the first layer reads, where drafting has looked it up already; `input_ids` go to the cache.
             use_cache (`bool`, *optional*): Return a cache.
@@ -206,7 +212,8 @@ class LongCatLiteModel(LongCatLitePreTrainedModel):
         codes = None
         if self.ngram_embeddings is not None:
             # Before the layers fill the cache: the window is what it held, then this forward's tokens.
-            codes = self._token_window(tokens, attention_mask, position_ids, past_key_values)
+            visible = attention_mask if ngram_attention_mask is None else ngram_attention_mask
+            codes = self._token_window(tokens, visible, position_ids, past_key_values)
         hidden_states = self.embed(word_embeds, codes) if trunk_embeds is None else trunk_embeds
 
         if position_ids is None:

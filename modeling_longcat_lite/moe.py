@@ -25,7 +25,8 @@ class Float32Linear(nn.Linear):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         bias = None if self.bias is None else self.bias.float()
-        return nn.functional.linear(x.float(), self.weight.float(), bias)
+        with torch.autocast(x.device.type, enabled=False):  # autocast would take it back to bfloat16
+            return nn.functional.linear(x.float(), self.weight.float(), bias)
 
 
 class LongCatLiteRouter(nn.Module):

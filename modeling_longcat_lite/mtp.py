@@ -21,6 +21,7 @@ from transformers.masking_utils import create_causal_mask
 
 from .configuration_longcat_lite import LongCatLiteConfig
 from .decoder_layer import LongCatLiteMLP
+from .document_mask import causal_mask_arguments
 from .mla import LongCatLiteMLA
 from .rms_norm import LongCatLiteRMSNorm
 from .rotary_embedding import LongCatLiteRotaryEmbedding
@@ -92,7 +93,8 @@ class LongCatLiteDraftHead(nn.Module):
         """
         if inputs_embeds is None:
             inputs_embeds = self.embed_tokens(input_ids)
-        mask = create_causal_mask(self.config, inputs_embeds, attention_mask, past_key_values, position_ids)
+        mask_arguments = causal_mask_arguments(attention_mask, position_ids, past_key_values)
+        mask = create_causal_mask(self.config, inputs_embeds, position_ids=position_ids, **mask_arguments)
         position_embeddings = self.rotary_emb(inputs_embeds, position_ids)
         states = self.layers[0](inputs_embeds, previous_states, position_embeddings, mask, past_key_values)
         return self.norm(states)

@@ -45,8 +45,11 @@ class NgramEmbedding(nn.Module):
     def forward(self, word_embeds: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
         """`[B, T, D]` word rows and `[B, N - 1 + T]` codes to `[B, T, D]`."""
         # One lookup a table: as separate tensors they stay memory-mapped, without a copy of 58 GiB.
-        rows = [table(ids) for table, ids in zip(self.embedders, self.ids(codes).unbind(), strict=True)]
-        return (self.post_proj(torch.cat(rows, dim=-1)) + word_embeds).div_(self.num_terms)  # [B, T, D]
+        # `to`: a device map may spread the tables over devices, and leaves each result where its table is.
+        device = word_embeds.device
+        rows = [table(ids).to(device) for table, ids in zip(self.embedders, self.ids(codes).unbind(), strict=True)]
+        projected = self.post_proj(torch.cat(rows, dim=-1)).to(device)
+        return (projected + word_embeds).div_(self.num_terms)  # [B, T, D]
 
 
 class EmbeddingAmplification(nn.Module):

@@ -34,7 +34,8 @@ def folder(model_dir, tmp_path_factory) -> Path:
     output = tmp_path_factory.mktemp("hub") / "folder"
     report = output.with_name("report.json")
     report.write_text(json.dumps(REPORT))
-    builder.main(["--model", str(model_dir), "--output", str(output), "--report", str(report)])
+    arguments = ["--model", str(model_dir), "--output", str(output), "--report", str(report)]
+    builder.main([*arguments, "--license", "apache-2.0"])
     return output
 
 

@@ -45,6 +45,8 @@ def test_packed_documents_give_the_sum_of_their_own_losses(model):
     positions = torch.cat([torch.arange(d.shape[1]) for d in documents])[None]
     states = model.model(packed, position_ids=positions).last_hidden_state
     together = draft_loss(model, states, packed, packed, position_ids=positions, num_items=1)
+    ones = torch.ones_like(packed)
+    assert draft_loss(model, states, packed, packed, positions, ones, num_items=1) == together
     apart = sum(draft_loss(model, model.model(d).last_hidden_state, d, d, num_items=1) for d in documents)
     assert together.item() == pytest.approx(apart.item(), rel=1e-5)
 

@@ -175,6 +175,19 @@ def test_a_padding_mask_alone_hides_padding_from_ngrams():
         torch.testing.assert_close(together[-len(row) :], model(row[None]).logits[0], atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize("cache", [*CACHES, "none"])
+@pytest.mark.parametrize("hole", [1, 2, 5])
+def test_a_hole_in_the_mask_hides_a_token_in_every_cache(cache, hole):
+    model, ids = load("base"), prompts("base")[:1]
+    mask = torch.ones_like(ids)
+    mask[0, hole] = 0
+    options = {"use_cache": False} if cache == "none" else CACHES[cache]
+    expected = run(model, ids, mask)
+    assert torch.equal(run(model, ids, mask, **options), expected)
+    # What stands in the hole has no say.
+    assert torch.equal(run(model, ids.index_fill(1, torch.tensor([hole]), 77), mask, **options), expected)
+
+
 def test_continuing_from_a_returned_cache():
     model, ids = load("base"), prompts("base")
     mask = torch.ones_like(ids)

@@ -25,7 +25,7 @@ MAY_IMPORT = {
     "mla": {"configuration_longcat_lite", "rms_norm", "rotary_embedding"},
     "moe": {"configuration_longcat_lite"},
     "decoder_layer": {"configuration_longcat_lite", "rms_norm", "mla", "moe"},
-    "mtp": {"configuration_longcat_lite", "rms_norm", "rotary_embedding", "decoder_layer", "mla"},
+    "mtp": {"configuration_longcat_lite", "rms_norm", "rotary_embedding", "decoder_layer", "document_mask", "mla"},
     "draft_candidates": {"mtp"},
     "generation_longcat_lite": {"draft_candidates", "ngram_cache"},
 }

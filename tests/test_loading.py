@@ -161,6 +161,35 @@ def test_a_model_without_tables(tmp_path):
     assert torch.equal(LongCatLiteForCausalLM.from_pretrained(tmp_path)(ids).logits, model.eval()(ids).logits)
 
 
+def test_adapters_load(tmp_path):
+    from peft import LoraConfig, get_peft_model
+
+    model = LongCatLiteForCausalLM.from_pretrained(CONFORMANCE / "base")
+    targets = ["q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj"]
+    adapted = get_peft_model(model, LoraConfig(r=4, target_modules=targets, init_lora_weights=False)).eval()
+    ids = torch.arange(12)[None]
+    with torch.no_grad():
+        expected = adapted(ids).logits
+        adapted.save_pretrained(tmp_path)
+        again = LongCatLiteForCausalLM.from_pretrained(CONFORMANCE / "base")
+        again.load_adapter(tmp_path)
+        assert torch.equal(again.eval()(ids).logits, expected)
+
+
+def test_fields_changed_while_loading_are_checked(checkpoint):
+    with pytest.raises(ValueError, match="`zero_expert_type`"):
+        LongCatLiteForCausalLM.from_pretrained(checkpoint, zero_expert_type="Identity")
+
+
+def test_a_variant_keeps_its_draft_head(tmp_path):
+    model = LongCatLiteForCausalLM.from_pretrained(CONFORMANCE / "released")
+    for max_shard_size in ("5GB", "300KB"):
+        folder = tmp_path / max_shard_size
+        model.save_pretrained(folder, variant="half", max_shard_size=max_shard_size)
+        edit_config(folder, num_nextn_predict_layers=None)
+        assert LongCatLiteForCausalLM.from_pretrained(folder, variant="half").model.mtp is not None
+
+
 def test_a_missing_tensor_is_named(checkpoint):
     name = "model.layers.1.mlp.experts.5.up_proj.weight"
     edit_weights(checkpoint, lambda weights: weights.pop(name))
@@ -244,9 +273,12 @@ from modeling_longcat_lite import LongCatLiteForCausalLM
 def anonymous_mib():
     return int(re.search(r"RssAnon:\\s+(\\d+)", open("/proc/self/status").read())[1]) / 1024
 LongCatLiteForCausalLM.from_pretrained(sys.argv[2])  # what the first load of any model imports
-before, start = anonymous_mib(), time.perf_counter()
-model = LongCatLiteForCausalLM.from_pretrained(sys.argv[1])
-seconds, mib = time.perf_counter() - start, anonymous_mib() - before
+seconds, before = [], anonymous_mib()
+for _ in range(3):  # the best of three: another process may want the core
+    start = time.perf_counter()
+    model = LongCatLiteForCausalLM.from_pretrained(sys.argv[1])
+    seconds.append(time.perf_counter() - start)
+seconds, mib = min(seconds), anonymous_mib() - before
 assert model.dtype == torch.bfloat16
 size = sum(table.weight.nbytes for table in model.model.ngram_embeddings.embedders)
 model(torch.arange(20)[None])

@@ -232,3 +232,14 @@ def test_bfloat16_stays_bfloat16():
     assert output.dtype == torch.bfloat16
     assert torch.equal(moe.router(x[0])[2].sort().values, wide.router(x[0].float())[2].sort().values)
     torch.testing.assert_close(output.float(), wide(x.float()), atol=2e-2, rtol=2e-2)
+
+
+@torch.no_grad()
+def test_autocast_leaves_the_router_in_float32():
+    torch.manual_seed(0)
+    moe = randomize(LongCatLiteMoE(tiny_config()))
+    states = torch.randn(20, 48)
+    logits, weights, ids = moe.router(states)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        for inside, outside in zip(moe.router(states), (logits, weights, ids), strict=True):
+            assert inside.dtype == outside.dtype and torch.equal(inside, outside)

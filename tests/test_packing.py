@@ -71,6 +71,13 @@ def test_packed_equals_separate_under_flex_attention(documents):
     torch.testing.assert_close(together, separate(model, documents, positions), atol=TOLERANCE, rtol=0)
 
 
+@torch.no_grad()
+def test_a_boolean_mask_of_the_callers_own(model, documents):
+    ids = documents[1][None]
+    causal = torch.ones(ids.shape[1], ids.shape[1], dtype=torch.bool).tril()[None, None]
+    torch.testing.assert_close(model(ids, attention_mask=causal).logits, model(ids).logits, atol=TOLERANCE, rtol=0)
+
+
 def test_gradients_of_packed_equal_those_of_separate(documents):
     def table_gradient(run) -> torch.Tensor:
         model = LongCatLiteForCausalLM.from_pretrained(BASE, attn_implementation="sdpa")

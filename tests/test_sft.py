@@ -72,6 +72,13 @@ def test_a_model_without_a_draft_head_gets_one(chat, tmp_path):
     assert torch.equal(saved.generate(prompt, use_mtp=True, **options), saved.generate(prompt, **options))
 
 
+def test_a_draft_loss_beside_an_adapter_is_refused(chat, tmp_path):
+    with pytest.raises(ValueError, match="PEFT"):
+        run(
+            chat, tmp_path, "--draft_loss_weight", "0.5", "--use_peft", "--lora_target_modules", "q_a_proj", "q_b_proj"
+        )
+
+
 def test_resuming_repeats_the_uninterrupted_run_bit_for_bit(chat, tmp_path):
     whole = run(chat, tmp_path / "whole")
     # Stops after two steps of a schedule of four.
@@ -163,6 +170,7 @@ def test_bad_rows_are_named(chat, tmp_path, messages, problem):
     [
         (["--packing_strategy", "wrapped"], "packing_strategy"),
         (["--resume_from_checkpoint", "last"], "there is no checkpoint"),
+        (["--resume_from_checkpoint", "last", "--output_dir", "nowhere/yet"], "there is no checkpoint"),
         (["--dataset_train_split", "training"], "no split `training`"),
         (["--dataset_name", ""], "dataset_name"),
     ],

@@ -153,7 +153,10 @@ def fine_tune():
 def package():
     """Build the Hub folder; the card takes its numbers from the report."""
     command: list[str | Path] = [sys.executable, "-m", "model_cards.build_hub_repo", "--model", OUTPUT / "model"]
-    subprocess.run([*command, "--output", OUTPUT / "package", "--report", OUTPUT / "report.json"], check=True)
+    subprocess.run(
+        [*command, "--output", OUTPUT / "package", "--report", OUTPUT / "report.json", "--license", "apache-2.0"],
+        check=True,
+    )
 
 
 def ask(questions):

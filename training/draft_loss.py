@@ -16,6 +16,7 @@ Shapes: B batch, T tokens, D hidden.
 from typing import Any
 
 import torch
+from peft import PeftModel
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -84,6 +85,10 @@ class DraftHeadTrainer(ResumableSFTTrainer):
         super().__init__(*args, **kwargs)
         self.draft_loss_weight = draft_loss_weight
         self._states: Any = None
+        if isinstance(self.model, PeftModel):
+            raise ValueError(
+                "`draft_loss_weight` trains the draft head itself, which no adapter would carry: drop PEFT"
+            )
         causal: Any = self.accelerator.unwrap_model(self.model)
         if causal.model.mtp is None:
             causal.add_draft_head()
@@ -107,6 +112,9 @@ class DraftHeadTrainer(ResumableSFTTrainer):
             inputs.get("attention_mask"),
             num_items_in_batch,
         )
+        if num_items_in_batch is not None and self.args.average_tokens_across_devices:
+            # The count is that of all processes, over which gradients are then averaged; TRL does the same.
+            draft = draft * self.accelerator.num_processes
         self._metrics["train"]["draft_loss"].append(draft.item())
         return loss + self.draft_loss_weight * draft
 

@@ -30,6 +30,7 @@ An option on the command line overrides the recipe. `--resume_from_checkpoint la
 import argparse
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 
@@ -43,12 +44,10 @@ class DraftArguments:
 
 
 def main(script_args, training_args, model_args, dataset_args, draft_args):
-    from datasets import load_dataset
-    from trl import get_dataset, get_peft_config, get_quantization_config
+    from trl import get_peft_config, get_quantization_config
 
     # Registers the architecture with the Auto classes, through which the trainer loads the model.
     import modeling_longcat_lite  # noqa: F401
-    from training.chat_rows import check_chat_rows
     from training.draft_loss import DraftHeadTrainer
     from training.resumable_trainer import ResumableSFTTrainer
 
@@ -61,19 +60,7 @@ def main(script_args, training_args, model_args, dataset_args, draft_args):
         **(training_args.model_init_kwargs or {}),
     }
 
-    # Load the dataset
-    if dataset_args.datasets:
-        dataset = get_dataset(dataset_args)
-    else:
-        dataset = load_dataset(
-            script_args.dataset_name, name=script_args.dataset_config, streaming=script_args.dataset_streaming
-        )
-    evaluated = training_args.eval_strategy != "no" or training_args.eval_on_start
-    splits = [script_args.dataset_train_split] + evaluated * [script_args.dataset_test_split]
-    for split in splits:
-        if split not in dataset:
-            raise ValueError(f"the data set has no split `{split}`, it has {', '.join(dataset)}")
-        check_chat_rows(dataset[split], split)
+    train_rows, test_rows = load_rows(script_args, training_args, dataset_args)
 
     # Train
     trainer_class: Any = ResumableSFTTrainer
@@ -82,8 +69,8 @@ def main(script_args, training_args, model_args, dataset_args, draft_args):
     trainer = trainer_class(
         model=model_args.model_name_or_path,
         args=training_args,
-        train_dataset=dataset[script_args.dataset_train_split],
-        eval_dataset=dataset[script_args.dataset_test_split] if evaluated else None,
+        train_dataset=train_rows,
+        eval_dataset=test_rows,
         quantization_config=get_quantization_config(model_args),
         peft_config=get_peft_config(model_args),
     )
@@ -98,6 +85,28 @@ def main(script_args, training_args, model_args, dataset_args, draft_args):
         trainer.accelerator.print(f"Model pushed to the Hub as {trainer.hub_model_id}")
     trainer.end()
     return trainer
+
+
+def load_rows(script_args, training_args, dataset_args):
+    """The checked rows to train on, and those to evaluate on or `None`."""
+    from datasets import load_dataset
+    from trl import get_dataset
+
+    from training.chat_rows import check_chat_rows
+
+    if dataset_args.datasets:
+        dataset = get_dataset(dataset_args)
+    else:
+        dataset = load_dataset(
+            script_args.dataset_name, name=script_args.dataset_config, streaming=script_args.dataset_streaming
+        )
+    evaluated = training_args.eval_strategy != "no" or training_args.eval_on_start
+    splits = [script_args.dataset_train_split] + evaluated * [script_args.dataset_test_split]
+    for split in splits:
+        if split not in dataset:
+            raise ValueError(f"the data set has no split `{split}`, it has {', '.join(dataset)}")
+        check_chat_rows(dataset[split], split)
+    return dataset[splits[0]], dataset[splits[-1]] if evaluated else None
 
 
 def check_arguments(script_args, training_args, dataset_args):
@@ -119,7 +128,8 @@ def checkpoint_to_resume(training_args):
 
     if training_args.resume_from_checkpoint != "last":
         return training_args.resume_from_checkpoint
-    checkpoint = get_last_checkpoint(training_args.output_dir)
+    output = training_args.output_dir
+    checkpoint = get_last_checkpoint(output) if Path(output).is_dir() else None
     if checkpoint is None:
         raise ValueError(f"`resume_from_checkpoint: last`: there is no checkpoint in {training_args.output_dir}")
     return checkpoint

@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a timing depends on besides the code: date, versions, processor, threads, and what else the machine does."""
+
+import os
+import platform
+from datetime import datetime
+from pathlib import Path
+
+import torch
+import transformers
+
+CPU_INFO = Path("/proc/cpuinfo")
+
+
+def processor_name() -> str:
+    """Model name of the CPU, as the kernel tells it; what Python knows where there is no `/proc/cpuinfo`."""
+    if CPU_INFO.exists():
+        for line in CPU_INFO.read_text().splitlines():
+            key, _, value = line.partition(":")
+            if key.strip() == "model name":
+                return value.strip()
+    return platform.processor() or platform.machine()
+
+
+def describe_machine() -> dict:
+    """Date, versions, processor, cores and torch threads."""
+    return {
+        "date": datetime.now().isoformat(timespec="minutes"),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "python": platform.python_version(),
+        "cpu": processor_name(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def load_average() -> list[float]:
+    """Running processes over the last 1, 5 and 15 minutes; this program counts with one a thread."""
+    return [round(load, 2) for load in os.getloadavg()]
+
+
+__all__ = ["describe_machine", "load_average", "processor_name"]
