@@ -91,6 +91,7 @@ def test_card_without_a_report_says_nothing_of_training(model_dir, tmp_path):
     assert "## Training" not in (tmp_path / "folder" / "README.md").read_text()
 
 
+@pytest.mark.slow  # a process of its own
 def test_folder_answers_where_the_package_cannot_be_imported(folder, tmp_path):
     script = Path("training/ask.py").resolve()
     command = [sys.executable, "-I", script, "--isolated", "--model", folder, "--max-new-tokens", "4"]

@@ -103,6 +103,7 @@ def test_the_trunk_loads_from_a_causal_checkpoint_and_back(tmp_path):
     assert torch.equal(LongCatLiteModel.from_pretrained(tmp_path)(ids).last_hidden_state, expected)
 
 
+@pytest.mark.slow  # a process of its own
 def test_registration_wins_over_another_package(tmp_path):
     code = """
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig

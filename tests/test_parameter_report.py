@@ -41,6 +41,7 @@ def test_the_vanilla_twin():
         assert theirs == pytest.approx(ours, rel=0.005)
 
 
+@pytest.mark.slow  # a process of its own
 def test_the_command_writes_json_and_markdown(tmp_path):
     command = [sys.executable, "-m", "eval.parameter_report", "--output", tmp_path]
     command += ["--config", ROOT / "tests" / "conformance" / "base"]

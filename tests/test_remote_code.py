@@ -50,6 +50,7 @@ def run_without_the_package(code: str, *arguments, cache: Path):
     assert result.returncode == 0, result.stderr[-3000:]
 
 
+@pytest.mark.slow  # a process of its own
 @pytest.mark.parametrize("case", ["base", "released"])
 def test_a_saved_folder_runs_without_the_package(case, tmp_path):
     folder = tmp_path / "model"
