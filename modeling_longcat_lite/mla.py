@@ -152,10 +152,14 @@ class LongCatLiteMLA(nn.Module):
 
     def _attend_to_heads(self, query, latent, rotated_key, attention_mask, **kwargs):
         key, value = self._expand(latent, rotated_key)  # [B, H, L, P+R], [B, H, L, V]
+        width = value.shape[-1]
+        if self.config._attn_implementation == "sdpa" and width < key.shape[-1]:
+            # The fused kernels want values as wide as keys; without them a prefill of 2,048 takes three times as long.
+            value = nn.functional.pad(value, (0, key.shape[-1] - width))
         attend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
         )
-        return attend(
+        output, weights = attend(
             self,
             query,
             key,
@@ -165,6 +169,7 @@ class LongCatLiteMLA(nn.Module):
             scaling=self.scaling,
             **kwargs,
         )
+        return output[..., :width], weights
 
     def _query(self, hidden_states: torch.Tensor, position_embeddings: tuple[torch.Tensor, torch.Tensor]):
         query = self.q_b_proj(self.q_a_layernorm(self.q_a_proj(hidden_states))) * self.q_scale
