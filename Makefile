@@ -42,6 +42,7 @@ format: install
 
 bench: install
 	$(BIN)/python -m eval.parameter_report
+	$(BIN)/python -m eval.generation_speed
 
 clean:
-	rm -rf .venv outputs build dist *.egg-info
+	rm -rf .venv build dist *.egg-info
