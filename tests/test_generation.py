@@ -155,7 +155,10 @@ def test_the_pairwise_choice_is_complete():
 
 @pytest.mark.parametrize("cache", ["none", *CACHES])
 @pytest.mark.parametrize("mode", ["greedy", "beam"])
-@pytest.mark.parametrize("case", AXES["case"])
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(case, marks=[] if case in ("base", "trained") else [pytest.mark.slow]) for case in AXES["case"]],
+)
 def test_left_padding_changes_no_token(case, mode, cache):
     model = load(case)
     ids, mask, rows = left_padded(prompts(case))
