@@ -72,8 +72,8 @@ class LongCatLiteGenerationMixin(GenerationMixin):
         )
         padding_mask, mask = kwargs.get("attention_mask"), inputs.get("attention_mask")
         tokens = inputs["input_ids"] if inputs.get("inputs_embeds") is None else inputs["inputs_embeds"]
-        is_hidden = padding_mask is not None and padding_mask.ndim == 2 and mask is not padding_mask
-        if self.config.use_ngram_embedding and is_hidden and tokens.shape[1] > 1:
+        is_replaced = padding_mask is not None and padding_mask.ndim == 2 and mask is not padding_mask
+        if self.config.use_ngram_embedding and is_replaced and tokens.shape[1] > 1:
             # Compilable caches get a 4D mask, in which padding cannot be told; a decoded token is never padding.
             inputs["ngram_attention_mask"] = padding_mask[:, -tokens.shape[1] :]  # type: ignore[index]
         return inputs

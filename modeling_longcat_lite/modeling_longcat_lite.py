@@ -29,7 +29,7 @@ from .document_mask import causal_mask_arguments
 from .generation_longcat_lite import LongCatLiteGenerationMixin, check_token_ids
 from .mla import LongCatLiteMLA
 from .moe import LongCatLiteExperts, LongCatLiteRouter
-from .mtp import LongCatLiteDraftHead
+from .mtp import LongCatLiteDraftHead, freeze_draft_head, resolve_draft_head
 from .ngram_cache import LongCatLiteDynamicCache, with_token_history
 from .ngram_embedding import EmbeddingAmplification, NgramEmbedding
 from .ngram_hashing import HIDDEN, encode_tokens
@@ -136,19 +136,6 @@ class LongCatLitePreTrainedModel(PreTrainedModel):
         if not self.config.num_nextn_predict_layers:
             optional.append("model.mtp.")
         return released, fused, optional
-
-
-def resolve_draft_head(config: LongCatLiteConfig, has_draft_head: bool):
-    """`num_nextn_predict_layers=None` means: what the checkpoint carries."""
-    if config.num_nextn_predict_layers is None and has_draft_head:
-        config.num_nextn_predict_layers = 1
-
-
-def freeze_draft_head(model: nn.Module):
-    """The trunk's loss does not reach the draft head: trainable, it would be parameters without a gradient."""
-    for module in model.modules():
-        if isinstance(module, LongCatLiteDraftHead):
-            module.requires_grad_(False)
 
 
 class LongCatLiteModel(LongCatLitePreTrainedModel):

@@ -100,4 +100,17 @@ class LongCatLiteDraftHead(nn.Module):
         return self.norm(states)
 
 
-__all__ = ["LongCatLiteDraftHead"]
+def resolve_draft_head(config: LongCatLiteConfig, has_draft_head: bool):
+    """`num_nextn_predict_layers=None` means: what the checkpoint carries."""
+    if config.num_nextn_predict_layers is None and has_draft_head:
+        config.num_nextn_predict_layers = 1
+
+
+def freeze_draft_head(model: nn.Module):
+    """The trunk's loss does not reach the draft head: trainable, it would be parameters without a gradient."""
+    for module in model.modules():
+        if isinstance(module, LongCatLiteDraftHead):
+            module.requires_grad_(False)
+
+
+__all__ = ["LongCatLiteDraftHead", "freeze_draft_head", "resolve_draft_head"]

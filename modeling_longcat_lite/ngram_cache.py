@@ -90,7 +90,8 @@ class LongCatLiteStaticCache(TokenHistoryMixin, StaticCache):
     """[`StaticCache`] with token history in a preallocated buffer, written in place for compiled decoding."""
 
     token_history: torch.Tensor = None  # type: ignore[assignment]
-    token_count: torch.Tensor = None  # type: ignore[assignment]  # scalar int64: a Python int would be a guard of the compiled graph
+    # Scalar int64: a Python int would be a guard of the compiled graph.
+    token_count: torch.Tensor = None  # type: ignore[assignment]
 
     def append_tokens(self, codes: torch.Tensor, lookback: int) -> torch.Tensor:
         self._check_appendable(codes)
@@ -112,10 +113,9 @@ class LongCatLiteStaticCache(TokenHistoryMixin, StaticCache):
             torch._dynamo.mark_static_address(self.token_history)
             torch._dynamo.mark_static_address(self.token_count)
 
-    def reorder_cache(self, beam_idx: torch.LongTensor):
-        StaticCache.reorder_cache(self, beam_idx)
+    def _map_history(self, function):
         if self.token_history is not None:
-            self.token_history.copy_(self.token_history.index_select(0, beam_idx.to(self.token_history.device)))
+            self.token_history.copy_(function(self.token_history))  # in place: the address is fixed
 
     def crop(self, tokens_to_remove: int):
         raise ValueError("A static cache cannot be cropped: use a dynamic cache for assisted decoding.")
