@@ -243,7 +243,7 @@ class LongCatLiteConfig(PreTrainedConfig):
         routing = (1 + zero_share) * (self.hidden_size + 1)  # classifier row and selection bias
         extra = round(ngram / (self.num_layers * (expert + routing)))
         twin = copy.deepcopy(self)
-        twin.use_ngram_embedding = False
+        twin.use_ngram_embedding = twin.mtp_use_ngram_embedding = False
         twin.n_routed_experts = self.n_routed_experts + extra
         twin.zero_expert_num = round(twin.n_routed_experts * zero_share)
         return twin

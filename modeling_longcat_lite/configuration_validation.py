@@ -65,6 +65,8 @@ def validate_fields(config: PreTrainedConfig):
             raise ValueError(f"`{name}` must be one of {allowed}, got {getattr(config, name)!r}.")
     if config.use_ngram_embedding:
         _validate_ngram(config)
+    elif config.mtp_use_ngram_embedding:
+        raise ValueError("`mtp_use_ngram_embedding` needs n-gram tables, but `use_ngram_embedding` is False.")
 
 
 def validate_rope_fields(config: PreTrainedConfig):

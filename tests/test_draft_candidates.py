@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import StoppingCriteria, StoppingCriteriaList
 
-from modeling_longcat_lite import LongCatLiteForCausalLM
+from modeling_longcat_lite import LongCatLiteConfig, LongCatLiteForCausalLM
 
 CONFORMANCE = Path(__file__).parent / "conformance"
 GREEDY = {"do_sample": False, "max_new_tokens": 24, "eos_token_id": None}
@@ -139,6 +139,12 @@ def test_without_a_draft_head_it_is_refused():
     model = LongCatLiteForCausalLM.from_pretrained(CONFORMANCE / "base")
     with pytest.raises(ValueError, match=r"model\.mtp"):
         model.generate(PROMPTS[:1], use_mtp=True, max_new_tokens=2)
+
+
+def test_drafts_from_ngrams_need_tables():
+    with pytest.raises(ValueError, match="`mtp_use_ngram_embedding`"):
+        LongCatLiteConfig(use_ngram_embedding=False, mtp_use_ngram_embedding=True)
+    assert not LongCatLiteConfig(mtp_use_ngram_embedding=True).to_vanilla().mtp_use_ngram_embedding
 
 
 @pytest.mark.parametrize("assistance", [{"use_mtp": True}, {"prompt_lookup_num_tokens": 2}])
