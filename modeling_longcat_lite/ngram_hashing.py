@@ -16,8 +16,9 @@ A stream of tokens that remembers its own boundaries is kept as one int64 code p
 it from one forward to the next:
 
     token >= 0              continues the token before it
-    -(token + 1) < 0        first of a segment: cannot look back
-    HIDDEN                  not a token (padding, or before the sequence): nothing can look at it or past it
+    ~token < 0              first of a segment: cannot look back
+    HIDDEN                  not a token (padding, or before the sequence): counts as 0, and nothing looks past it,
+                            which is to say a token 0 that begins a segment
 
 Shapes: B batch, T tokens, N highest n-gram order, S sub-tables.
 """
@@ -26,7 +27,7 @@ from collections.abc import Sequence
 
 import torch
 
-HIDDEN = torch.iinfo(torch.int64).min
+HIDDEN = ~0
 
 
 def power_residues(base: int, sizes: Sequence[int], order: int) -> list[list[int]]:
@@ -71,8 +72,8 @@ def encode_tokens(
     return codes
 
 
-def ngram_contexts(codes: torch.Tensor, order: int, eos_token_ids: Sequence[int]) -> list[torch.Tensor]:
-    """The tokens an n-gram may see: one `[B, T]` tensor per distance d = 0..order-1, 0 where nothing may be seen.
+def ngram_contexts(codes: torch.Tensor, order: int, eos_token_ids: Sequence[int]) -> torch.Tensor:
+    """The tokens an n-gram may see, 0 where nothing may be seen: `[B, N, T]`, the farthest first, the token itself last.
 
     Args:
         codes (`torch.Tensor` of shape `[B, order - 1 + T]`): History (`HIDDEN` where there is none), then tokens.
@@ -80,34 +81,27 @@ def ngram_contexts(codes: torch.Tensor, order: int, eos_token_ids: Sequence[int]
         eos_token_ids (`Sequence[int]`): Tokens that close a segment. They belong to the segment that they close.
     """
     length = codes.shape[1] - (order - 1)
-    tokens = codes ^ (codes >> 63)  # -(token + 1) back to token; what this makes of HIDDEN is never reachable
-    hidden = closed = codes == HIDDEN
+    tokens = codes ^ (codes >> 63)  # ~token back to token
+    begins = codes < 0
     for eos in eos_token_ids:
-        closed = closed | (tokens == eos)
-    # May the token at 1.. see the one before it? As integers: factors, not masks to convert at every distance.
-    linked = ((codes[:, 1:] >= 0) & ~closed[:, :-1]).long()
-    contexts = [tokens[:, order - 1 :].masked_fill(hidden[:, order - 1 :], 0)]
-    reachable = None
-    for distance in range(1, order):
-        first = order - 1 - distance
-        link = linked[:, first : first + length]
-        reachable = link if reachable is None else reachable * link
-        contexts.append(tokens[:, first : first + length] * reachable)
-    return contexts
+        begins[:, 1:] |= tokens[:, :-1] == eos
+    # A token sees those with its own segment number. `unfold`: N overlapping windows of T, without a copy.
+    segments = begins.cumsum(dim=1).unfold(1, length, 1)  # [B, N, T]
+    return tokens.unfold(1, length, 1) * (segments == segments[:, -1:])
 
 
-def ngram_ids(contexts: Sequence[torch.Tensor], residues: torch.Tensor, sizes: torch.Tensor) -> torch.Tensor:
+def ngram_ids(contexts: torch.Tensor, residues: torch.Tensor, sizes: torch.Tensor) -> torch.Tensor:
     """Row of every sub-table for every token: `[S, B, T]` int64, all sub-tables in one pass.
 
     Args:
-        contexts (`Sequence[torch.Tensor]` of shape `[B, T]`): From [`ngram_contexts`].
+        contexts (`torch.Tensor` of shape `[B, N, T]`): From [`ngram_contexts`].
         residues (`torch.Tensor` of shape `[N - 1, S]`, int64): From [`power_residues`].
         sizes (`torch.Tensor` of shape `[S]`, int64): Rows per sub-table.
 
     At released size an intermediate is below 3 * 131072 * 10223639 = 4.1e12, far inside int64.
     """
-    total, residues = contexts[0], residues[..., None, None]  # [B, T], [N-1, S, 1, 1]
-    for context, residue in zip(contexts[1:], residues.unbind(), strict=True):
+    *past, total = contexts.unbind(1)  # [B, T] each
+    for context, residue in zip(reversed(past), residues[..., None, None].unbind(), strict=True):
         total = torch.addcmul(total, context, residue)  # [S, B, T]
     return total % sizes[:, None, None]
 

@@ -10,6 +10,9 @@ t + k + 1, for every t of a row at once:
     step 1    (x1, h0) -> x2    (x2, h1) -> x3    (x3, h2) -> x4
     step 2    (x2, s0) -> x3    (x3, s1) -> x4
 
+What it learns to predict is what the trunk would say there, softmax(lm_head(h[t + k])), rather than the text: a draft
+is accepted when the trunk agrees, right or wrong (distillation, as in arXiv 2401.15077).
+
 Shapes: B batch, T tokens, D hidden.
 """
 
@@ -36,18 +39,18 @@ def draft_loss(
     attention_mask: torch.Tensor | None = None,
     num_items: torch.Tensor | int | None = None,
 ) -> torch.Tensor:
-    """Mean cross-entropy of the drafts, averaged over the drafting steps: a scalar.
+    """Mean cross-entropy of the drafts against the trunk's distribution, averaged over the drafting steps: a scalar.
 
     Args:
         states (`torch.Tensor` of shape `[B, T, D]`): The trunk's final-norm states.
-        input_ids, labels (`torch.Tensor` of shape `[B, T]`): As for the trunk; -100 is not learned.
+        input_ids, labels (`torch.Tensor` of shape `[B, T]`): As for the trunk; nothing is learned where it is -100.
         position_ids (`torch.Tensor` of shape `[B, T]`, *optional*): Of packed rows. No draft crosses a document.
         num_items (*optional*): Divisor in place of the number of labels, as the trainer counts it.
     """
     length, steps = input_ids.shape[1], model.config.num_draft_tokens
     if position_ids is None:
         position_ids = torch.arange(length, device=input_ids.device).expand_as(input_ids)
-    total = states.new_zeros((), dtype=torch.float32)
+    trunk_states, total = states.detach(), states.new_zeros((), dtype=torch.float32)
     for step in range(1, min(steps, length - 2) + 1):
         kept = length - 1 - step
         states = model.model.mtp(
@@ -60,18 +63,20 @@ def draft_loss(
         targets = labels[:, step + 1 :].masked_fill(~in_document, -100)
         learned = targets != -100
         divisor = learned.sum().clamp(min=1) if num_items is None else num_items
-        total = total + summed_cross_entropy(model.lm_head, states[learned], targets[learned]) / divisor
+        total = total + summed_distillation(model.lm_head, states[learned], trunk_states[:, step:-1][learned]) / divisor
     return total / steps
 
 
-def summed_cross_entropy(lm_head: nn.Module, states: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    """Of `[M, D]` states against `[M]` targets, without ever holding `M` rows of logits."""
+def summed_distillation(lm_head: nn.Module, states: torch.Tensor, trunk_states: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy of what `[M, D]` states say against what the trunk's say, without ever holding `M` rows of logits."""
 
-    def of_rows(rows, wanted):
+    def of_rows(rows, trunk_rows):
+        with torch.no_grad():
+            wanted = lm_head(trunk_rows).float().softmax(dim=-1)  # [rows, V]
         return nn.functional.cross_entropy(lm_head(rows).float(), wanted, reduction="sum")
 
-    pieces = zip(states.split(ROWS_OF_LOGITS), targets.split(ROWS_OF_LOGITS), strict=True)
-    losses = [checkpoint(of_rows, rows, wanted, use_reentrant=False) for rows, wanted in pieces]
+    pieces = zip(states.split(ROWS_OF_LOGITS), trunk_states.split(ROWS_OF_LOGITS), strict=True)
+    losses = [checkpoint(of_rows, rows, trunk_rows, use_reentrant=False) for rows, trunk_rows in pieces]
     return torch.stack(losses).sum()
 
 
