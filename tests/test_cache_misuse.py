@@ -188,7 +188,7 @@ def test_assistance_takes_one_row(assistance, rows, options, reason):
     ("options", "reason"),
     [
         ({"num_beams": 2}, "`num_beams=1`.*2"),
-        ({"num_beams": 2, "num_return_sequences": 2}, "num_return_sequences"),
+        ({"num_beams": 2, "num_return_sequences": 2}, "`num_beams=1`.*2"),
         ({"prompt_lookup_num_tokens": 2}, "`prompt_lookup_num_tokens`"),
         ({"assistant_model": "another"}, "`assistant_model`"),
     ],
@@ -198,11 +198,8 @@ def test_use_mtp_goes_with_nothing_else(options, reason):
     model, cache = make_model(num_nextn_predict_layers=1), DynamicCache()
     if "assistant_model" in options:
         options = {"assistant_model": make_model()}
-    check_refused(
-        cache,
-        reason,
-        lambda: model.generate(IDS[:1], use_mtp=True, past_key_values=cache, max_new_tokens=2, **options),
-    )
+    options = options | {"use_mtp": True, "past_key_values": cache, "max_new_tokens": 2}
+    check_refused(cache, reason, lambda: model.generate(IDS[:1], **options))
 
 
 def test_use_mtp_without_a_draft_head():
