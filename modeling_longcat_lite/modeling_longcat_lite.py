@@ -250,10 +250,10 @@ class LongCatLiteModel(LongCatLitePreTrainedModel):
             past_key_values = LongCatLiteDynamicCache(config=self.config)
         if past_key_values is None or self.ngram_embeddings is None:
             return past_key_values
-        if torch.compiler.is_compiling():  # `generate` has checked it
-            return with_token_history(past_key_values)
-        layout = CacheLayout.of(self.config)
-        check_fits(past_key_values, layout, len(word_embeds), new_tokens=word_embeds.shape[1])
+        layout = None
+        if not torch.compiler.is_compiling():  # `generate` has checked it
+            layout = CacheLayout.of(self.config)
+            check_fits(past_key_values, layout, len(word_embeds), new_tokens=word_embeds.shape[1])
         return with_token_history(past_key_values, layout)
 
     def _token_window(self, tokens, attention_mask, position_ids, past_key_values) -> torch.Tensor:

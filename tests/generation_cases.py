@@ -35,9 +35,8 @@ TEXT = torch.tensor([list((CONFORMANCE.parent / "conftest.py").read_bytes())])  
 def trained_weights() -> tuple[LongCatLiteConfig, dict[str, torch.Tensor]]:
     """A small model that has learned something: unlike random ones it repeats itself and is sure of its tokens."""
     torch.manual_seed(0)
-    config = tiny_config(
-        vocab_size=256, eos_token_id=10, num_nextn_predict_layers=1
-    )  # a line break ends an n-gram segment
+    # A line break ends an n-gram segment.
+    config = tiny_config(vocab_size=256, eos_token_id=10, num_nextn_predict_layers=1)
     model = LongCatLiteForCausalLM(config).train()
     model.model.mtp.requires_grad_(True)
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
