@@ -117,7 +117,8 @@ def test_compilation_changes_no_token(case, mode, cache, padded):
     expected = run(model, ids, mask, use_cache=False, **options)
     found = run(model, ids, mask, compile_config=compiled("aot_eager"), **options, **CACHES[cache])
     assert torch.equal(found, expected)
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
+    # transformers does not compile its beam search: there, asking for it must do no harm.
+    assert (torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0) == ("beam" not in mode)
 
 
 @needs_a_compiler
