@@ -3,11 +3,11 @@
 
 import torch
 from transformers import GenerationMixin
-from transformers.cache_utils import StaticCache
+from transformers.cache_utils import Cache, QuantizedCache, StaticCache
 from transformers.generation import GenerationMode
 
 from .draft_candidates import DraftCandidateGenerator, DraftStatistics
-from .ngram_cache import with_token_history
+from .ngram_cache import CacheLayout, check_fits, with_token_history
 
 
 class LongCatLiteGenerationMixin(GenerationMixin):
@@ -22,26 +22,47 @@ class LongCatLiteGenerationMixin(GenerationMixin):
             check_token_ids(inputs, self.config.vocab_size)
         return inputs, name, model_kwargs
 
-    def _prepare_cache_for_generation(self, generation_config, model_kwargs, generation_mode, *args, **kwargs):
-        super()._prepare_cache_for_generation(generation_config, model_kwargs, generation_mode, *args, **kwargs)
-        cache = model_kwargs.get("past_key_values")
-        if cache is not None and self.config.use_ngram_embedding:
-            # Here rather than in the first forward, which may be compiled.
-            with_token_history(cache)
-        if generation_mode == GenerationMode.ASSISTED_GENERATION and isinstance(cache, StaticCache):
-            raise ValueError(
-                "Assisted decoding takes back rejected tokens, which a static cache cannot: use a dynamic one."
-            )
-
-    def _get_candidate_generator(self, generation_config, **kwargs):
-        """`use_mtp=True` drafts with the checkpoint's head; `draft_statistics` then tells how that went."""
+    def _validate_generation_mode(self, generation_mode, generation_config, generation_mode_kwargs):
+        super()._validate_generation_mode(generation_mode, generation_config, generation_mode_kwargs)
         if not generation_config.use_mtp:
-            return super()._get_candidate_generator(generation_config=generation_config, **kwargs)
+            return
         if self.model.mtp is None:
             raise ValueError(
                 "`use_mtp=True` needs a draft head, and this model has none: its checkpoint carries no `model.mtp.*` "
                 "tensors, or `config.num_nextn_predict_layers` is 0."
             )
+        # transformers would let `use_mtp` win, and say nothing or log a warning.
+        if generation_config.num_beams > 1:
+            raise ValueError(f"`use_mtp=True` takes `num_beams=1`, but it is {generation_config.num_beams}.")
+        others = {
+            "assistant_model": generation_mode_kwargs.get("assistant_model"),
+            "prompt_lookup_num_tokens": generation_config.prompt_lookup_num_tokens,
+        }
+        for name, value in others.items():
+            if value is not None:
+                raise ValueError(f"`use_mtp=True` and `{name}` are two ways of drafting: pass one of them.")
+
+    def _prepare_cache_for_generation(
+        self, generation_config, model_kwargs, generation_mode, batch_size, max_cache_length
+    ):
+        layout, cache = CacheLayout.of(self.config), model_kwargs.get("past_key_values")
+        if cache is not None and self.config.use_ngram_embedding:
+            rows = batch_size * max(generation_config.num_beams, generation_config.num_return_sequences)
+            check_fits(cache, layout, rows, length=max_cache_length)
+        super()._prepare_cache_for_generation(
+            generation_config, model_kwargs, generation_mode, batch_size, max_cache_length
+        )
+        cache = model_kwargs.get("past_key_values")
+        if generation_mode == GenerationMode.ASSISTED_GENERATION:
+            check_can_be_assisted(cache, batch_size)
+        if cache is not None and self.config.use_ngram_embedding:
+            # Here rather than in the first forward, which may be compiled.
+            with_token_history(cache, layout)
+
+    def _get_candidate_generator(self, generation_config, **kwargs):
+        """`use_mtp=True` drafts with the checkpoint's head; `draft_statistics` then tells how that went."""
+        if not generation_config.use_mtp:
+            return super()._get_candidate_generator(generation_config=generation_config, **kwargs)
         generator = DraftCandidateGenerator(
             head=self.model.mtp,
             lm_head=self.lm_head,
@@ -77,6 +98,17 @@ class LongCatLiteGenerationMixin(GenerationMixin):
             # Compilable caches get a 4D mask, in which padding cannot be told; a decoded token is never padding.
             inputs["ngram_attention_mask"] = padding_mask[:, -tokens.shape[1] :]  # type: ignore[index]
         return inputs
+
+
+def check_can_be_assisted(cache: Cache | None, batch_size: int):
+    """Raises a `ValueError` if assisted decoding, which takes back rejected tokens, cannot run on `cache`."""
+    for kind, name in ((StaticCache, "static"), (QuantizedCache, "quantized")):
+        if isinstance(cache, kind):
+            raise ValueError(
+                f"Assisted decoding takes back rejected tokens, which a {name} cache cannot: use a dynamic one."
+            )
+    if batch_size > 1:
+        raise ValueError(f"Assisted decoding takes one row, but the input has {batch_size}.")
 
 
 def check_token_ids(input_ids: torch.Tensor, vocab_size: int):

@@ -30,7 +30,7 @@ from .generation_longcat_lite import LongCatLiteGenerationMixin, check_token_ids
 from .mla import LongCatLiteMLA
 from .moe import LongCatLiteExperts, LongCatLiteRouter
 from .mtp import LongCatLiteDraftHead, freeze_draft_head, resolve_draft_head
-from .ngram_cache import LongCatLiteDynamicCache, with_token_history
+from .ngram_cache import CacheLayout, LongCatLiteDynamicCache, check_fits, with_token_history
 from .ngram_embedding import EmbeddingAmplification, NgramEmbedding
 from .ngram_hashing import HIDDEN, encode_tokens
 from .rms_norm import LongCatLiteRMSNorm
@@ -193,7 +193,7 @@ class LongCatLiteModel(LongCatLitePreTrainedModel):
         """
         tokens = self._checked_tokens(input_ids, inputs_embeds, ngram_input_ids)
         word_embeds = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
-        past_key_values = self._cache_with_history(past_key_values, use_cache)
+        past_key_values = self._cache_with_history(past_key_values, use_cache, word_embeds)
         mask_arguments = causal_mask_arguments(attention_mask, position_ids, past_key_values)
 
         codes = None
@@ -239,18 +239,22 @@ class LongCatLiteModel(LongCatLitePreTrainedModel):
         if self.ngram_embeddings is not None and tokens is None:
             raise ValueError("`inputs_embeds` cannot tell n-grams: pass its tokens too, as `ngram_input_ids`.")
         if tokens is not None:
-            embeds = input_ids if inputs_embeds is None else inputs_embeds
-            if tokens.shape != embeds.shape[:2]:
-                raise ValueError(
-                    f"`ngram_input_ids` has shape {list(tokens.shape)}, the other input {list(embeds.shape[:2])}."
-                )
+            shape = (input_ids if inputs_embeds is None else inputs_embeds).shape[:2]
+            if tokens.shape != shape:
+                raise ValueError(f"`ngram_input_ids` has shape {list(tokens.shape)}, the other input {list(shape)}.")
             check_token_ids(tokens, self.config.vocab_size)
         return tokens
 
-    def _cache_with_history(self, past_key_values: Cache | None, use_cache: bool | None) -> Cache | None:
-        if past_key_values is None:
-            return LongCatLiteDynamicCache(config=self.config) if use_cache else None
-        return past_key_values if self.ngram_embeddings is None else with_token_history(past_key_values)
+    def _cache_with_history(self, past_key_values: Cache | None, use_cache, word_embeds) -> Cache | None:
+        if past_key_values is None and use_cache:
+            past_key_values = LongCatLiteDynamicCache(config=self.config)
+        if past_key_values is None or self.ngram_embeddings is None:
+            return past_key_values
+        layout = None
+        if not torch.compiler.is_compiling():  # `generate` has checked it
+            layout = CacheLayout.of(self.config)
+            check_fits(past_key_values, layout, len(word_embeds), new_tokens=word_embeds.shape[1])
+        return with_token_history(past_key_values, layout)
 
     def _token_window(self, tokens, attention_mask, position_ids, past_key_values) -> torch.Tensor:
         """Codes of the tokens behind those of the N-1 before them: `[B, N - 1 + T]`."""

@@ -5,8 +5,11 @@ The whole history is kept, 8 bytes a token, rather than the last N-1 ids: croppi
 assisted decoding), reordering (beams) and repeating (prefix reuse) are then plain tensor operations. The first N-1
 columns stand for the time before the sequence, so that a window never has to be padded.
 
-The cache does not know the model: it stores the codes of `ngram_hashing.encode_tokens` as they come.
+The cache does not know the model: it stores the codes of `ngram_hashing.encode_tokens` as they come. Whether cache and
+model fit is asked before either changes, by `check_fits`.
 """
+
+from typing import Any, NamedTuple
 
 import torch
 from transformers.cache_utils import Cache, DynamicCache, QuantizedCache, StaticCache
@@ -14,11 +17,27 @@ from transformers.cache_utils import Cache, DynamicCache, QuantizedCache, Static
 BEFORE_SEQUENCE = ~0  # `ngram_hashing.HIDDEN`: counts as token 0, and nothing looks past it
 
 
+class CacheLayout(NamedTuple):
+    """The fields of a configuration that its caches depend on."""
+
+    num_hidden_layers: int
+    kv_lora_rank: int
+    qk_rope_head_dim: int
+    emb_neighbor_num: int
+
+    @classmethod
+    def of(cls, config: Any) -> "CacheLayout":
+        """That of a [`LongCatLiteConfig`]."""
+        return cls(config.num_hidden_layers, config.kv_lora_rank, config.qk_rope_head_dim, config.emb_neighbor_num)
+
+
 class TokenHistoryMixin(Cache):
     """Adds `token_history`, `[B, N-1 + tokens]` int64, to a cache class; grows by concatenation."""
 
-    # A class-level default, so that an empty cache can be upgraded in place.
+    # Class-level defaults, so that an empty cache can be upgraded in place.
     token_history: torch.Tensor | None = None
+    layout: CacheLayout | None = None  # of the model that fills it
+    other_rows = "use `batch_repeat_interleave` or `batch_select_indices` on the cache, or a fresh one"
 
     def append_tokens(self, codes: torch.Tensor, lookback: int) -> torch.Tensor:
         """Appends `codes` (`[B, T]` int64) and returns them behind the `lookback` codes before: `[B, lookback + T]`.
@@ -35,10 +54,13 @@ class TokenHistoryMixin(Cache):
     def _check_appendable(self, codes: torch.Tensor):
         if self.token_history is None:
             check_has_no_past(self)
-        elif self.token_history.shape[0] != codes.shape[0]:
+        self.check_rows(codes.shape[0])
+
+    def check_rows(self, rows: int):
+        """Raises a `ValueError` unless `rows` rows can be appended."""
+        if self.token_history is not None and self.token_history.shape[0] != rows:
             raise ValueError(
-                f"The cache holds {self.token_history.shape[0]} rows but the input has {codes.shape[0]}: "
-                "use `batch_repeat_interleave` or `batch_select_indices` on the cache, or a fresh one."
+                f"The cache holds {self.token_history.shape[0]} rows but the input has {rows}: {self.other_rows}."
             )
 
     def _map_history(self, function):
@@ -50,6 +72,11 @@ class TokenHistoryMixin(Cache):
         self._map_history(lambda history: history.index_select(0, beam_idx.to(history.device)))
 
     def crop(self, tokens_to_remove: int):
+        if tokens_to_remove > 0:  # the layers refuse it too, if there are any
+            raise ValueError(
+                f"`tokens_to_remove` is {tokens_to_remove}, but a positive count is not supported: "
+                f"{-tokens_to_remove} takes back that many tokens."
+            )
         length = self.get_seq_length()
         super().crop(tokens_to_remove)
         removed = length - self.get_seq_length()
@@ -66,7 +93,7 @@ class TokenHistoryMixin(Cache):
 
     def reset(self):
         super().reset()
-        self.token_history = None
+        self.token_history = self.layout = None
 
 
 class LongCatLiteDynamicCache(TokenHistoryMixin, DynamicCache):
@@ -75,6 +102,8 @@ class LongCatLiteDynamicCache(TokenHistoryMixin, DynamicCache):
 
 class LongCatLiteQuantizedCache(TokenHistoryMixin, QuantizedCache):
     """[`QuantizedCache`] with token history; the history itself is exact."""
+
+    other_rows = "start from a fresh one"
 
     def crop(self, tokens_to_remove: int):
         raise ValueError("A quantized cache cannot be cropped: use a dynamic cache for assisted decoding.")
@@ -92,6 +121,7 @@ class LongCatLiteStaticCache(TokenHistoryMixin, StaticCache):
     token_history: torch.Tensor = None  # type: ignore[assignment]
     # Scalar int64: a Python int would be a guard of the compiled graph.
     token_count: torch.Tensor = None  # type: ignore[assignment]
+    other_rows = "a static cache keeps its batch size, also through `reset`; start from a fresh one"
 
     def append_tokens(self, codes: torch.Tensor, lookback: int) -> torch.Tensor:
         self._check_appendable(codes)
@@ -149,26 +179,76 @@ def check_has_no_past(cache: Cache):
         )
 
 
-def with_token_history(cache: Cache) -> Cache:
+def check_fits(cache: Cache, layout: CacheLayout, rows: int, length: int = 0, new_tokens: int = 0):
+    """Raises a `ValueError` if a model cannot go on with `cache`, which is only read. Never inside a compiled region.
+
+    Args:
+        layout (`CacheLayout`): Of the model.
+        rows (`int`): Of the input.
+        length (`int`, *optional*, defaults to 0): Tokens that the cache has to hold in the end.
+        new_tokens (`int`, *optional*, defaults to 0): Tokens that the cache has to hold beside those that it holds.
+    """
+    check_is_supported(cache)
+    if len(cache.layers) not in (0, layout.num_hidden_layers):  # 0: it makes them when it is filled
+        raise ValueError(
+            f"`past_key_values` has {len(cache.layers)} layers, but this model has {layout.num_hidden_layers} "
+            "attention sublayers: make the cache with this model's `config`."
+        )
+    if isinstance(cache, TokenHistoryMixin):
+        for name, theirs, ours in zip(layout._fields, cache.layout or layout, layout, strict=True):
+            if theirs != ours:
+                raise ValueError(
+                    f"`past_key_values` belongs to a model with `{name}` {theirs}, but this one has {ours}: start "
+                    "from an empty cache, or from one that this model returned."
+                )
+        cache.check_rows(rows)
+    if isinstance(cache, StaticCache):
+        check_room(cache, length, new_tokens)
+
+
+def check_room(cache: StaticCache, length: int, new_tokens: int):
+    """Raises a `ValueError` if `length` tokens, or `new_tokens` more than there are, are more than `cache` holds."""
+    seen = cache.get_seq_length()
+    # Decoding on an accelerator does not wait for the count to be read.
+    if isinstance(seen, int) or seen.device.type == "cpu" or new_tokens > 1:
+        length = max(length, int(seen) + new_tokens)
+    if length > cache.get_max_length():
+        raise ValueError(
+            f"`past_key_values` is a static cache of {cache.get_max_length()} tokens, but it would have to hold "
+            f"{length}: make one with `max_cache_len` of at least {length}."
+        )
+
+
+def check_is_supported(cache: Cache):
+    """Raises a `ValueError` if `cache` is neither of a class with token history nor an empty one that can get it."""
+    if isinstance(cache, TokenHistoryMixin):
+        return
+    if type(cache) not in HISTORY_CACHES:
+        known = ", ".join(c.__name__ for c in HISTORY_CACHES)
+        raise ValueError(f"`past_key_values` of type {type(cache).__name__} is not supported; use one of {known}.")
+    check_has_no_past(cache)
+
+
+def with_token_history(cache: Cache, layout: CacheLayout | None = None) -> Cache:
     """Gives an empty stock cache a token history, in place: the caller's object stays the one that fills up.
 
     Raises:
         `ValueError`: if `cache` already holds keys and values, or is of a class that has no counterpart here.
     """
-    if isinstance(cache, TokenHistoryMixin):
-        return cache
-    if type(cache) not in HISTORY_CACHES:
-        known = ", ".join(c.__name__ for c in HISTORY_CACHES)
-        raise ValueError(f"`past_key_values` of type {type(cache).__name__} is not supported; use one of {known}.")
-    check_has_no_past(cache)
-    cache.__class__ = HISTORY_CACHES[type(cache)]
+    check_is_supported(cache)
+    if not isinstance(cache, TokenHistoryMixin):
+        cache.__class__ = HISTORY_CACHES[type(cache)]
+    if layout is not None:
+        cache.layout = layout  # type: ignore[attr-defined]
     return cache
 
 
 __all__ = [
+    "CacheLayout",
     "LongCatLiteDynamicCache",
     "LongCatLiteQuantizedCache",
     "LongCatLiteStaticCache",
     "TokenHistoryMixin",
+    "check_fits",
     "with_token_history",
 ]

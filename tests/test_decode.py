@@ -4,9 +4,11 @@
 import shutil
 from pathlib import Path
 
+import generation_cases
 import pytest
 import torch
 from conftest import PLAIN_ROPE, YARN_ROPE, randomize, tiny_config
+from generation_cases import CACHES, CASES, MODES, left_padded, run
 from safetensors.torch import load_file
 from transformers import CompileConfig, DynamicCache, StaticCache
 
@@ -93,13 +95,30 @@ def test_compiled_decoding_is_one_graph_without_a_second_compilation(case, exper
 
 
 @pytest.mark.slow
-def test_compiled_decoding_of_a_left_padded_batch():
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    ("mode", "cache", "padded"),
+    [
+        ("greedy", "static", True),
+        ("greedy", "static_chunked", False),
+        ("beam", "static", True),
+        ("beam_returns_3", "static", False),
+        ("sample_returns_3", "static", True),
+    ],
+)
+def test_compilation_changes_no_token(case, mode, cache, padded):
     torch._dynamo.reset()
-    model, golden = load("base")
-    padded = torch.nn.functional.pad(golden["prompts"], (3, 0), value=3)
-    mask = torch.nn.functional.pad(torch.ones_like(golden["prompts"]), (3, 0))
-    tokens = generate_compiled(model, padded, "aot_eager", attention_mask=mask)
-    assert torch.equal(tokens[:, 3:], golden["greedy"])
+    torch._dynamo.utils.counters.clear()
+    model, ids = generation_cases.load(case), generation_cases.prompts(case)
+    mask = torch.ones_like(ids)
+    if padded:
+        ids, mask, _ = left_padded(ids)
+    options = MODES[mode] | {"max_new_tokens": 6}
+    expected = run(model, ids, mask, use_cache=False, **options)
+    found = run(model, ids, mask, compile_config=compiled("aot_eager"), **options, **CACHES[cache])
+    assert torch.equal(found, expected)
+    # transformers does not compile its beam search: there, asking for it must do no harm.
+    assert (torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0) == ("beam" not in mode)
 
 
 @needs_a_compiler

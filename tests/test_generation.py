@@ -2,41 +2,20 @@
 """Every mode of generate gives the tokens it gives without a cache, and each row those it gets alone."""
 
 import copy
-import functools
 import itertools
-from pathlib import Path
 
 import pytest
 import torch
-from conftest import tiny_config
-from safetensors.torch import load_file
+from generation_cases import CACHES, CASES, MODES, NEW_TOKENS, left_padded, load, prompts, run
 from transformers import DynamicCache, StaticCache, TextStreamer
 
-from modeling_longcat_lite import LongCatLiteConfig, LongCatLiteForCausalLM
-
-CONFORMANCE = Path(__file__).parent / "conformance"
-NEW_TOKENS = 10
-
 AXES = {
-    "case": ["base", "yarn", "bigram", "fractional", "released", "trained"],
+    "case": CASES,
     "mode": ["greedy", "beam", "beam_returns_3", "sample_returns_3", "prompt_lookup"],
     "cache": ["dynamic", "static", "dynamic_chunked", "static_chunked"],
     "attention": ["eager", "sdpa"],
     "experts": ["eager", "grouped_mm", "batched_mm"],
     "padding": ["none", "left"],
-}
-MODES = {
-    "greedy": {},
-    "beam": {"num_beams": 4},
-    "beam_returns_3": {"num_beams": 4, "num_return_sequences": 3},
-    "sample_returns_3": {"do_sample": True, "temperature": 1.0, "num_return_sequences": 3},
-    "prompt_lookup": {"prompt_lookup_num_tokens": 3},
-}
-CACHES = {
-    "dynamic": {},
-    "static": {"cache_implementation": "static"},
-    "dynamic_chunked": {"prefill_chunk_size": 3},
-    "static_chunked": {"cache_implementation": "static", "prefill_chunk_size": 3},
 }
 
 
@@ -64,59 +43,11 @@ ALL_CHOICES = every_choice()
 PAIRWISE = pairwise_choice(ALL_CHOICES)
 
 
+every_case = pytest.mark.parametrize("case", CASES)
+
+
 def name(choice: dict) -> str:
     return "-".join(choice.values())
-
-
-TEXT = torch.tensor([list((CONFORMANCE.parent / "conftest.py").read_bytes())])  # tokens are bytes
-
-
-@functools.cache
-def trained_weights() -> tuple[LongCatLiteConfig, dict[str, torch.Tensor]]:
-    """A small model that has learned something: unlike random ones it repeats itself and is sure of its tokens."""
-    torch.manual_seed(0)
-    config = tiny_config(vocab_size=256, eos_token_id=10)  # a line break ends an n-gram segment
-    model = LongCatLiteForCausalLM(config).train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
-    for _ in range(150):
-        starts = torch.randint(TEXT.shape[1] - 64, (8,))
-        ids = torch.stack([TEXT[0, start : start + 64] for start in starts])
-        loss = model(ids, labels=ids).loss
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    assert loss < 2.5  # 5.5 untrained
-    return config, model.state_dict()
-
-
-def load(case: str, **kwargs) -> LongCatLiteForCausalLM:
-    if case != "trained":
-        return LongCatLiteForCausalLM.from_pretrained(CONFORMANCE / case, dtype=torch.float32, **kwargs)
-    config, weights = trained_weights()
-    model = LongCatLiteForCausalLM._from_config(config, **kwargs).eval()
-    model.load_state_dict(weights)
-    return model
-
-
-def prompts(case: str) -> torch.Tensor:
-    if case != "trained":
-        return load_file(CONFORMANCE / case / "golden.safetensors")["prompts"]
-    return torch.stack([TEXT[0, start : start + 9] for start in (0, 120, 700, 1500)])
-
-
-def left_padded(tokens: torch.Tensor, pad: int = 3) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:
-    """Rows of different length, padded on the left: ids, mask, and each row alone."""
-    rows = [row[: len(row) - cut] for row, cut in zip(tokens, (0, 3, 6, 1), strict=True)]
-    ids, mask = torch.full((len(rows), 12), pad), torch.zeros(len(rows), 12, dtype=torch.long)
-    for i, row in enumerate(rows):
-        ids[i, -len(row) :], mask[i, -len(row) :] = row, 1
-    return ids, mask, rows
-
-
-def run(model, ids, mask, **kwargs) -> torch.Tensor:
-    torch.manual_seed(0)
-    kwargs = {"do_sample": False, "max_new_tokens": NEW_TOKENS, "eos_token_id": None, **kwargs}
-    return model.generate(ids, attention_mask=mask, **kwargs)[:, ids.shape[1] :]
 
 
 def check_choice(choice: dict):
@@ -191,12 +122,21 @@ def test_a_hole_in_the_mask_hides_a_token_in_every_cache(cache, hole):
     assert torch.equal(run(model, ids.index_fill(1, torch.tensor([hole]), 77), mask, **options), expected)
 
 
-def test_continuing_from_a_returned_cache():
-    model, ids = load("base"), prompts("base")
+@every_case
+@pytest.mark.parametrize("cache", ["dynamic", "static"])
+def test_continuing_from_a_returned_cache(case, cache):
+    model, ids = load(case), prompts(case)
     mask = torch.ones_like(ids)
-    expected = run(model, ids, mask)
+    expected = run(model, ids, mask, use_cache=False)
+    options = {} if cache == "dynamic" else {"past_key_values": StaticCache(config=model.config, max_cache_len=40)}
     first = model.generate(
-        ids, max_new_tokens=4, do_sample=False, eos_token_id=None, return_dict_in_generate=True, attention_mask=mask
+        ids,
+        max_new_tokens=4,
+        do_sample=False,
+        eos_token_id=None,
+        return_dict_in_generate=True,
+        attention_mask=mask,
+        **options,
     )
     rest = run(
         model,
@@ -208,9 +148,12 @@ def test_continuing_from_a_returned_cache():
     assert torch.equal(rest, expected[:, 4:])
 
 
-def test_one_prefix_serves_many_continuations():
-    model, ids = load("base"), prompts("base")[:1]
-    prefix = DynamicCache(config=model.config)
+@every_case
+@pytest.mark.parametrize("kind", ["dynamic", "static"])
+def test_one_prefix_serves_many_continuations(case, kind):
+    model, ids = load(case), prompts(case)[:1]
+    is_static = kind == "static"
+    prefix = StaticCache(model.config, max_cache_len=40) if is_static else DynamicCache(config=model.config)
     with torch.no_grad():
         model(ids, past_key_values=prefix)
     for tail in ([7, 8], [9, 2, 10], [5]):
@@ -220,9 +163,10 @@ def test_one_prefix_serves_many_continuations():
         assert torch.equal(run(model, whole, mask, past_key_values=copy.deepcopy(prefix)), expected)
 
 
+@every_case
 @pytest.mark.parametrize("kind", ["lazy", "dynamic", "static"])
-def test_a_cache_of_the_users_own_is_filled_and_reused_after_reset(kind):
-    model, ids = load("base"), prompts("base")
+def test_a_cache_of_the_users_own_is_filled_and_reused_after_reset(case, kind):
+    model, ids = load(case), prompts(case)
     cache = {
         "lazy": DynamicCache,
         "dynamic": lambda: DynamicCache(config=model.config),
@@ -235,15 +179,9 @@ def test_a_cache_of_the_users_own_is_filled_and_reused_after_reset(kind):
         cache.reset()
 
 
-def test_assisted_decoding_with_a_smaller_model():
-    model, assistant, ids = load("base"), load("bigram"), prompts("base")[:1]
-    mask = torch.ones_like(ids)
-    expected = run(model, ids, mask, use_cache=False)
-    assert torch.equal(run(model, ids, mask, assistant_model=assistant), expected)
-
-
-def test_a_quantized_cache_keeps_the_tokens_exactly():
-    model, ids = load("base"), prompts("base")
+@every_case
+def test_a_quantized_cache_keeps_the_tokens_exactly(case):
+    model, ids = load(case), prompts(case)
     output = model.generate(
         ids,
         attention_mask=torch.ones_like(ids),
@@ -268,7 +206,9 @@ def test_generating_from_embeddings_with_their_tokens():
     assert torch.equal(tokens, expected)
 
 
-def test_streaming_sees_every_token():
+@every_case
+@pytest.mark.parametrize("cache", CACHES)
+def test_streaming_sees_every_token(case, cache):
     class Collector(TextStreamer):
         def __init__(self):
             self.tokens = []
@@ -279,9 +219,10 @@ def test_streaming_sees_every_token():
         def end(self):
             pass
 
-    model, ids = load("base"), prompts("base")[:1]
+    model, ids = load(case), prompts(case)[:1]
     collector = Collector()
-    tokens = run(model, ids, torch.ones_like(ids), streamer=collector)
+    tokens = run(model, ids, torch.ones_like(ids), streamer=collector, **CACHES[cache])
+    assert torch.equal(tokens, run(model, ids, torch.ones_like(ids), use_cache=False))
     assert collector.tokens == [*ids[0].tolist(), *tokens[0].tolist()]
 
 
