@@ -11,7 +11,7 @@ The cache does not know the model: it stores the codes of `ngram_hashing.encode_
 import torch
 from transformers.cache_utils import Cache, DynamicCache, QuantizedCache, StaticCache
 
-BEFORE_SEQUENCE = torch.iinfo(torch.int64).min  # `ngram_hashing.HIDDEN`: nothing can look at it
+BEFORE_SEQUENCE = -1  # `ngram_hashing.HIDDEN`: nothing can look at it
 
 
 class TokenHistoryMixin(Cache):

@@ -11,6 +11,7 @@ from torch import nn
 
 from .configuration_longcat_lite import LongCatLiteConfig
 from .ngram_hashing import ngram_contexts, ngram_ids, power_residues
+from .ngram_kernels import gather_ngram_rows, kernel_applies
 
 
 class NgramEmbedding(nn.Module):
@@ -44,11 +45,17 @@ class NgramEmbedding(nn.Module):
 
     def forward(self, word_embeds: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
         """`[B, T, D]` word rows and `[B, N - 1 + T]` codes to `[B, T, D]`."""
-        # One lookup a table: as separate tensors they stay memory-mapped, without a copy of 58 GiB.
-        # `to`: a device map may spread the tables over devices, and leaves each result where its table is.
         device = word_embeds.device
-        rows = [table(ids).to(device) for table, ids in zip(self.embedders, self.ids(codes).unbind(), strict=True)]
-        projected = self.post_proj(torch.cat(rows, dim=-1)).to(device)
+        # An adapter in a table's place computes more than a row of its weight.
+        tables = [table.weight for table in self.embedders if type(table) is nn.Embedding]
+        if len(tables) == len(self.embedders) and kernel_applies(codes, tables):
+            rows = gather_ngram_rows(codes, tables, self.residues, self.sizes, self.eos_token_ids).to(device)
+        else:
+            # One lookup a table: as separate tensors they stay memory-mapped, without a copy of 58 GiB.
+            # `to`: a device map may spread the tables over devices, and leaves each result where its table is.
+            each = [table(ids).to(device) for table, ids in zip(self.embedders, self.ids(codes).unbind(), strict=True)]
+            rows = torch.cat(each, dim=-1)  # [B, T, S * W]
+        projected = self.post_proj(rows).to(device)
         return (projected + word_embeds).div_(self.num_terms)  # [B, T, D]
 
 

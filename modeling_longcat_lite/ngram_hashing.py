@@ -26,7 +26,7 @@ from collections.abc import Sequence
 
 import torch
 
-HIDDEN = torch.iinfo(torch.int64).min
+HIDDEN = -1
 
 
 def power_residues(base: int, sizes: Sequence[int], order: int) -> list[list[int]]:
