@@ -11,6 +11,7 @@ from torch import nn
 
 from .configuration_longcat_lite import LongCatLiteConfig
 from .ngram_hashing import ngram_contexts, ngram_ids, power_residues
+from .ngram_kernels import gather_ngram_rows, kernel_applies
 
 
 class NgramEmbedding(nn.Module):
@@ -44,22 +45,25 @@ class NgramEmbedding(nn.Module):
 
     def forward(self, word_embeds: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
         """`[B, T, D]` word rows and `[B, N - 1 + T]` codes to `[B, T, D]`."""
-        ids = self.ids(codes)
-        weights = self._weights_beside_modules(word_embeds)
-        if weights is not None:
-            # One lookup a table: as separate tensors they stay memory-mapped, without a copy of 58 GiB.
-            rows = torch.cat(list(map(torch.embedding, weights, ids.unbind())), dim=-1)  # [B, T, S W]
-            scale = 1 / self.num_terms
-            projection = self.post_proj.weight.t()
-            summed = torch.addmm(word_embeds.flatten(0, 1), rows.flatten(0, 1), projection, beta=scale, alpha=scale)
-            return summed.view_as(word_embeds)
+        tables = self._tables_beside_modules(word_embeds)
+        if tables is not None:
+            scale, projection = 1 / self.num_terms, self.post_proj.weight.t()
+            words, rows = word_embeds.flatten(0, 1), self._rows(tables, codes).flatten(0, 1)  # [B T, D], [B T, S W]
+            return torch.addmm(words, rows, projection, beta=scale, alpha=scale).view_as(word_embeds)
         # `to`: a device map may spread the tables over devices, and leaves each result where its table is.
         device = word_embeds.device
-        looked_up = [table(i).to(device) for table, i in zip(self.embedders, ids.unbind(), strict=True)]
-        projected = self.post_proj(torch.cat(looked_up, dim=-1)).to(device)
+        each = [table(ids).to(device) for table, ids in zip(self.embedders, self.ids(codes).unbind(), strict=True)]
+        projected = self.post_proj(torch.cat(each, dim=-1)).to(device)
         return (projected + word_embeds).div_(self.num_terms)  # [B, T, D]
 
-    def _weights_beside_modules(self, word_embeds: torch.Tensor) -> list[torch.Tensor] | None:
+    def _rows(self, tables: list[torch.Tensor], codes: torch.Tensor) -> torch.Tensor:
+        """The rows of all tables side by side, `[B, T, S * W]`."""
+        if kernel_applies(codes, tables):
+            return gather_ngram_rows(codes, tables, self.residues, self.sizes, self.eos_token_ids)
+        # One lookup a table: as separate tensors they stay memory-mapped, without a copy of 58 GiB.
+        return torch.cat(list(map(torch.embedding, tables, self.ids(codes).unbind())), dim=-1)
+
+    def _tables_beside_modules(self, word_embeds: torch.Tensor) -> list[torch.Tensor] | None:
         """The tables' weights, where reading them is the same as calling their modules, at a third of the time.
 
         Not in training, nor where adapters, quantizers, offloading, parallelism or another device or dtype have a say.
@@ -68,7 +72,7 @@ class NgramEmbedding(nn.Module):
             return None
         device, dtype = word_embeds.device, word_embeds.dtype
         modules = [*self.embedders._modules.values(), self.post_proj]
-        weights = []
+        weights: list[torch.Tensor] = []
         for module in modules:
             weight = module._parameters.get("weight") if type(module) in (nn.Embedding, nn.Linear) else None
             if type(weight) is not nn.Parameter or weight.device != device or weight.dtype != dtype:

@@ -73,7 +73,7 @@ def encode_tokens(
 
 
 def ngram_contexts(codes: torch.Tensor, order: int, eos_token_ids: Sequence[int]) -> torch.Tensor:
-    """The tokens an n-gram may see, 0 where nothing may be seen: `[B, N, T]`, the farthest first, the token itself last.
+    """The tokens an n-gram may see, 0 where nothing may be seen: `[B, N, T]`, farthest first, the token itself last.
 
     Args:
         codes (`torch.Tensor` of shape `[B, order - 1 + T]`): History (`HIDDEN` where there is none), then tokens.

@@ -4,11 +4,10 @@
 import pytest
 import torch
 from conftest import randomize, tiny_config
-from torch import nn
 from transformers.cache_utils import DynamicCache
 
 from modeling_longcat_lite import LongCatLiteForCausalLM
-from training.draft_loss import draft_loss
+from training.draft_loss import draft_loss, summed_distillation
 
 
 @pytest.fixture
@@ -19,12 +18,13 @@ def model() -> LongCatLiteForCausalLM:
 
 
 def plain_first_step(model, ids, states) -> list[float]:
-    """Cross-entropy of x[t+2] given (x[t+1], h[t]), pair after pair through the head's cache."""
+    """Cross-entropy given (x[t+1], h[t]) against what h[t+1] says, pair after pair through the head's cache."""
     cache, losses = DynamicCache(), []
     for t in range(len(ids) - 2):
         state = model.model.mtp(ids[None, t + 1 : t + 2], states[None, t : t + 1], torch.tensor([[t]]), None, cache)
         logits = model.lm_head(state)[0, 0]
-        losses.append(nn.functional.cross_entropy(logits, ids[t + 2]).item())
+        wanted = model.lm_head(states[t + 1]).softmax(dim=-1)
+        losses.append(-(wanted * logits.log_softmax(dim=-1)).sum().item())
     return losses
 
 
@@ -68,3 +68,12 @@ def test_its_gradient_reaches_head_and_trunk(model):
     for name, parameter in model.model.mtp.named_parameters():
         assert parameter.grad.abs().sum() > 0, name
     assert model.model.layers[0].self_attn[0].q_a_proj.weight.grad.abs().sum() > 0
+
+
+@torch.no_grad()
+def test_a_head_that_says_what_the_trunk_says_loses_only_its_entropy(model):
+    states = torch.randn(1, 8, model.config.hidden_size)
+    probabilities = model.lm_head(states).softmax(dim=-1)
+    entropy = -(probabilities * probabilities.log()).sum()
+    torch.testing.assert_close(summed_distillation(model.lm_head, states[0], states[0]), entropy)
+    assert summed_distillation(model.lm_head, states[0].flip(0), states[0]) > entropy

@@ -63,12 +63,14 @@ def draft_loss(
         targets = labels[:, step + 1 :].masked_fill(~in_document, -100)
         learned = targets != -100
         divisor = learned.sum().clamp(min=1) if num_items is None else num_items
-        total = total + summed_distillation(model.lm_head, states[learned], trunk_states[:, step:-1][learned]) / divisor
+        total = (
+            total + summed_distillation(model.lm_head, states[learned], trunk_states[:, step:-1][learned]) / divisor
+        )
     return total / steps
 
 
 def summed_distillation(lm_head: nn.Module, states: torch.Tensor, trunk_states: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy of what `[M, D]` states say against what the trunk's say, without ever holding `M` rows of logits."""
+    """Cross-entropy of `[M, D]` states against what the trunk's say, without ever holding `M` rows of logits."""
 
     def of_rows(rows, trunk_rows):
         with torch.no_grad():
@@ -83,10 +85,11 @@ def summed_distillation(lm_head: nn.Module, states: torch.Tensor, trunk_states: 
 class DraftHeadTrainer(ResumableSFTTrainer):
     """Adds `draft_loss_weight` times the draft loss in training; evaluation reports the trunk's loss alone.
 
-    A model without a draft head gets a fresh one.
+    A model without a draft head gets a fresh one. With `draft_head_only` nothing else is trained: the head follows a
+    finished trunk, whose answers stay as they are.
     """
 
-    def __init__(self, *args, draft_loss_weight: float, **kwargs):
+    def __init__(self, *args, draft_loss_weight: float, draft_head_only: bool = False, **kwargs):
         super().__init__(*args, **kwargs)
         self.draft_loss_weight = draft_loss_weight
         self._states: Any = None
@@ -97,6 +100,8 @@ class DraftHeadTrainer(ResumableSFTTrainer):
         causal: Any = self.accelerator.unwrap_model(self.model)
         if causal.model.mtp is None:
             causal.add_draft_head()
+        if draft_head_only:
+            causal.requires_grad_(False)
         trunk = causal.model
         trunk.mtp.requires_grad_(True)
         trunk.register_forward_hook(self._keep_states)

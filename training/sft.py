@@ -18,9 +18,11 @@ python -m training.sft \
     --output_dir outputs/my-adapter
 ```
 
-# The draft head with the trunk; a model that has none gets a fresh one
+# The draft head with the trunk, a model that has none gets a fresh one; then the head alone, behind the finished trunk
 ```bash
-python -m training.sft --config training/recipes/demo.yaml --draft_loss_weight 0.3
+python -m training.sft --config training/recipes/demo.yaml --draft_loss_weight 0.5 --output_dir outputs/demo-joint
+python -m training.sft --config training/recipes/demo.yaml --draft_loss_weight 0.5 --draft_head_only \
+    --model_name_or_path outputs/demo-joint --output_dir outputs/demo-draft
 ```
 
 An option on the command line overrides the recipe. `--resume_from_checkpoint last` goes on after an interruption;
@@ -41,6 +43,9 @@ class DraftArguments:
     draft_loss_weight: float = field(
         default=0.0, metadata={"help": "Weight of the draft head's loss beside the trunk's; 0 leaves the head frozen."}
     )
+    draft_head_only: bool = field(
+        default=False, metadata={"help": "Train the draft head alone; the trunk stays as it is."}
+    )
 
 
 def main(script_args, training_args, model_args, dataset_args, draft_args):
@@ -52,6 +57,8 @@ def main(script_args, training_args, model_args, dataset_args, draft_args):
     from training.resumable_trainer import ResumableSFTTrainer
 
     check_arguments(script_args, training_args, dataset_args)
+    if draft_args.draft_head_only and not draft_args.draft_loss_weight:
+        raise ValueError("`draft_head_only` trains nothing without a `draft_loss_weight`")
     training_args.model_init_kwargs = {
         "revision": model_args.model_revision,
         "trust_remote_code": training_args.trust_remote_code,
@@ -65,7 +72,7 @@ def main(script_args, training_args, model_args, dataset_args, draft_args):
     # Train
     trainer_class: Any = ResumableSFTTrainer
     if draft_args.draft_loss_weight:
-        trainer_class = partial(DraftHeadTrainer, draft_loss_weight=draft_args.draft_loss_weight)
+        trainer_class = partial(DraftHeadTrainer, **vars(draft_args))
     trainer = trainer_class(
         model=model_args.model_name_or_path,
         args=training_args,
