@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 from transformers import StoppingCriteria, StoppingCriteriaList
 
 from modeling_longcat_lite import LongCatLiteConfig, LongCatLiteForCausalLM
+from modeling_longcat_lite.ngram_hashing import HIDDEN
 
 CONFORMANCE = Path(__file__).parent / "conformance"
 GREEDY = {"do_sample": False, "max_new_tokens": 24, "eos_token_id": None}
@@ -88,7 +89,7 @@ def test_the_head_sees_true_states_after_every_cycle(ngram_drafts):
         embeds = None
         if ngram_drafts:
             embeds = model.model.embed_tokens_with_history(
-                tokens, torch.nn.functional.pad(tokens, (3, 0), value=torch.iinfo(torch.int64).min)
+                tokens, torch.nn.functional.pad(tokens, (3, 0), value=HIDDEN)
             )[:, 1 : seen + 1]
         fresh = type(generator.cache)()
         model.model.mtp(tokens[:, 1 : seen + 1], states[:, :seen], positions, None, fresh, embeds)

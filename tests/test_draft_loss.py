@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """The draft loss is the mean over drafting steps of what a plain loop over tokens gives, inside documents only."""
 
+import itertools
+
 import pytest
 import torch
 from conftest import randomize, tiny_config
+from torch import nn
 from transformers.cache_utils import DynamicCache
 
 from modeling_longcat_lite import LongCatLiteForCausalLM
-from training.draft_loss import draft_loss, summed_distillation
+from training.draft_loss import draft_loss, drafted_states, summed_cross_entropy
 
 
 @pytest.fixture
@@ -17,25 +20,42 @@ def model() -> LongCatLiteForCausalLM:
     return randomize(model).eval()
 
 
-def plain_first_step(model, ids, states) -> list[float]:
-    """Cross-entropy given (x[t+1], h[t]) against what h[t+1] says, pair after pair through the head's cache."""
-    cache, losses = DynamicCache(), []
-    for t in range(len(ids) - 2):
-        state = model.model.mtp(ids[None, t + 1 : t + 2], states[None, t : t + 1], torch.tensor([[t]]), None, cache)
-        logits = model.lm_head(state)[0, 0]
-        wanted = model.lm_head(states[t + 1]).softmax(dim=-1)
-        losses.append(-(wanted * logits.log_softmax(dim=-1)).sum().item())
-    return losses
+def plain_drafts(model, ids, states, start: int, steps: int) -> list[torch.Tensor]:
+    """States `[D]` of a cycle's steps, drafting as generation does: true pairs up to `start`, then its own."""
+    cache, positions = DynamicCache(), torch.arange(start + 1)[None]
+    state = model.model.mtp(ids[:, 1 : start + 2], states[:, : start + 1], positions, None, cache)[:, -1:]
+    drafts = [state[0, 0]]
+    for step in range(2, steps + 1):
+        token, position = ids[:, start + step : start + step + 1], torch.tensor([[start + step - 1]])
+        state = model.model.mtp(token, state, position, None, cache)
+        drafts.append(state[0, 0])
+    return drafts
 
 
 @torch.no_grad()
-def test_one_step_equals_a_loop(model):
-    model.config.num_draft_tokens = 1
+def test_every_position_drafts_as_a_cycle_of_generation_would(model):
+    ids = torch.randint(4, 64, (1, 9))
+    states = model.model(ids).last_hidden_state
+    at_once = list(itertools.islice(drafted_states(model.model.mtp, states, ids, torch.arange(9)[None]), 3))
+    for start in range(4):
+        for step, plain in enumerate(plain_drafts(model, ids, states, start, 3)):
+            torch.testing.assert_close(at_once[step][0, start], plain, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("distill", [False, True])
+@torch.no_grad()
+def test_the_loss_equals_a_loop(model, distill):
     ids = torch.randint(4, 64, (1, 12))
     states = model.model(ids).last_hidden_state
-    expected = plain_first_step(model, ids[0], states[0])
-    found = draft_loss(model, states, ids, ids)
-    assert found.item() == pytest.approx(sum(expected) / len(expected), abs=1e-5)
+    losses: list[list[float]] = [[], [], []]
+    for start in range(10):
+        steps = min(3, 10 - start)
+        for step, draft in enumerate(plain_drafts(model, ids, states, start, steps)):
+            target = start + step + 2
+            wanted = model.lm_head(states[0, target - 1]).softmax(-1) if distill else ids[0, target]
+            losses[step].append(nn.functional.cross_entropy(model.lm_head(draft), wanted).item())
+    expected = sum(sum(of_step) / len(of_step) for of_step in losses) / 3
+    assert draft_loss(model, states, ids, ids, distill=distill).item() == pytest.approx(expected, abs=1e-5)
 
 
 @torch.no_grad()
@@ -75,5 +95,5 @@ def test_a_head_that_says_what_the_trunk_says_loses_only_its_entropy(model):
     states = torch.randn(1, 8, model.config.hidden_size)
     probabilities = model.lm_head(states).softmax(dim=-1)
     entropy = -(probabilities * probabilities.log()).sum()
-    torch.testing.assert_close(summed_distillation(model.lm_head, states[0], states[0]), entropy)
-    assert summed_distillation(model.lm_head, states[0].flip(0), states[0]) > entropy
+    torch.testing.assert_close(summed_cross_entropy(model.lm_head, states[0], states[0]), entropy)
+    assert summed_cross_entropy(model.lm_head, states[0].flip(0), states[0]) > entropy
