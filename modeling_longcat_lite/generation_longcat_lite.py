@@ -7,7 +7,7 @@ from transformers.cache_utils import Cache, QuantizedCache, StaticCache
 from transformers.generation import GenerationMode
 
 from .draft_candidates import DraftCandidateGenerator, DraftStatistics
-from .ngram_cache import CacheLayout, check_fits, with_token_history
+from .ngram_cache import check_fits, with_token_history
 
 
 class LongCatLiteGenerationMixin(GenerationMixin):
@@ -45,7 +45,7 @@ class LongCatLiteGenerationMixin(GenerationMixin):
     def _prepare_cache_for_generation(
         self, generation_config, model_kwargs, generation_mode, batch_size, max_cache_length
     ):
-        layout, cache = CacheLayout.of(self.config), model_kwargs.get("past_key_values")
+        layout, cache = self.model.cache_layout, model_kwargs.get("past_key_values")
         if cache is not None and self.config.use_ngram_embedding:
             rows = batch_size * max(generation_config.num_beams, generation_config.num_return_sequences)
             check_fits(cache, layout, rows, length=max_cache_length)

@@ -153,6 +153,7 @@ class LongCatLiteModel(LongCatLitePreTrainedModel):
         self.norm = LongCatLiteRMSNorm(config.hidden_size, config.rms_norm_eps)
         self.rotary_emb = LongCatLiteRotaryEmbedding(config)
         self.mtp = LongCatLiteDraftHead(config) if config.num_nextn_predict_layers else None
+        self.cache_layout = CacheLayout.of(config)
         freeze_draft_head(self)
         self.gradient_checkpointing = False
         self.post_init()
@@ -204,9 +205,8 @@ class LongCatLiteModel(LongCatLitePreTrainedModel):
         hidden_states = self.embed(word_embeds, codes) if trunk_embeds is None else trunk_embeds
 
         if position_ids is None:
-            past = past_key_values.get_seq_length() if past_key_values is not None else 0
-            steps = torch.arange(word_embeds.shape[1], device=word_embeds.device)
-            position_ids = (steps + past).unsqueeze(0)  # type: ignore[assignment]
+            past = 0 if past_key_values is None else past_key_values.get_seq_length()
+            position_ids = (torch.arange(word_embeds.shape[1], device=word_embeds.device) + past)[None]  # type: ignore
         causal_mask = create_causal_mask(self.config, hidden_states, position_ids=position_ids, **mask_arguments)
         position_embeddings = self.rotary_emb(hidden_states, position_ids)
         for layer in self.layers:
@@ -250,11 +250,10 @@ class LongCatLiteModel(LongCatLitePreTrainedModel):
             past_key_values = LongCatLiteDynamicCache(config=self.config)
         if past_key_values is None or self.ngram_embeddings is None:
             return past_key_values
-        layout = None
-        if not torch.compiler.is_compiling():  # `generate` has checked it
-            layout = CacheLayout.of(self.config)
-            check_fits(past_key_values, layout, len(word_embeds), new_tokens=word_embeds.shape[1])
-        return with_token_history(past_key_values, layout)
+        if torch.compiler.is_compiling():  # `generate` has checked it
+            return with_token_history(past_key_values)
+        check_fits(past_key_values, self.cache_layout, len(word_embeds), new_tokens=word_embeds.shape[1])
+        return with_token_history(past_key_values, self.cache_layout)
 
     def _token_window(self, tokens, attention_mask, position_ids, past_key_values) -> torch.Tensor:
         """Codes of the tokens behind those of the N-1 before them: `[B, N - 1 + T]`."""
