@@ -99,9 +99,11 @@ def add_generation(results: Results, models: Models, plan: Plan, compiled: bool)
     results.rows.append(measure_generation(models, *plan.generation, plan.generation_repeats, *chosen))
 
 
-def add_ngram_layer(results: Results, models: Models, plan: Plan, length: int):
+def add_ngram_layer(results: Results, models: Models, plan: Plan, length: int, compiled: bool):
     calls = max(1, 64 // length)
-    results.rows.append(measure_ngram_layer(models, length, 3 * plan.repeats, calls))
+    # Compiled only at one token: `generate` compiles decoding, not prefill.
+    row = measure_ngram_layer(models, length, 3 * plan.repeats, calls, compiled and length == 1)
+    results.rows.append(row)
 
 
 def make_cases(results: Results, models: Models, plan: Plan, compiled: bool) -> list[tuple[str, Callable[[], None]]]:
@@ -118,7 +120,7 @@ def make_cases(results: Results, models: Models, plan: Plan, compiled: bool) -> 
 
     cases: list[tuple[str, Callable[[], None]]] = []
     for length in plan.ngram_lengths:
-        cases.append((f"n-gram layer, {length}", partial(add_ngram_layer, results, models, plan, length)))
+        cases.append((f"n-gram layer, {length}", partial(add_ngram_layer, results, models, plan, length, compiled)))
     for tokens in plan.expert_tokens:
         cases.append((f"experts, {tokens}", partial(experts, tokens)))
     for batch, length in plan.prefill:

@@ -136,12 +136,17 @@ def ngram_layers(models: Models, length: int) -> dict[str, Callable[[], torch.Te
 
 
 @torch.no_grad()
-def measure_ngram_layer(models: Models, length: int, repeats: int, calls: int) -> dict:
-    """The n-gram layer alone: hash, look up, project and average `length` tokens."""
+def measure_ngram_layer(models: Models, length: int, repeats: int, calls: int, compiled: bool) -> dict:
+    """The n-gram layer alone: hash, look up, project and average `length` tokens. `compiled` adds the layer as compiled
+    decoding has it; the loop cannot be compiled, it asks where the end-of-sequence tokens are."""
     layers = ngram_layers(models, length)
-    looped, at_once = (function().float() for function in layers.values())
-    # One order of summation against another: bfloat16 keeps 8 bits of each of 13 terms.
-    torch.testing.assert_close(looped, at_once, atol=2e-3, rtol=2e-2)
+    if compiled:
+        torch._dynamo.reset()
+        layers["one pass, compiled"] = torch.compile(layers["one pass"], fullgraph=True, dynamic=False)
+    looped, *at_once = (function().float() for function in layers.values())
+    for result in at_once:
+        # One order of summation against another: bfloat16 keeps 8 bits of each of 13 terms.
+        torch.testing.assert_close(looped, result, atol=2e-3, rtol=2e-2)
     times = time_paired(layers, repeats, calls, warm_up=3)
     return make_row("n-gram layer", models, 1, length, times, baseline="per-table loop")
 

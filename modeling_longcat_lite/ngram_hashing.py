@@ -84,7 +84,7 @@ def ngram_contexts(codes: torch.Tensor, order: int, eos_token_ids: Sequence[int]
     tokens = codes ^ (codes >> 63)  # ~token back to token
     begins = codes < 0
     for eos in eos_token_ids:
-        begins[:, 1:] |= tokens[:, :-1] == eos
+        begins[:, 1:].logical_or_(tokens[:, :-1] == eos)
     # A token sees those with its own segment number. `unfold`: N overlapping windows of T, without a copy.
     segments = begins.cumsum(dim=1).unfold(1, length, 1)  # [B, N, T]
     return tokens.unfold(1, length, 1) * (segments == segments[:, -1:])
@@ -101,9 +101,9 @@ def ngram_ids(contexts: torch.Tensor, residues: torch.Tensor, sizes: torch.Tenso
     At released size an intermediate is below 3 * 131072 * 10223639 = 4.1e12, far inside int64.
     """
     *past, total = contexts.unbind(1)  # [B, T] each
-    for context, residue in zip(reversed(past), residues[..., None, None].unbind(), strict=True):
+    for context, residue in zip(reversed(past), residues.view(*residues.shape, 1, 1).unbind(), strict=True):
         total = torch.addcmul(total, context, residue)  # [S, B, T]
-    return total % sizes[:, None, None]
+    return total % sizes.view(-1, 1, 1)
 
 
 __all__ = ["HIDDEN", "encode_tokens", "ngram_contexts", "ngram_ids", "power_residues", "segment_starts"]
