@@ -6,7 +6,7 @@ TORCH ?= torch==2.13.0
 BIN := .venv/bin
 PYTEST := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --durations 10
 
-.PHONY: install demo test test-fast test-full lint typing format bench clean
+.PHONY: install demo draft test test-fast test-full lint typing format bench clean
 
 install: .venv/.installed
 
@@ -18,6 +18,21 @@ install: .venv/.installed
 
 demo: install
 	$(BIN)/python -m training.demo
+
+# The draft head trained with the demo's model, from n-grams and from words, and what its drafts are worth.
+draft: install outputs/demo/report.json
+	$(BIN)/python -m training.sft --config training/recipes/demo.yaml --draft_loss_weight 0.5 \
+		--model_init_kwargs '{"mtp_use_ngram_embedding": true}' --output_dir outputs/demo-draft
+	$(BIN)/python -m eval.draft_acceptance --model outputs/demo-draft --rows outputs/demo/data/test.jsonl
+	$(BIN)/python -m training.sft --config training/recipes/demo.yaml --draft_loss_weight 0.5 \
+		--output_dir outputs/demo-draft-words
+	$(BIN)/python -m training.sft --config training/recipes/demo.yaml --draft_loss_weight 0.5 --draft_head_only \
+		--num_train_epochs 2 --model_name_or_path outputs/demo-draft-words --output_dir outputs/demo-draft-words-2
+	$(BIN)/python -m eval.draft_acceptance --model outputs/demo-draft-words-2 --rows outputs/demo/data/test.jsonl \
+		--name draft_acceptance_words
+
+outputs/demo/report.json:
+	$(MAKE) demo
 
 # One worker a core, one thread a worker: torch's own threads would fight over two cores.
 test: install

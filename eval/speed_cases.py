@@ -137,8 +137,10 @@ def ngram_layers(models: Models, length: int) -> dict[str, Callable[[], torch.Te
 
 @torch.no_grad()
 def measure_ngram_layer(models: Models, length: int, repeats: int, calls: int, compiled: bool) -> dict:
-    """The n-gram layer alone: hash, look up, project and average `length` tokens. `compiled` adds the layer as compiled
-    decoding has it; the loop cannot be compiled, it asks where the end-of-sequence tokens are."""
+    """The n-gram layer alone: hash, look up, project and average `length` tokens.
+
+    `compiled` adds the layer as compiled decoding has it. The loop cannot be compiled: it asks where sequences end.
+    """
     layers = ngram_layers(models, length)
     if compiled:
         torch._dynamo.reset()

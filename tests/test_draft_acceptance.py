@@ -4,6 +4,7 @@
 import json
 
 import pytest
+import torch
 from tiny_chat import chat_rows, write_rows, write_tiny_chat
 
 from eval import draft_acceptance
@@ -23,6 +24,8 @@ def test_the_report(tmp_path):
     assert 0 <= free["accepted_per_cycle"] <= 3
     assert free["tokens_per_cycle"] == 1 + free["accepted_per_cycle"]
     assert forced["places"] >= 2 and forced["distinct_answers"] == 2
+    assert sum(free["cycles_with_accepted"].values()) == free["cycles"]
+    assert (tmp_path / "results" / "draft_acceptance.png").read_bytes().startswith(b"\x89PNG")
     assert f"{free['speedup']:.2f}" in (tmp_path / "results" / "draft_acceptance.md").read_text()
 
 
@@ -33,3 +36,11 @@ def test_rows_without_an_answer_are_named(tmp_path):
     write_rows(tmp_path / "bad.jsonl", rows)
     with pytest.raises(ValueError, match="line 2"):
         run(chat / "model", tmp_path / "bad.jsonl", tmp_path / "results")
+
+
+def test_cycles_behind_the_end_of_an_answer_are_not_inside_it():
+    # One token from the prompt, then cycles of 3, 1 and 2 tokens; the fifth token, an end, begins the second cycle.
+    tokens = torch.tensor([5, 6, 7, 8, 2, 9, 2])
+    assert draft_acceptance.before_the_end([2, 0, 1], tokens, eos_token_id=2) == [2]
+    assert draft_acceptance.before_the_end([2, 0, 1], tokens, eos_token_id=9) == [2, 0]
+    assert draft_acceptance.before_the_end([2, 0, 1], tokens, eos_token_id=99) == [2, 0, 1]

@@ -20,25 +20,29 @@ def model() -> LongCatLiteForCausalLM:
     return randomize(model).eval()
 
 
-def plain_drafts(model, ids, states, start: int, steps: int) -> list[torch.Tensor]:
+def plain_drafts(model, ids, states, start: int, steps: int, embeds=None) -> list[torch.Tensor]:
     """States `[D]` of a cycle's steps, drafting as generation does: true pairs up to `start`, then its own."""
-    cache, positions = DynamicCache(), torch.arange(start + 1)[None]
-    state = model.model.mtp(ids[:, 1 : start + 2], states[:, : start + 1], positions, None, cache)[:, -1:]
-    drafts = [state[0, 0]]
-    for step in range(2, steps + 1):
-        token, position = ids[:, start + step : start + step + 1], torch.tensor([[start + step - 1]])
-        state = model.model.mtp(token, state, position, None, cache)
-        drafts.append(state[0, 0])
+    cache, drafts = DynamicCache(), []
+    first, last = 1, start + 2
+    behind, positions = states[:, : start + 1], torch.arange(start + 1)[None]
+    for step in range(1, steps + 1):
+        read = None if embeds is None else embeds[:, first:last]
+        behind = model.model.mtp(ids[:, first:last], behind, positions, None, cache, read)[:, -1:]
+        drafts.append(behind[0, 0])
+        first, last, positions = start + step + 1, start + step + 2, torch.tensor([[start + step]])
     return drafts
 
 
+@pytest.mark.parametrize("from_ngrams", [False, True])
 @torch.no_grad()
-def test_every_position_drafts_as_a_cycle_of_generation_would(model):
+def test_every_position_drafts_as_a_cycle_of_generation_would(model, from_ngrams):
     ids = torch.randint(4, 64, (1, 9))
-    states = model.model(ids).last_hidden_state
-    at_once = list(itertools.islice(drafted_states(model.model.mtp, states, ids, torch.arange(9)[None]), 3))
+    outputs = model.model(ids, output_hidden_states=True)
+    states, embeds = outputs.last_hidden_state, outputs.hidden_states[0] if from_ngrams else None
+    drafts = drafted_states(model.model.mtp, states, ids, torch.arange(9)[None], token_embeds=embeds)
+    at_once = list(itertools.islice(drafts, 3))
     for start in range(4):
-        for step, plain in enumerate(plain_drafts(model, ids, states, start, 3)):
+        for step, plain in enumerate(plain_drafts(model, ids, states, start, 3, embeds)):
             torch.testing.assert_close(at_once[step][0, start], plain, atol=1e-5, rtol=1e-5)
 
 

@@ -72,6 +72,24 @@ def test_a_model_without_a_draft_head_gets_one(chat, tmp_path):
     assert torch.equal(saved.generate(prompt, use_mtp=True, **options), saved.generate(prompt, **options))
 
 
+@pytest.mark.parametrize("from_ngrams", ["true", "false"])
+def test_the_draft_head_alone_follows_a_finished_trunk(chat, tmp_path, from_ngrams):
+    drafts = f'{{"mtp_use_ngram_embedding": {from_ngrams}}}'
+    trainer = run(chat, tmp_path, "--draft_loss_weight", "0.5", "--draft_head_only", "--model_init_kwargs", drafts)
+    before = LongCatLiteForCausalLM.from_pretrained(chat / "model").state_dict()
+    after = LongCatLiteForCausalLM.from_pretrained(tmp_path)
+    assert after.config.mtp_use_ngram_embedding == (from_ngrams == "true")
+    for name, weights in before.items():
+        assert torch.equal(after.state_dict()[name], weights), name
+    drafted = [entry["draft_loss"] for entry in trainer.state.log_history if "draft_loss" in entry]
+    assert drafted[-1] < drafted[0]
+
+
+def test_the_draft_head_alone_needs_a_weight(chat, tmp_path):
+    with pytest.raises(ValueError, match="draft_loss_weight"):
+        run(chat, tmp_path, "--draft_head_only")
+
+
 def test_a_draft_loss_beside_an_adapter_is_refused(chat, tmp_path):
     with pytest.raises(ValueError, match="PEFT"):
         run(
