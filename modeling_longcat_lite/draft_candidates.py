@@ -103,7 +103,7 @@ class DraftCandidateGenerator(CandidateGenerator):
                 history = torch.cat([history, candidates[:, -1:]], dim=1)
                 inputs_embeds = self.embed(tokens, history)
                 embeds.append(inputs_embeds[:, -1:])
-            states = self._run_head(tokens, states, mask, inputs_embeds)[:, -1:]
+            states = self._run_head(tokens, states, mask, inputs_embeds, candidates.shape[1])[:, -1:]
             step_logits = self._processed_logits(candidates, states)
             tokens = self._choose(step_logits)
             candidates = torch.cat([candidates, tokens], dim=1)
@@ -127,12 +127,15 @@ class DraftCandidateGenerator(CandidateGenerator):
         is_prompt = self.cache.get_seq_length() == 0
         return states[:, : input_ids.shape[1] - 1 if is_prompt else n_last_matches + 1]
 
-    def _run_head(self, tokens, states, mask, inputs_embeds) -> torch.Tensor:
+    def _run_head(self, tokens, states, mask, inputs_embeds, end: int) -> torch.Tensor:
+        """The head's states for pairs whose last token is the last of `end` ones."""
         seen, length = self.cache.get_seq_length(), tokens.shape[1]
         position_ids = torch.arange(seen, seen + length, device=tokens.device).unsqueeze(0)
         if mask is not None:
-            # Pairs begin at the second token; drafts, which the mask does not know yet, are visible.
-            mask = nn.functional.pad(mask[:, 1:], (0, seen + length - mask.shape[1] + 1), value=1)
+            # Drafts, which the mask does not know yet, are visible; a pair is where both of its members are. The head
+            # may have seen less than the trunk, whose cache was filled before.
+            mask = nn.functional.pad(mask, (0, end - mask.shape[1]), value=1)
+            mask = (mask[:, :-1] * mask[:, 1:])[:, -(seen + length) :]
         return self.head(tokens, states, position_ids, mask, self.cache, inputs_embeds)
 
     def _processed_logits(self, candidates: torch.Tensor, states: torch.Tensor) -> torch.Tensor:

@@ -61,8 +61,18 @@ class LongCatLiteGenerationMixin(GenerationMixin):
 
     def _get_candidate_generator(self, generation_config, **kwargs):
         """`use_mtp=True` drafts with the checkpoint's head; `draft_statistics` then tells how that went."""
-        if not generation_config.use_mtp:
-            return super()._get_candidate_generator(generation_config=generation_config, **kwargs)
+        generator = (
+            self._draft_candidate_generator(generation_config, **kwargs)
+            if generation_config.use_mtp
+            else super()._get_candidate_generator(generation_config=generation_config, **kwargs)
+        )
+        # Assisted decoding, unlike the other modes, would read again what a cache of the user's holds already.
+        cache = kwargs["model_kwargs"].get("past_key_values")
+        if cache is not None and (num_cached_tokens := int(cache.get_seq_length())):
+            kwargs["model_kwargs"]["num_cached_tokens"] = num_cached_tokens
+        return generator
+
+    def _draft_candidate_generator(self, generation_config, **kwargs) -> DraftCandidateGenerator:
         generator = DraftCandidateGenerator(
             head=self.model.mtp,
             lm_head=self.lm_head,
@@ -88,6 +98,9 @@ class LongCatLiteGenerationMixin(GenerationMixin):
         if not is_first_iteration:
             # They belong to the `inputs_embeds` of the prompt; generated tokens come as `input_ids`.
             kwargs.pop("ngram_input_ids", None)
+        num_cached_tokens = kwargs.pop("num_cached_tokens", 0)
+        if is_first_iteration and num_cached_tokens:
+            kwargs["next_sequence_length"] = input_ids.shape[1] - num_cached_tokens
         inputs = super().prepare_inputs_for_generation(
             input_ids, inputs_embeds=inputs_embeds, is_first_iteration=is_first_iteration, **kwargs
         )

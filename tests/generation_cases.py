@@ -38,17 +38,25 @@ def trained_weights() -> tuple[LongCatLiteConfig, dict[str, torch.Tensor]]:
     # A line break ends an n-gram segment.
     config = tiny_config(vocab_size=256, eos_token_id=10, num_nextn_predict_layers=1)
     model = LongCatLiteForCausalLM(config).train()
-    model.model.mtp.requires_grad_(True)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
-    for _ in range(150):
-        starts = torch.randint(TEXT.shape[1] - 64, (8,))
-        ids = torch.stack([TEXT[0, start : start + 64] for start in starts])
-        outputs = model(ids, labels=ids, output_hidden_states=True)
-        loss = outputs.loss
-        optimizer.zero_grad()
-        (loss + draft_loss(model, outputs.hidden_states[-1].detach(), ids, ids)).backward()
-        optimizer.step()
-    assert loss < 2.5  # 5.5 untrained
+
+    def train(parameters, steps: int, loss_of) -> float:
+        optimizer = torch.optim.AdamW(parameters, lr=5e-3)
+        for _ in range(steps):
+            starts = torch.randint(TEXT.shape[1] - 64, (8,))
+            loss = loss_of(torch.stack([TEXT[0, start : start + 64] for start in starts]))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        return loss.item()
+
+    def head_loss(ids: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            states = model.model(ids).last_hidden_state
+        return draft_loss(model, states, ids, ids, distill=True)
+
+    trunk = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    assert train(trunk, 150, lambda ids: model(ids, labels=ids).loss) < 2.5  # 5.5 untrained
+    train(model.model.mtp.requires_grad_(True).parameters(), 150, head_loss)
     return config, model.state_dict()
 
 

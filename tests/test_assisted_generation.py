@@ -64,6 +64,26 @@ def test_a_trained_draft_head_is_right_often():
 
 
 @every_case
+@padding
+@pytest.mark.parametrize("kind", ["mtp", "lookup", "assistant"])
+def test_going_on_from_a_filled_cache(case, padded, kind):
+    model, (ids, mask) = with_draft_head(case, ngram_drafts=False), one_row(case, padded)
+    assistance = {
+        "mtp": {"use_mtp": True},
+        "lookup": {"prompt_lookup_num_tokens": 3},
+        "assistant": {"assistant_model": load("fractional" if case == "fractional" else "bigram")},
+    }[kind]
+    first = model.generate(
+        ids, attention_mask=mask, max_new_tokens=4, do_sample=False, eos_token_id=None, return_dict_in_generate=True
+    )
+    mask = torch.nn.functional.pad(mask, (0, 4), value=1)
+    expected = run(model, first.sequences, mask, use_cache=False)
+    assert torch.equal(
+        run(model, first.sequences, mask, past_key_values=first.past_key_values, **assistance), expected
+    )
+
+
+@every_case
 @pytest.mark.parametrize("assistance", [{"use_mtp": True}, {"prompt_lookup_num_tokens": 3}], ids=["mtp", "lookup"])
 def test_the_history_after_rejected_drafts(case, assistance):
     model, (ids, mask) = with_draft_head(case, ngram_drafts=False), one_row(case, 0)

@@ -136,6 +136,44 @@ def test_a_left_padded_row():
     assert torch.equal(tokens[:, 4:], model.generate(PROMPTS[:1], **GREEDY))
 
 
+def drafts_of(model, monkeypatch, ids, mask, **kwargs) -> list[list[int]]:
+    """What the head proposes, cycle after cycle."""
+    made, proposed = model._get_candidate_generator, []
+
+    def spying(*args, **options):
+        generator = made(*args, **options)
+        draft = generator.get_candidates
+
+        def spy(input_ids, *args, **options):
+            candidates, logits = draft(input_ids, *args, **options)
+            proposed.append(candidates[0, input_ids.shape[1] :].tolist())
+            return candidates, logits
+
+        monkeypatch.setattr(generator, "get_candidates", spy)
+        return generator
+
+    with monkeypatch.context() as patch:
+        patch.setattr(model, "_get_candidate_generator", spying)
+        model.generate(ids, attention_mask=mask, use_mtp=True, **GREEDY, **kwargs)
+    return proposed
+
+
+@pytest.mark.parametrize("filled", [0, 7], ids=["empty", "filled"])
+def test_padding_changes_no_draft(filled, monkeypatch):
+    model, ids = load(), PROMPTS[:1]
+    padded, shown = torch.nn.functional.pad(ids, (4, 0), value=3), torch.ones_like(ids)
+    mask = torch.nn.functional.pad(shown, (4, 0))
+    caches: list[dict] = [{}, {}]
+    if filled:
+        with torch.no_grad():
+            plain = model(ids[:, :filled], use_cache=True).past_key_values
+            positions = (mask.cumsum(1) - 1).clamp(min=0)[:, : filled + 4]
+            behind = model(padded[:, : filled + 4], mask[:, : filled + 4], positions, use_cache=True).past_key_values
+        caches = [{"past_key_values": plain}, {"past_key_values": behind}]
+    alone = drafts_of(model, monkeypatch, ids, shown, **caches[0])
+    assert drafts_of(model, monkeypatch, padded, mask, **caches[1]) == alone
+
+
 def test_without_a_draft_head_it_is_refused():
     model = LongCatLiteForCausalLM.from_pretrained(CONFORMANCE / "base")
     with pytest.raises(ValueError, match=r"model\.mtp"):

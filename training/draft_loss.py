@@ -95,7 +95,7 @@ def drafted_states(
     documents = nn.functional.pad(restarts, (1, 0))  # [B, rows], of the states
     on_trunk = (index[:, None] >= index) & (documents[:, :, None] == documents[:, None])  # [B, rows, rows]
     if attention_mask is not None:
-        on_trunk = on_trunk & attention_mask[:, None, 1:-1].bool()
+        on_trunk = on_trunk & (attention_mask[:, None, :-2] * attention_mask[:, None, 1:-1]).bool()
     on_trunk = on_trunk | torch.eye(rows, dtype=torch.bool, device=index.device)  # padding sees itself: no empty row
     cache, seen = DynamicCache(), []
     for step in range(1, rows + 1):
