@@ -20,6 +20,8 @@ demo: install
 	$(BIN)/python -m training.demo
 
 # The draft head trained with the demo's model, from n-grams and from words, and what its drafts are worth.
+draft: export HF_HUB_OFFLINE := 1
+draft: export OMP_NUM_THREADS := 1
 draft: install outputs/demo/report.json
 	$(BIN)/python -m training.sft --config training/recipes/demo.yaml --draft_loss_weight 0.5 \
 		--model_init_kwargs '{"mtp_use_ngram_embedding": true}' --output_dir outputs/demo-draft
