@@ -20,6 +20,8 @@ class LongCatLiteGenerationMixin(GenerationMixin):
         inputs, name, model_kwargs = super()._prepare_model_inputs(inputs, bos_token_id, model_kwargs)
         if name == "input_ids":
             check_token_ids(inputs, self.config.vocab_size)
+            # Of the whole prompt: while one chunk of it computes, a drive reads for the next.
+            self.model.prefetch_ngram_rows(inputs, model_kwargs.get("attention_mask"))
         return inputs, name, model_kwargs
 
     def _validate_generation_mode(self, generation_mode, generation_config, generation_mode_kwargs):

@@ -5,24 +5,17 @@ Shapes: B batch, T tokens of this forward, L tokens with history, D hidden, N hi
 """
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
-from transformers import PreTrainedModel, initialization
+from transformers import initialization
 from transformers.cache_utils import Cache
-from transformers.core_model_loading import revert_weight_conversion
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_outputs import MoeCausalLMOutputWithPast, MoeModelOutputWithPast
 from transformers.utils import can_return_tuple
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
-from .checkpoint_layout import (
-    HUB_ARGUMENTS,
-    carries_draft_head,
-    check_against_model,
-    checkpoint_shapes,
-    register_checkpoint_layout,
-)
+from .checkpoint_layout import register_checkpoint_layout
+from .checkpoint_loading import CheckpointLoadingMixin
 from .configuration_longcat_lite import LongCatLiteConfig
 from .decoder_layer import LongCatLiteDecoderLayer
 from .document_mask import causal_mask_arguments
@@ -39,8 +32,8 @@ from .rotary_embedding import LongCatLiteRotaryEmbedding
 register_checkpoint_layout(LongCatLiteConfig.model_type)
 
 
-class LongCatLitePreTrainedModel(PreTrainedModel):
-    """What transformers asks of the family, and the loading of released checkpoints."""
+class LongCatLitePreTrainedModel(CheckpointLoadingMixin):
+    """What transformers asks of the family."""
 
     config_class = LongCatLiteConfig
     config: LongCatLiteConfig
@@ -56,7 +49,11 @@ class LongCatLitePreTrainedModel(PreTrainedModel):
     # Strict: also for bfloat16, in which a step of 1e-3 on a selection bias of 0.5 would be rounded away.
     _keep_in_fp32_modules_strict = {"classifier", "e_score_correction_bias"}  # noqa: RUF012
     # What may differ is checked before loading, by name; these keep the report of transformers quiet about it.
-    _keys_to_ignore_on_load_unexpected = [r"^(model\.)?mtp\.", r"^lm_head\."]  # noqa: RUF012
+    _keys_to_ignore_on_load_unexpected = [  # noqa: RUF012
+        r"^(model\.)?mtp\.",
+        r"^lm_head\.",
+        r"^(model\.)?ngram_embeddings\.embedders\.",
+    ]
     _keys_to_ignore_on_load_missing = [r"embedding_amplification\.norm\."]  # noqa: RUF012
     _can_record_outputs = {  # noqa: RUF012
         "hidden_states": OutputRecorder(LongCatLiteDecoderLayer, num_hidden_layers_key="num_layers"),
@@ -91,63 +88,17 @@ class LongCatLitePreTrainedModel(PreTrainedModel):
                 ).requires_grad_(head.embed_tokens.weight.requires_grad)
         return resized
 
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, **kwargs):
-        """As [`PreTrainedModel.from_pretrained`]; what does not fit raises a `ValueError` instead of a warning.
-
-        A draft head is loaded if the checkpoint carries one, unless `config.num_nextn_predict_layers` is 0.
-        """
-        if pretrained_model_name_or_path is not None and kwargs.get("state_dict") is None:
-            hub_arguments = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
-            kwargs["has_draft_head"] = carries_draft_head(
-                pretrained_model_name_or_path, hub_arguments, kwargs.get("variant")
-            )
-        try:
-            return super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
-        except SafetensorError as error:
-            raise ValueError(f"A weights file of {pretrained_model_name_or_path} is damaged: {error}") from error
-
-    @staticmethod
-    def _load_pretrained_model(model, state_dict, checkpoint_files, load_config, expected_keys=None):
-        readable = checkpoint_files is not None and checkpoint_files[0].endswith(".safetensors")
-        # A quantizer changes names and shapes, and `load_adapter` names the keys that it expects: theirs to check.
-        is_whole = expected_keys is None and not load_config.is_quantized
-        if readable and is_whole and not load_config.ignore_mismatched_sizes:
-            found = checkpoint_shapes(checkpoint_files)
-            if not any(name.startswith("model.") for name in found):  # written by the trunk alone
-                found = {f"model.{name}": shape for name, shape in found.items()}
-            check_against_model(found, *model._expected_tensors())
-        loaded = PreTrainedModel._load_pretrained_model(
-            model, state_dict, checkpoint_files, load_config, expected_keys
-        )
-        freeze_draft_head(model)  # loading makes new parameters
-        return loaded
-
-    def _expected_tensors(self):
-        """Arguments of `check_against_model`: released names, fused names, optional prefixes; all with `model.`."""
-        prefix = "" if self.base_model_prefix in self._modules else f"{self.base_model_prefix}."
-        state = self.state_dict()
-        tied = self.all_tied_weights_keys
-        fused = {prefix + name: tensor for name, tensor in state.items() if name not in tied}
-        released = {prefix + k: v for k, v in revert_weight_conversion(self, state).items() if k not in tied}
-        optional = ["model.embedding_amplification.norm.", *tied]
-        if prefix:
-            optional.append("lm_head.")
-        if not self.config.num_nextn_predict_layers:
-            optional.append("model.mtp.")
-        return released, fused, optional
-
 
 class LongCatLiteModel(LongCatLitePreTrainedModel):
     """The trunk: ids to final-norm states. N-grams are looked up here, so that training loops that call the base
     model and apply the head themselves (TRL) get them too."""
 
-    def __init__(self, config: LongCatLiteConfig, has_draft_head: bool = False):
+    def __init__(self, config: LongCatLiteConfig, has_draft_head: bool = False, ngram_tables: str = "resident"):
         config.validate_architecture()  # fields may have been set since it was made
         super().__init__(config)
         resolve_draft_head(config, has_draft_head)
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, config.pad_token_id)
-        self.ngram_embeddings = NgramEmbedding(config) if config.use_ngram_embedding else None
+        self.ngram_embeddings = NgramEmbedding(config, ngram_tables) if config.use_ngram_embedding else None
         self.embedding_amplification = EmbeddingAmplification(config)
         self.layers = nn.ModuleList([LongCatLiteDecoderLayer(config, i) for i in range(config.num_layers)])
         self.norm = LongCatLiteRMSNorm(config.hidden_size, config.rms_norm_eps)
@@ -231,6 +182,11 @@ class LongCatLiteModel(LongCatLitePreTrainedModel):
         window = codes[:, -(self.config.max_ngram_order - 1 + input_ids.shape[1]) :]
         return self.embed(self.embed_tokens(input_ids), window)
 
+    def prefetch_ngram_rows(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None):
+        """Asks for the n-gram rows of a prompt `[B, T]` that are on disk, without waiting for them."""
+        if self.ngram_embeddings is not None:
+            self.ngram_embeddings.prefetch(self._token_window(input_ids, attention_mask, None, None))
+
     def _checked_tokens(self, input_ids, inputs_embeds, ngram_input_ids) -> torch.Tensor | None:
         """The tokens that n-grams are made of, `[B, T]`."""
         if (input_ids is None) == (inputs_embeds is None):
@@ -272,10 +228,10 @@ class LongCatLiteForCausalLM(LongCatLitePreTrainedModel, LongCatLiteGenerationMi
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # noqa: RUF012
     _tp_plan = {"lm_head": "colwise_gather_output"}  # noqa: RUF012
 
-    def __init__(self, config: LongCatLiteConfig, has_draft_head: bool = False):
+    def __init__(self, config: LongCatLiteConfig, has_draft_head: bool = False, ngram_tables: str = "resident"):
         super().__init__(config)
         resolve_draft_head(config, has_draft_head)
-        self.model = LongCatLiteModel(config)
+        self.model = LongCatLiteModel(config, ngram_tables=ngram_tables)
         self.vocab_size = config.vocab_size
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()

@@ -6,28 +6,38 @@
 Shapes: B batch, T tokens, D hidden, S sub-tables, W = D / S sub-table width, N highest n-gram order.
 """
 
+from collections.abc import Iterable
+
 import torch
 from torch import nn
 
 from .configuration_longcat_lite import LongCatLiteConfig
 from .ngram_hashing import ngram_contexts, ngram_ids, power_residues
 from .ngram_kernels import gather_ngram_rows, kernel_applies
+from .ngram_tables import NgramTables, gather_rows
 
 
 class NgramEmbedding(nn.Module):
-    """Sub-tables and their projections. The projections are one matrix, `[D, S * W]`, the columns table by table."""
+    """Sub-tables and their projections. The projections are one matrix, `[D, S * W]`, the columns table by table.
+
+    With a `placement` other than `"resident"` the tables are no parameters: `tables` is opened when a checkpoint is
+    loaded, see [`NgramTables`].
+    """
 
     residues: torch.Tensor
     sizes: torch.Tensor
+    tables: NgramTables | None = None
 
-    def __init__(self, config: LongCatLiteConfig):
+    def __init__(self, config: LongCatLiteConfig, placement: str = "resident"):
         super().__init__()
+        self.placement = placement
         self.max_ngram_order = config.max_ngram_order
         self.num_terms = config.num_subtables + 1
         eos = config.ngram_eos_token_id
         self.eos_token_ids = [] if eos is None else [eos] if isinstance(eos, int) else list(eos)
         width = config.subtable_width
-        self.embedders = nn.ModuleList([nn.Embedding(rows, width) for rows in config.subtable_sizes])
+        resident = config.subtable_sizes if placement == "resident" else []
+        self.embedders = nn.ModuleList([nn.Embedding(rows, width) for rows in resident])
         self.post_proj = nn.Linear(config.num_subtables * width, config.hidden_size, bias=False)
         for name, values in self.hash_constants(config).items():
             self.register_buffer(name, values, persistent=False)
@@ -45,40 +55,71 @@ class NgramEmbedding(nn.Module):
 
     def forward(self, word_embeds: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
         """`[B, T, D]` word rows and `[B, N - 1 + T]` codes to `[B, T, D]`."""
-        tables = self._tables_beside_modules(word_embeds)
-        if tables is not None:
+        rows = self._rows(word_embeds, codes)  # [B, T, S * W]
+        if self._plain_weights([self.post_proj], word_embeds) is not None:
             scale, projection = 1 / self.num_terms, self.post_proj.weight.t()
-            words, rows = word_embeds.flatten(0, 1), self._rows(tables, codes).flatten(0, 1)  # [B T, D], [B T, S W]
-            return torch.addmm(words, rows, projection, beta=scale, alpha=scale).view_as(word_embeds)
-        # `to`: a device map may spread the tables over devices, and leaves each result where its table is.
-        device = word_embeds.device
-        each = [table(ids).to(device) for table, ids in zip(self.embedders, self.ids(codes).unbind(), strict=True)]
-        projected = self.post_proj(torch.cat(each, dim=-1)).to(device)
-        return (projected + word_embeds).div_(self.num_terms)  # [B, T, D]
+            words = word_embeds.flatten(0, 1)  # [B T, D]
+            return torch.addmm(words, rows.flatten(0, 1), projection, beta=scale, alpha=scale).view_as(word_embeds)
+        return (self.post_proj(rows).to(word_embeds.device) + word_embeds).div_(self.num_terms)  # [B, T, D]
 
-    def _rows(self, tables: list[torch.Tensor], codes: torch.Tensor) -> torch.Tensor:
+    def prefetch(self, codes: torch.Tensor):
+        """Asks for the rows of `[B, N - 1 + T]` codes, if they are on disk, without waiting for them."""
+        if self.tables is not None:
+            self.tables.prefetch(self.ids(codes))
+
+    def _rows(self, word_embeds: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
         """The rows of all tables side by side, `[B, T, S * W]`."""
+        if self.placement != "resident":
+            return self._gathered(word_embeds, codes)
+        tables = self._plain_weights(self.embedders._modules.values(), word_embeds)
+        if tables is None:
+            # `to`: a device map may spread the tables over devices, and leaves each result where its table is.
+            device = word_embeds.device
+            each = [table(ids).to(device) for table, ids in zip(self.embedders, self.ids(codes).unbind(), strict=True)]
+            return torch.cat(each, dim=-1)
         if kernel_applies(codes, tables):
             return gather_ngram_rows(codes, tables, self.residues, self.sizes, self.eos_token_ids)
         # One lookup a table: as separate tensors they stay memory-mapped, without a copy of 58 GiB.
         return torch.cat(list(map(torch.embedding, tables, self.ids(codes).unbind())), dim=-1)
 
-    def _tables_beside_modules(self, word_embeds: torch.Tensor) -> list[torch.Tensor] | None:
-        """The tables' weights, where reading them is the same as calling their modules, at a third of the time.
+    def _gathered(self, word_embeds: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
+        if self.tables is None:
+            raise ValueError(
+                f'`ngram_tables="{self.placement}"` reads the tables of a checkpoint: load one with `from_pretrained`.'
+            )
+        ids = self.ids(codes)
+        if torch.compiler.is_compiling():
+            return gather_rows(ids, word_embeds, self.tables.handle)
+        return self.tables.gather(ids, word_embeds.device).to(word_embeds.dtype)
+
+    def _plain_weights(self, modules: Iterable[nn.Module], like: torch.Tensor) -> list[torch.Tensor] | None:
+        """The modules' weights, where reading them is the same as calling the modules, at a third of the time.
 
         Not in training, nor where adapters, quantizers, offloading, parallelism or another device or dtype have a say.
         """
-        if torch.is_grad_enabled() or torch.is_autocast_enabled(word_embeds.device.type):
+        device, dtype = like.device, like.dtype
+        if torch.is_grad_enabled() or torch.is_autocast_enabled(device.type):
             return None
-        device, dtype = word_embeds.device, word_embeds.dtype
-        modules = [*self.embedders._modules.values(), self.post_proj]
         weights: list[torch.Tensor] = []
         for module in modules:
             weight = module._parameters.get("weight") if type(module) in (nn.Embedding, nn.Linear) else None
             if type(weight) is not nn.Parameter or weight.device != device or weight.dtype != dtype:
                 return None
             weights.append(weight)
-        return weights[:-1]
+        return weights
+
+    def _save_to_state_dict(self, destination, prefix, keep_vars):
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if self.tables is not None:
+            for i, table in enumerate(self.tables.tensors()):
+                destination[f"{prefix}embedders.{i}.weight"] = table
+
+    def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
+        if self.placement != "resident":
+            # They stay those of the checkpoint that was opened.
+            for name in [name for name in state_dict if name.startswith(f"{prefix}embedders.")]:
+                del state_dict[name]
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 
 class EmbeddingAmplification(nn.Module):

@@ -114,6 +114,26 @@ def test_resuming_repeats_the_uninterrupted_run_bit_for_bit(chat, tmp_path):
     assert stored["auto_map"]["AutoModelForCausalLM"] == "modeling_longcat_lite.LongCatLiteForCausalLM"
 
 
+@pytest.mark.parametrize("placement", ["host", "disk"])
+@pytest.mark.parametrize("lora", [(), ("--use_peft", "--lora_target_modules", "q_a_proj", "o_proj")], ids=["", "lora"])
+def test_tables_off_the_model_train_as_frozen_ones(chat, tmp_path, placement, lora):
+    where = f'{{"ngram_tables": "{placement}"}}'
+    trainer = run(chat, tmp_path, "--model_init_kwargs", where, *lora)
+    assert losses(trainer)[-1] < losses(trainer)[0]
+    if not lora:
+        before, after = (LongCatLiteForCausalLM.from_pretrained(p).state_dict() for p in (chat / "model", tmp_path))
+        for name in (name for name in before if ".embedders." in name):
+            assert torch.equal(after[name], before[name]), name
+
+
+def test_resuming_with_tables_on_disk_repeats_the_uninterrupted_run(chat, tmp_path):
+    on_disk = ("--model_init_kwargs", '{"ngram_tables": "disk"}')
+    whole = run(chat, tmp_path / "whole", *on_disk)
+    run(chat, tmp_path / "parts", *on_disk, "--save_strategy", "steps", "--save_steps", "2")
+    (tmp_path / "parts" / "checkpoint-4").rename(tmp_path / "moved-away")
+    assert losses(run(chat, tmp_path / "parts", *on_disk, "--resume_from_checkpoint", "last")) == losses(whole)
+
+
 def test_training_changes_experts_tables_and_loss(chat, tmp_path):
     trainer = run(chat, tmp_path / "out", "--max_steps", "20")
     assert losses(trainer)[-1] < losses(trainer)[0]

@@ -6,6 +6,8 @@ resumes by handing the file to `load_state_dict`, which knows nothing of that: t
 the model object held (transformers issue 48805). Here a checkpoint is read the way `from_pretrained` reads it.
 """
 
+from typing import Any
+
 from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel
@@ -21,7 +23,9 @@ class ResumableSFTTrainer(SFTTrainer):
             super()._load_from_checkpoint(resume_from_checkpoint, target)
             return
         assert isinstance(target, PreTrainedModel)
-        saved = type(target).from_pretrained(resume_from_checkpoint, dtype=target.dtype)
+        embedding: Any = target.base_model.ngram_embeddings
+        placement = "resident" if embedding is None else embedding.placement
+        saved: Any = type(target).from_pretrained(resume_from_checkpoint, dtype=target.dtype, ngram_tables=placement)
         target.load_state_dict(saved.state_dict(), strict=True)
 
     def _load_best_model(self) -> None:

@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Loading and saving of checkpoints in the released layout: what does not fit is named before a byte is read.
+
+N-gram tables may stay in host memory or on disk (`ngram_tables.py`); they are opened where the checkpoint lies.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from transformers import PreTrainedModel
+from transformers.core_model_loading import revert_weight_conversion
+
+from .checkpoint_layout import HUB_ARGUMENTS, carries_draft_head, check_against_model, checkpoint_shapes
+from .mtp import freeze_draft_head
+from .ngram_tables import PLACEMENTS, NgramTables, StoredTable, find_tables
+
+TABLES = "ngram_embeddings.embedders."
+
+
+class CheckpointLoadingMixin(PreTrainedModel):
+    """`from_pretrained` and `save_pretrained` of released checkpoints."""
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, ngram_tables: str = "resident", **kwargs):
+        """As [`PreTrainedModel.from_pretrained`]; what does not fit raises a `ValueError` instead of a warning.
+
+        A draft head is loaded if the checkpoint carries one, unless `config.num_nextn_predict_layers` is 0.
+
+        Args:
+            ngram_tables (`str`, *optional*, defaults to `"resident"`):
+                `"resident"` makes the n-gram tables parameters, which go where the model goes. `"host"` keeps them in
+                host memory, `"disk"` in the checkpoint's files; the rows of each forward alone go to the model.
+        """
+        if ngram_tables not in PLACEMENTS:
+            raise ValueError(f"`ngram_tables` is one of {', '.join(PLACEMENTS)}, not {ngram_tables!r}.")
+        if ngram_tables != "resident":
+            if kwargs.get("state_dict") is not None:
+                raise ValueError(f'`ngram_tables="{ngram_tables}"` reads files, and `state_dict` has none: drop one.')
+            kwargs["ngram_tables"] = ngram_tables
+        if pretrained_model_name_or_path is not None and kwargs.get("state_dict") is None:
+            hub_arguments = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
+            kwargs["has_draft_head"] = carries_draft_head(
+                pretrained_model_name_or_path, hub_arguments, kwargs.get("variant")
+            )
+        try:
+            return super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
+        except SafetensorError as error:
+            raise ValueError(f"A weights file of {pretrained_model_name_or_path} is damaged: {error}") from error
+
+    @staticmethod
+    def _load_pretrained_model(model, state_dict, checkpoint_files, load_config, expected_keys=None):
+        readable = checkpoint_files is not None and checkpoint_files[0].endswith(".safetensors")
+        # A quantizer changes names and shapes, and `load_adapter` names the keys that it expects: theirs to check.
+        is_whole = expected_keys is None and not load_config.is_quantized
+        if readable and is_whole and not load_config.ignore_mismatched_sizes:
+            found = checkpoint_shapes(checkpoint_files)
+            if not any(name.startswith("model.") for name in found):  # written by the trunk alone
+                found = {f"model.{name}": shape for name, shape in found.items()}
+            check_against_model(found, *model._expected_tensors())
+        stored = model._find_ngram_tables(checkpoint_files if readable else None) if expected_keys is None else []
+        loaded = PreTrainedModel._load_pretrained_model(
+            model, state_dict, checkpoint_files, load_config, expected_keys
+        )
+        freeze_draft_head(model)  # loading makes new parameters
+        if stored:  # not before: while loading, all of a state dict is taken for parameters
+            model._open_ngram_tables(stored)
+        return loaded
+
+    def _expected_tensors(self):
+        """Arguments of `check_against_model`: released names, fused names, optional prefixes; all with `model.`."""
+        prefix = "" if self.base_model_prefix in self._modules else f"{self.base_model_prefix}."
+        state = self.state_dict()
+        tied = self.all_tied_weights_keys
+        fused = {prefix + name: tensor for name, tensor in state.items() if name not in tied}
+        released = {prefix + k: v for k, v in revert_weight_conversion(self, state).items() if k not in tied}
+        optional = ["model.embedding_amplification.norm.", *tied]
+        if prefix:
+            optional.append("lm_head.")
+        if not self.config.num_nextn_predict_layers:
+            optional.append("model.mtp.")
+        if self._offloaded_ngram_embedding() is not None:
+            optional.append(f"model.{TABLES}")  # checked when they are opened
+        return released, fused, optional
+
+    def _offloaded_ngram_embedding(self) -> Any:
+        """The n-gram embedding if its tables are no parameters of the model."""
+        embedding: Any = self.base_model.ngram_embeddings
+        return None if embedding is None or embedding.placement == "resident" else embedding
+
+    def _find_ngram_tables(self, files: list[str] | None) -> list[StoredTable]:
+        """Where the tables are that are no parameters; none if they are."""
+        embedding = self._offloaded_ngram_embedding()
+        if embedding is None:
+            return []
+        if files is None:
+            raise ValueError(f'`ngram_tables="{embedding.placement}"` reads safetensors files, which are not there.')
+        sizes, width = self.config.subtable_sizes, self.config.subtable_width
+        in_whole, in_trunk = ([f"{p}{TABLES}{i}.weight" for i in range(len(sizes))] for p in ("model.", ""))
+        names = in_whole if in_whole[0] in checkpoint_shapes(files) else in_trunk
+        return find_tables(files, names, sizes, width)
+
+    def _open_ngram_tables(self, stored: list[StoredTable]):
+        embedding = self._offloaded_ngram_embedding()
+        embedding.tables = NgramTables(embedding.placement, stored)
+
+    def save_pretrained(self, save_directory, *args, **kwargs):
+        """As [`PreTrainedModel.save_pretrained`]. Tables on disk are copied from file to file."""
+        super().save_pretrained(save_directory, *args, **kwargs)
+        embedding, folder = self._offloaded_ngram_embedding(), Path(save_directory).resolve()
+        stored = embedding.tables.stored if embedding is not None and embedding.tables is not None else []
+        if any(Path(table.path).resolve().parent == folder for table in stored):  # written anew
+            self._open_ngram_tables(self._find_ngram_tables([str(p) for p in sorted(folder.glob("*.safetensors"))]))
+
+
+__all__ = ["CheckpointLoadingMixin"]

@@ -1,0 +1,232 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sub-tables that do not need the accelerator: in host memory, or left on disk (arXiv 2601.21204, section 4).
+
+A token reads one row of each sub-table, 12 x 512 bytes of 58.5 GiB in the released model. Rows are gathered on the
+host, each once per call, and only they move:
+
+    "host"    the tables are read into memory once
+    "disk"    the safetensors files stay where they are, mapped; the kernel is asked for all rows before the first is
+              touched, so that a drive reads them side by side instead of one page fault after another
+
+Neither is a parameter: nothing moves them with `.to()`, plans memory for them or trains them. They are part of the
+state dict all the same, as views of the file, which saving streams.
+
+Shapes: B batch, T tokens, S sub-tables, W row width, U distinct rows.
+"""
+
+import itertools
+import json
+import mmap
+import os
+import re
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+from weakref import WeakValueDictionary
+
+import torch
+
+PLACEMENTS = ("resident", "host", "disk")
+DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+PAGE = mmap.PAGESIZE
+CHUNK = 64 * 2**20  # bytes read at a time into host memory
+
+
+class StoredTable(NamedTuple):
+    """Where a table lies in a safetensors file."""
+
+    path: str
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int, int]
+    offset: int  # bytes, of its first row in the file
+
+    @property
+    def row_bytes(self) -> int:
+        return self.shape[1] * self.dtype.itemsize
+
+    @property
+    def num_bytes(self) -> int:
+        return self.shape[0] * self.row_bytes
+
+
+def find_tables(files: Sequence[str], names: Sequence[str], rows: Sequence[int], width: int) -> list[StoredTable]:
+    """The tables called `names` in safetensors `files`, from the headers alone.
+
+    Raises:
+        `ValueError`: naming file and table: missing, of another shape or dtype, or cut off.
+    """
+    found = {}
+    for path in files:
+        with Path(path).open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(length))
+        for name in set(names) & header.keys():
+            entry = header[name]
+            if entry["dtype"] not in DTYPES:
+                known = ", ".join(DTYPES)
+                raise ValueError(f"`{name}` in {path} is stored as {entry['dtype']}; tables can be {known}.")
+            begin, end = (8 + length + offset for offset in entry["data_offsets"])
+            if end > Path(path).stat().st_size:
+                raise ValueError(f"{path} is truncated inside `{name}`. Download it again.")
+            found[name] = StoredTable(path, name, DTYPES[entry["dtype"]], tuple(entry["shape"]), begin)
+    for name, count in zip(names, rows, strict=True):
+        if name not in found:
+            raise ValueError(f"The checkpoint has no table `{name}` (shape {[count, width]}), which the model needs.")
+        if found[name].shape != (count, width):
+            shape, path = list(found[name].shape), found[name].path
+            raise ValueError(f"`{name}` in {path} has shape {shape}, but the config asks for {[count, width]}.")
+    return [found[name] for name in names]
+
+
+class MappedTable:
+    """A table in its file: rows as bytes `[rows, row_bytes]`, and the check that the file is still that one."""
+
+    def __init__(self, stored: StoredTable):
+        self.stored = stored
+        # Unbuffered: the descriptor is for the kernel, the bytes come through the mapping.
+        self.file = Path(stored.path).open("rb", buffering=0)  # noqa: SIM115 (as long as the table is)
+        self.identity = self._identify()
+        self.mapping = mmap.mmap(self.file.fileno(), 0, access=mmap.ACCESS_READ)
+        # A fault brings its own page alone, not its neighbours, of which no row is wanted.
+        self.mapping.madvise(mmap.MADV_RANDOM)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="The given buffer is not writable")
+            flat = torch.frombuffer(self.mapping, dtype=torch.uint8, count=stored.num_bytes, offset=stored.offset)
+        self.rows = flat.view(stored.shape[0], stored.row_bytes)
+
+    def _identify(self) -> tuple[int, int, int, int]:
+        by_path, by_descriptor = Path(self.stored.path).stat(), os.fstat(self.file.fileno())
+        return by_path.st_dev, by_path.st_ino, by_descriptor.st_size, by_descriptor.st_mtime_ns
+
+    def check(self):
+        """Raises a `ValueError` if the file has changed, before a read beyond its end could kill the process."""
+        try:
+            unchanged = self._identify() == self.identity
+        except FileNotFoundError:
+            unchanged = False
+        if not unchanged:
+            raise ValueError(
+                f"{self.stored.path} was truncated, replaced or deleted while `{self.stored.name}` was read from it: "
+                "put the file back and load the model again."
+            )
+
+    def ask_for(self, row_ids: torch.Tensor):
+        """Has the kernel read the pages of sorted distinct rows `[U]`, and returns without waiting for them."""
+        begins = row_ids * self.stored.row_bytes + self.stored.offset
+        firsts, lasts = begins // PAGE, (begins + self.stored.row_bytes - 1) // PAGE
+        # One request for pages that touch or overlap.
+        starts = torch.ones_like(firsts, dtype=torch.bool)
+        starts[1:] = firsts[1:] > lasts[:-1] + 1
+        ends = torch.cat([starts[1:], starts[:1]])
+        descriptor = self.file.fileno()
+        for first, last in zip(firsts[starts].tolist(), lasts[ends].tolist(), strict=True):
+            os.posix_fadvise(descriptor, first * PAGE, (last - first + 1) * PAGE, os.POSIX_FADV_WILLNEED)
+
+    def read_all(self) -> torch.Tensor:
+        """The table in memory, as bytes."""
+        rows = torch.empty(self.stored.shape[0], self.stored.row_bytes, dtype=torch.uint8)
+        buffer = memoryview(rows.numpy().data).cast("B")
+        self.file.seek(self.stored.offset)
+        for begin in range(0, len(buffer), CHUNK):
+            piece = buffer[begin : begin + CHUNK]
+            if self.file.readinto(piece) != len(piece):
+                raise ValueError(f"{self.stored.path} is truncated inside `{self.stored.name}`. Download it again.")
+        return rows
+
+
+class NgramTables:
+    """All sub-tables outside the model: ids in, rows out.
+
+    Args:
+        placement (`str`): `"host"` or `"disk"`.
+        tables (`Sequence[StoredTable]`): One per sub-table, of one width and dtype.
+    """
+
+    def __init__(self, placement: str, tables: Sequence[StoredTable]):
+        kinds = {(table.dtype, table.shape[1]) for table in tables}
+        if len(kinds) != 1:
+            raise ValueError(f"The tables in {tables[0].path} differ in dtype or width; those of one model do not.")
+        self.placement, self.stored = placement, list(tables)
+        ((self.dtype, self.width),) = kinds
+        self.open()
+
+    def open(self):
+        """Maps the files, or reads them into memory."""
+        self.mapped = [MappedTable(table) for table in self.stored]
+        if self.placement == "disk":
+            self.rows = [table.rows for table in self.mapped]
+        else:
+            self.rows = [table.read_all() for table in self.mapped]
+            self.mapped = []
+        self.handle = next(HANDLES)
+        OPEN[self.handle] = self
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Another process maps the file for itself; the pages are shared through the kernel's cache.
+        return {"placement": self.placement, "tables": self.stored}
+
+    def __setstate__(self, state: dict[str, Any]):
+        self.__init__(**state)  # type: ignore[misc]
+
+    def tensors(self) -> list[torch.Tensor]:
+        """The tables themselves `[rows, W]`, to be saved; on disk, views of the file."""
+        self.check()
+        return [rows.view(self.dtype) for rows in self.rows]
+
+    def check(self):
+        """Raises a `ValueError` that names the file and the table if one has changed on disk."""
+        for table in self.mapped:
+            table.check()
+
+    def prefetch(self, ids: torch.Tensor):
+        """Asks for the rows of `[S, B, T]` ids without waiting; nothing to do in host memory."""
+        self.check()
+        for table, of_table in zip(self.mapped, ids.cpu().unbind(), strict=False):
+            table.ask_for(of_table.unique())
+
+    def gather(self, ids: torch.Tensor, device: torch.device) -> torch.Tensor:
+        """Rows of `[S, B, T]` ids side by side: `[B, T, S * W]` on `device`, each distinct row moved once."""
+        self.check()
+        num_tables, batch, length = ids.shape
+        # One number per table and row, so that one pass finds the distinct ones, table by table.
+        keys = ids.cpu().flatten(1) + (torch.arange(num_tables) << 40)[:, None]  # [S, B T]
+        distinct, places = keys.unique(return_inverse=True)  # [U], [S, B T]
+        bounds = torch.searchsorted(distinct, torch.arange(num_tables + 1) << 40).tolist()
+        wanted = [distinct[a:b] - (i << 40) for i, (a, b) in enumerate(itertools.pairwise(bounds))]
+        for table, row_ids in zip(self.mapped, wanted, strict=False):  # none in host memory
+            table.ask_for(row_ids)
+        # Fresh memory, aligned whatever the file's offsets are; pinned, so that the copy runs beside computation.
+        row_bytes = self.width * self.dtype.itemsize
+        staging = torch.empty(len(distinct), row_bytes, dtype=torch.uint8, pin_memory=device.type == "cuda")
+        for rows, row_ids, (a, b) in zip(self.rows, wanted, itertools.pairwise(bounds), strict=True):
+            torch.index_select(rows, 0, row_ids, out=staging[a:b])
+        moved = staging.view(self.dtype).to(device, non_blocking=True)  # [U, W]
+        # From [S, B T] to the token's rows one behind another.
+        order = places.t().reshape(-1).to(device, non_blocking=True)
+        return moved.index_select(0, order).view(batch, length, num_tables * self.width)
+
+
+HANDLES = itertools.count()
+# A compiled graph holds numbers and tensors, no objects: it names the tables by number.
+OPEN: WeakValueDictionary[int, NgramTables] = WeakValueDictionary()
+
+
+# Named after the module: as remote code it can be there more than once, each with tables of its own.
+OPERATION = re.sub(r"\W", "_", __name__) + "::gather_rows"
+
+
+# The lookup leaves the device: a CUDA graph has to end before it and begin again behind it.
+@torch.library.custom_op(OPERATION, mutates_args=(), tags=(torch.Tag.cudagraph_unsafe,))
+def gather_rows(ids: torch.Tensor, like: torch.Tensor, handle: int) -> torch.Tensor:
+    """[`NgramTables.gather`] as one operation of a graph, in the dtype and on the device of `like` `[B, T, S * W]`."""
+    return OPEN[handle].gather(ids, like.device).to(like.dtype)
+
+
+@gather_rows.register_fake
+def _(ids, like, handle):
+    return like.new_empty(like.shape)
+
+
+__all__ = ["PLACEMENTS", "NgramTables", "StoredTable", "find_tables", "gather_rows"]
