@@ -11,8 +11,8 @@ NOTES = """\
 *All* is every table together; an n-gram order is its {per_order} tables. A cache is named by its rows, which the
 tables of its column share; it holds nothing else. *LRU* drops the row that was not read for longest; it starts empty.
 *Frequent* holds the rows that were read most often in the first half of the tokens and never changes; it is measured
-on the second half, of other documents, and so is the LRU cache beside it, which comes filled from the first. Reads of
-the word embedding are not counted.
+on the second half. So is the LRU cache beside it, which comes filled from the first. Reads of the word embedding are
+not counted.
 """
 
 COLOURS = ["#4477aa", "#228833", "#ee7733", "#aa3377", "#66ccee", "#ccbb44"]
@@ -48,8 +48,9 @@ def heading(results: dict) -> str:
     ]
     if tokenizer["tokens"] < model["vocab_size"]:
         lines.append(
-            f"The model has {model['vocab_size']:,}. A smaller vocabulary cuts text into shorter pieces, whose n-grams\n"
-            "are fewer and come back at other frequencies: expect other numbers with the model's own tokenizer."
+            f"The model has {model['vocab_size']:,}. A smaller vocabulary cuts text into shorter pieces, whose\n"
+            "n-grams are fewer and come back more often: with the model's own tokenizer, expect more distinct rows\n"
+            "for as many tokens and lower hit rates, and other rows among the frequent ones."
         )
     return "\n".join(lines) + "\n"
 
@@ -105,8 +106,8 @@ def as_markdown(results: dict) -> str:
         f"# Working set of the n-gram tables\n\n{heading(results)}\n"
         + NOTES.format(per_order=first(orders)["tables"]),
         "![Distinct rows and hit rates](working_set.png)\n",
-        "## Rows\n\n*Distinct / 1,000 tokens*: mean over windows of that length. *New, last*: rows that the last 1,000\n"
-        "tokens were first to read.\n\n" + summary_table(results),
+        "## Rows\n\n*Distinct / 1,000 tokens*: mean over windows of that length. *New, last*: rows that the last\n"
+        "1,000 tokens were first to read.\n\n" + summary_table(results),
         "## Distinct rows by tokens seen\n\n" + curve_table(results),
         "## LRU, whole text\n\n" + hit_table(results, "lru_hit_rate"),
         "## LRU, second half\n\n" + hit_table(results, "lru_hit_rate_second_half"),
