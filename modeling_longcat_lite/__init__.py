@@ -10,6 +10,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 from .configuration_longcat_lite import LongCatLiteConfig
 from .modeling_longcat_lite import LongCatLiteForCausalLM, LongCatLiteModel, LongCatLitePreTrainedModel
 from .ngram_cache import LongCatLiteDynamicCache, LongCatLiteQuantizedCache, LongCatLiteStaticCache
+from .ngram_embedding import ngram_row_ids, segment_ends
 
 # `exist_ok`: another package may have registered the same model type before.
 AutoConfig.register(LongCatLiteConfig.model_type, LongCatLiteConfig, exist_ok=True)
@@ -28,4 +29,6 @@ __all__ = [
     "LongCatLitePreTrainedModel",
     "LongCatLiteQuantizedCache",
     "LongCatLiteStaticCache",
+    "ngram_row_ids",
+    "segment_ends",
 ]

@@ -12,9 +12,15 @@ import torch
 from torch import nn
 
 from .configuration_longcat_lite import LongCatLiteConfig
-from .ngram_hashing import ngram_contexts, ngram_ids, power_residues
+from .ngram_hashing import HIDDEN, encode_tokens, ngram_contexts, ngram_ids, power_residues
 from .ngram_kernels import gather_ngram_rows, kernel_applies
 from .ngram_tables import NgramTables, gather_rows
+
+
+def segment_ends(config: LongCatLiteConfig) -> list[int]:
+    """The tokens after which n-grams start afresh."""
+    eos = config.ngram_eos_token_id
+    return [] if eos is None else [eos] if isinstance(eos, int) else list(eos)
 
 
 class NgramEmbedding(nn.Module):
@@ -33,8 +39,7 @@ class NgramEmbedding(nn.Module):
         self.placement = placement
         self.max_ngram_order = config.max_ngram_order
         self.num_terms = config.num_subtables + 1
-        eos = config.ngram_eos_token_id
-        self.eos_token_ids = [] if eos is None else [eos] if isinstance(eos, int) else list(eos)
+        self.eos_token_ids = segment_ends(config)
         width = config.subtable_width
         resident = config.subtable_sizes if placement == "resident" else []
         self.embedders = nn.ModuleList([nn.Embedding(rows, width) for rows in resident])
@@ -122,6 +127,16 @@ class NgramEmbedding(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 
+def ngram_row_ids(config: LongCatLiteConfig, input_ids: torch.Tensor) -> torch.Tensor:
+    """The row that each token of whole sequences reads of each sub-table: `[S, B, T]` int64 from `[B, T]`.
+
+    A function of config and tokens: no table and no weight is made.
+    """
+    order = config.max_ngram_order
+    codes = nn.functional.pad(encode_tokens(input_ids), (order - 1, 0), value=HIDDEN)  # [B, N - 1 + T]
+    return ngram_ids(ngram_contexts(codes, order, segment_ends(config)), **NgramEmbedding.hash_constants(config))
+
+
 class EmbeddingAmplification(nn.Module):
     """Lifts the embedding to the scale of the first attention output (paper, section 3.2.4).
 
@@ -143,4 +158,4 @@ class EmbeddingAmplification(nn.Module):
         return embeds * self.factor if self.factor != 1.0 else embeds
 
 
-__all__ = ["EmbeddingAmplification", "NgramEmbedding"]
+__all__ = ["EmbeddingAmplification", "NgramEmbedding", "ngram_row_ids", "segment_ends"]
