@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The models, prompts, modes and caches that generation is tested on."""
 
+import copy
 import functools
 from pathlib import Path
 
@@ -64,7 +65,8 @@ def load(case: str, **kwargs) -> LongCatLiteForCausalLM:
     if case != "trained":
         return LongCatLiteForCausalLM.from_pretrained(CONFORMANCE / case, dtype=torch.float32, **kwargs)
     config, weights = trained_weights()
-    model = LongCatLiteForCausalLM._from_config(config, **kwargs).eval()
+    # A copy: the model writes its implementation of experts and attention into its config.
+    model = LongCatLiteForCausalLM._from_config(copy.deepcopy(config), **kwargs).eval()
     model.load_state_dict(weights)
     return model
 
