@@ -17,10 +17,10 @@ from datetime import date
 from pathlib import Path
 
 import numpy as np
+import torch
 from rich.console import Console
 from rich.progress import track
 
-from eval.hot_rows import write_hot_rows
 from eval.local_text import documents
 from eval.report_files import write_report
 from eval.row_caches import NEVER, lru_hit_rates, previous_reads, stack_distances, static_hit_rates
@@ -35,7 +35,7 @@ from eval.table_reads import (
     vocabulary_digest,
 )
 from eval.working_set_report import as_markdown, draw
-from modeling_longcat_lite import LongCatLiteConfig, segment_ends
+from modeling_longcat_lite import LongCatLiteConfig, segment_ends, write_hot_rows
 
 CACHE_SIZES = [4**n for n in range(5, 11)]  # rows
 WINDOW = 1000  # tokens
@@ -164,7 +164,7 @@ def main(arguments: argparse.Namespace):
     paths.append(arguments.output / "working_set.png")
     draw(results, paths[-1])
     if arguments.hot_rows:
-        write_hot_rows(arguments.hot_rows, config, rows, arguments.hot_row_count)
+        write_hot_rows(arguments.hot_rows, config, torch.from_numpy(rows.T), arguments.hot_row_count)
         paths.append(arguments.hot_rows)
     Console().print("Written: " + ", ".join(map(str, paths)), soft_wrap=True)
 

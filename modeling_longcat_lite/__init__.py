@@ -11,6 +11,7 @@ from .configuration_longcat_lite import LongCatLiteConfig
 from .modeling_longcat_lite import LongCatLiteForCausalLM, LongCatLiteModel, LongCatLitePreTrainedModel
 from .ngram_cache import LongCatLiteDynamicCache, LongCatLiteQuantizedCache, LongCatLiteStaticCache
 from .ngram_embedding import ngram_row_ids, segment_ends
+from .ngram_hot_rows import read_hot_rows, write_hot_rows
 
 # `exist_ok`: another package may have registered the same model type before.
 AutoConfig.register(LongCatLiteConfig.model_type, LongCatLiteConfig, exist_ok=True)
@@ -30,5 +31,7 @@ __all__ = [
     "LongCatLiteQuantizedCache",
     "LongCatLiteStaticCache",
     "ngram_row_ids",
+    "read_hot_rows",
     "segment_ends",
+    "write_hot_rows",
 ]

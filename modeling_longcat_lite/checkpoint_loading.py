@@ -4,6 +4,7 @@
 N-gram tables may stay in host memory or on disk (`ngram_tables.py`); they are opened where the checkpoint lies.
 """
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,11 @@ from transformers import PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
 from .checkpoint_layout import HUB_ARGUMENTS, carries_draft_head, check_against_model, checkpoint_shapes
+from .configuration_longcat_lite import LongCatLiteConfig
 from .mtp import freeze_draft_head
+from .ngram_hot_rows import read_hot_rows
+from .ngram_quantization import packed_width
+from .ngram_row_cache import RowCache
 from .ngram_tables import PLACEMENTS, NgramTables, StoredTable, find_tables
 
 TABLES = "ngram_embeddings.embedders."
@@ -20,6 +25,8 @@ TABLES = "ngram_embeddings.embedders."
 
 class CheckpointLoadingMixin(PreTrainedModel):
     """`from_pretrained` and `save_pretrained` of released checkpoints."""
+
+    config: LongCatLiteConfig
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *model_args, ngram_tables: str = "resident", **kwargs):
@@ -95,14 +102,34 @@ class CheckpointLoadingMixin(PreTrainedModel):
             return []
         if files is None:
             raise ValueError(f'`ngram_tables="{embedding.placement}"` reads safetensors files, which are not there.')
-        sizes, width = self.config.subtable_sizes, self.config.subtable_width
-        in_whole, in_trunk = ([f"{p}{TABLES}{i}.weight" for i in range(len(sizes))] for p in ("model.", ""))
-        names = in_whole if in_whole[0] in checkpoint_shapes(files) else in_trunk
-        return find_tables(files, names, sizes, width)
+        sizes, width, bits = self.config.subtable_sizes, self.config.subtable_width, self.config.ngram_table_bits
+        kind, columns = ("weight", width) if bits == 16 else ("packed", packed_width(width, bits))
+        in_whole, in_trunk = ([f"{p}{TABLES}{i}.{kind}" for i in range(len(sizes))] for p in ("model.", ""))
+        names = in_trunk if in_trunk[0] in checkpoint_shapes(files) else in_whole
+        return find_tables(files, names, sizes, columns, packed=bits < 16)
 
     def _open_ngram_tables(self, stored: list[StoredTable]):
         embedding = self._offloaded_ngram_embedding()
-        embedding.tables = NgramTables(embedding.placement, stored)
+        embedding.tables = NgramTables(embedding.placement, stored, self.config.ngram_table_bits)
+
+    def keep_ngram_rows(self, hot_rows: str | os.PathLike, rows_per_table: int | None = None) -> RowCache:
+        """Keeps the rows that are read most where the model reads them, beside tables in host memory or on disk.
+
+        Args:
+            hot_rows (`str` or `os.PathLike`): A file of [`write_hot_rows`] or `eval.working_set --hot-rows`.
+            rows_per_table (`int`, *optional*): Take the most used ones only; all in the file by default.
+
+        Returns:
+            `RowCache`: with its `hit_rate` from now on.
+
+        Raises:
+            `ValueError`: if the file belongs to another config, or the tables are resident.
+        """
+        embedding = self._offloaded_ngram_embedding()
+        if embedding is None:
+            raise ValueError('`keep_ngram_rows` is for `ngram_tables="host"` or `"disk"`: these tables are resident.')
+        row_ids = [ids[:rows_per_table] for ids in read_hot_rows(hot_rows, self.config)]
+        return embedding.tables.keep(row_ids, embedding.post_proj.weight.device)
 
     def save_pretrained(self, save_directory, *args, **kwargs):
         """As [`PreTrainedModel.save_pretrained`]. Tables on disk are copied from file to file."""

@@ -85,6 +85,9 @@ class LongCatLiteConfig(PreTrainedConfig):
         ngram_eos_token_id (`int` or `list[int]`, *optional*):
             Token(s) after which n-grams start afresh; `eos_token_id` at creation. Kept apart because trainers rewrite
             `eos_token_id`, which must not change an id.
+        ngram_table_bits (`int`, *optional*, defaults to 16):
+            8 or 4 for tables whose rows are integers with a scale each, as `eval.quantize_tables` writes them; 16 for
+            floating-point tables of any dtype.
         embedding_amplification (`str`, *optional*, defaults to `"none"`):
             `"sqrt_d"` multiplies the embedding output by `sqrt(hidden_size)`, `"layer_norm"` normalises it (paper,
             section 3.2.4).
@@ -169,6 +172,7 @@ class LongCatLiteConfig(PreTrainedConfig):
     ngram_vocab_size_ratio: float | int = 78
     ngram_base_vocab_size: int = None  # type: ignore[assignment]  # `vocab_size` at creation
     ngram_eos_token_id: int | list[int] | None = None
+    ngram_table_bits: int = 16
     embedding_amplification: str = "none"
     num_nextn_predict_layers: int | None = None
     num_draft_tokens: int = 3

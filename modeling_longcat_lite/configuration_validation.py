@@ -49,6 +49,7 @@ SWITCHES = (
     "tie_word_embeddings",
 )
 CHOICES: dict[str, tuple] = {
+    "ngram_table_bits": (16, 8, 4),
     "embedding_amplification": ("none", "sqrt_d", "layer_norm"),
     "zero_expert_type": ("identity", "drop"),
     "num_nextn_predict_layers": (None, 0, 1),
@@ -174,6 +175,8 @@ def _validate_ngram(config: PreTrainedConfig):
             f"`hidden_size` ({config.hidden_size}) must be divisible by the number of sub-tables, "
             f"`emb_split_num` * (`emb_neighbor_num` - 1) = {config.num_subtables}."
         )
+    if config.ngram_table_bits == 4 and config.subtable_width % 2:
+        raise ValueError(f"`ngram_table_bits` of 4 packs pairs, but a table row has {config.subtable_width} values.")
 
 
 __all__ = ["take_one_rope_story", "validate_fields", "validate_rope_fields", "validate_stated"]

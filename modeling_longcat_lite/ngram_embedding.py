@@ -14,6 +14,7 @@ from torch import nn
 from .configuration_longcat_lite import LongCatLiteConfig
 from .ngram_hashing import HIDDEN, encode_tokens, ngram_contexts, ngram_ids, power_residues
 from .ngram_kernels import gather_ngram_rows, kernel_applies
+from .ngram_quantization import QuantizedTable, dequantize_rows
 from .ngram_tables import NgramTables, gather_rows
 
 
@@ -40,12 +41,16 @@ class NgramEmbedding(nn.Module):
         self.max_ngram_order = config.max_ngram_order
         self.num_terms = config.num_subtables + 1
         self.eos_token_ids = segment_ends(config)
+        self.table_bits = config.ngram_table_bits
         width = config.subtable_width
         resident = config.subtable_sizes if placement == "resident" else []
-        self.embedders = nn.ModuleList([nn.Embedding(rows, width) for rows in resident])
+        self.embedders = nn.ModuleList([self._table(rows, width) for rows in resident])
         self.post_proj = nn.Linear(config.num_subtables * width, config.hidden_size, bias=False)
         for name, values in self.hash_constants(config).items():
             self.register_buffer(name, values, persistent=False)
+
+    def _table(self, rows: int, width: int) -> nn.Module:
+        return nn.Embedding(rows, width) if self.table_bits == 16 else QuantizedTable(rows, width, self.table_bits)
 
     @staticmethod
     def hash_constants(config: LongCatLiteConfig) -> dict[str, torch.Tensor]:
@@ -81,6 +86,8 @@ class NgramEmbedding(nn.Module):
             # `to`: a device map may spread the tables over devices, and leaves each result where its table is.
             device = word_embeds.device
             each = [table(ids).to(device) for table, ids in zip(self.embedders, self.ids(codes).unbind(), strict=True)]
+            if self.table_bits < 16:
+                return dequantize_rows(torch.stack(each, dim=-2), self.table_bits, word_embeds.dtype).flatten(-2)
             return torch.cat(each, dim=-1)
         if kernel_applies(codes, tables):
             return gather_ngram_rows(codes, tables, self.residues, self.sizes, self.eos_token_ids)
@@ -95,7 +102,7 @@ class NgramEmbedding(nn.Module):
         ids = self.ids(codes)
         if torch.compiler.is_compiling():
             return gather_rows(ids, word_embeds, self.tables.handle)
-        return self.tables.gather(ids, word_embeds.device).to(word_embeds.dtype)
+        return self.tables.gather(ids, word_embeds.device, word_embeds.dtype)
 
     def _plain_weights(self, modules: Iterable[nn.Module], like: torch.Tensor) -> list[torch.Tensor] | None:
         """The modules' weights, where reading them is the same as calling the modules, at a third of the time.
@@ -116,8 +123,9 @@ class NgramEmbedding(nn.Module):
     def _save_to_state_dict(self, destination, prefix, keep_vars):
         super()._save_to_state_dict(destination, prefix, keep_vars)
         if self.tables is not None:
+            kind = "weight" if self.table_bits == 16 else "packed"
             for i, table in enumerate(self.tables.tensors()):
-                destination[f"{prefix}embedders.{i}.weight"] = table
+                destination[f"{prefix}embedders.{i}.{kind}"] = table
 
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
         if self.placement != "resident":

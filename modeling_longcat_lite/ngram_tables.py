@@ -9,9 +9,10 @@ host, each once per call, and only they move:
               touched, so that a drive reads them side by side instead of one page fault after another
 
 Neither is a parameter: nothing moves them with `.to()`, plans memory for them or trains them. They are part of the
-state dict all the same, as views of the file, which saving streams.
+state dict all the same, as views of the file, which saving streams. Rows of few bits (`ngram_quantization.py`) move
+packed, and are unpacked where they are used.
 
-Shapes: B batch, T tokens, S sub-tables, W row width, U distinct rows.
+Shapes: B batch, T tokens, S sub-tables, W row width, U distinct rows, C stored columns: W, or bytes of packed rows.
 """
 
 import itertools
@@ -27,10 +28,15 @@ from weakref import WeakValueDictionary
 
 import torch
 
+from .ngram_quantization import dequantize_rows
+from .ngram_row_cache import RowCache
+
 PLACEMENTS = ("resident", "host", "disk")
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+PACKED = {"U8": torch.uint8}
 PAGE = mmap.PAGESIZE
 CHUNK = 64 * 2**20  # bytes read at a time into host memory
+KEY_BITS = 40  # of a row's key, for its id; the table's number lies above
 
 
 class StoredTable(NamedTuple):
@@ -51,32 +57,36 @@ class StoredTable(NamedTuple):
         return self.shape[0] * self.row_bytes
 
 
-def find_tables(files: Sequence[str], names: Sequence[str], rows: Sequence[int], width: int) -> list[StoredTable]:
-    """The tables called `names` in safetensors `files`, from the headers alone.
+def find_tables(
+    files: Sequence[str], names: Sequence[str], rows: Sequence[int], columns: int, packed: bool = False
+) -> list[StoredTable]:
+    """The tables called `names`, `[rows, columns]`, in safetensors `files`, from the headers alone.
 
     Raises:
         `ValueError`: naming file and table: missing, of another shape or dtype, or cut off.
     """
-    found = {}
+    found, dtypes = {}, PACKED if packed else DTYPES
     for path in files:
         with Path(path).open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
             header = json.loads(file.read(length))
         for name in set(names) & header.keys():
             entry = header[name]
-            if entry["dtype"] not in DTYPES:
-                known = ", ".join(DTYPES)
+            if entry["dtype"] not in dtypes:
+                known = ", ".join(dtypes)
                 raise ValueError(f"`{name}` in {path} is stored as {entry['dtype']}; tables can be {known}.")
             begin, end = (8 + length + offset for offset in entry["data_offsets"])
             if end > Path(path).stat().st_size:
                 raise ValueError(f"{path} is truncated inside `{name}`. Download it again.")
-            found[name] = StoredTable(path, name, DTYPES[entry["dtype"]], tuple(entry["shape"]), begin)
+            found[name] = StoredTable(path, name, dtypes[entry["dtype"]], tuple(entry["shape"]), begin)
     for name, count in zip(names, rows, strict=True):
         if name not in found:
-            raise ValueError(f"The checkpoint has no table `{name}` (shape {[count, width]}), which the model needs.")
-        if found[name].shape != (count, width):
+            raise ValueError(
+                f"The checkpoint has no table `{name}` (shape {[count, columns]}), which the model needs."
+            )
+        if found[name].shape != (count, columns):
             shape, path = list(found[name].shape), found[name].path
-            raise ValueError(f"`{name}` in {path} has shape {shape}, but the config asks for {[count, width]}.")
+            raise ValueError(f"`{name}` in {path} has shape {shape}, but the config asks for {[count, columns]}.")
     return [found[name] for name in names]
 
 
@@ -142,14 +152,16 @@ class NgramTables:
     Args:
         placement (`str`): `"host"` or `"disk"`.
         tables (`Sequence[StoredTable]`): One per sub-table, of one width and dtype.
+        bits (`int`): 8 or 4 for packed rows, else 16.
     """
 
-    def __init__(self, placement: str, tables: Sequence[StoredTable]):
+    def __init__(self, placement: str, tables: Sequence[StoredTable], bits: int = 16):
         kinds = {(table.dtype, table.shape[1]) for table in tables}
         if len(kinds) != 1:
             raise ValueError(f"The tables in {tables[0].path} differ in dtype or width; those of one model do not.")
-        self.placement, self.stored = placement, list(tables)
-        ((self.dtype, self.width),) = kinds
+        self.placement, self.stored, self.bits = placement, list(tables), bits
+        ((self.dtype, self.columns),) = kinds
+        self.kept: RowCache | None = None
         self.open()
 
     def open(self):
@@ -165,13 +177,13 @@ class NgramTables:
 
     def __getstate__(self) -> dict[str, Any]:
         # Another process maps the file for itself; the pages are shared through the kernel's cache.
-        return {"placement": self.placement, "tables": self.stored}
+        return {"placement": self.placement, "tables": self.stored, "bits": self.bits}
 
     def __setstate__(self, state: dict[str, Any]):
         self.__init__(**state)  # type: ignore[misc]
 
     def tensors(self) -> list[torch.Tensor]:
-        """The tables themselves `[rows, W]`, to be saved; on disk, views of the file."""
+        """The tables themselves `[rows, C]`, to be saved; on disk, views of the file."""
         self.check()
         return [rows.view(self.dtype) for rows in self.rows]
 
@@ -186,26 +198,47 @@ class NgramTables:
         for table, of_table in zip(self.mapped, ids.cpu().unbind(), strict=False):
             table.ask_for(of_table.unique())
 
-    def gather(self, ids: torch.Tensor, device: torch.device) -> torch.Tensor:
+    def gather(self, ids: torch.Tensor, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
         """Rows of `[S, B, T]` ids side by side: `[B, T, S * W]` on `device`, each distinct row moved once."""
         self.check()
-        num_tables, batch, length = ids.shape
+        batch, length = ids.shape[1:]
         # One number per table and row, so that one pass finds the distinct ones, table by table.
-        keys = ids.cpu().flatten(1) + (torch.arange(num_tables) << 40)[:, None]  # [S, B T]
-        distinct, places = keys.unique(return_inverse=True)  # [U], [S, B T]
-        bounds = torch.searchsorted(distinct, torch.arange(num_tables + 1) << 40).tolist()
-        wanted = [distinct[a:b] - (i << 40) for i, (a, b) in enumerate(itertools.pairwise(bounds))]
+        distinct, places = row_keys(ids.cpu().flatten(1)).unique(return_inverse=True)  # [U], [S, B T]
+        if self.kept is None:
+            moved = self.read(distinct, device)  # [U, C]
+        else:
+            moved = self.kept.complete(distinct, places, lambda missing: self.read(missing, device))
+        # From [S, B T] to the token's rows one behind another.
+        order = places.t().reshape(-1).to(device, non_blocking=True)
+        values = moved.to(dtype) if self.bits == 16 else dequantize_rows(moved, self.bits, dtype)  # [U, W]
+        return values.index_select(0, order).view(batch, length, -1)
+
+    def read(self, keys: torch.Tensor, device: torch.device) -> torch.Tensor:
+        """The rows of sorted keys `[U]` as they are stored: `[U, C]` on `device`."""
+        firsts = torch.arange(len(self.stored) + 1) << KEY_BITS
+        bounds = torch.searchsorted(keys, firsts).tolist()
+        wanted = [keys[a:b] - (i << KEY_BITS) for i, (a, b) in enumerate(itertools.pairwise(bounds))]
         for table, row_ids in zip(self.mapped, wanted, strict=False):  # none in host memory
             table.ask_for(row_ids)
         # Fresh memory, aligned whatever the file's offsets are; pinned, so that the copy runs beside computation.
-        row_bytes = self.width * self.dtype.itemsize
-        staging = torch.empty(len(distinct), row_bytes, dtype=torch.uint8, pin_memory=device.type == "cuda")
+        row_bytes = self.columns * self.dtype.itemsize
+        staging = torch.empty(len(keys), row_bytes, dtype=torch.uint8, pin_memory=device.type == "cuda")
         for rows, row_ids, (a, b) in zip(self.rows, wanted, itertools.pairwise(bounds), strict=True):
             torch.index_select(rows, 0, row_ids, out=staging[a:b])
-        moved = staging.view(self.dtype).to(device, non_blocking=True)  # [U, W]
-        # From [S, B T] to the token's rows one behind another.
-        order = places.t().reshape(-1).to(device, non_blocking=True)
-        return moved.index_select(0, order).view(batch, length, num_tables * self.width)
+        return staging.view(self.dtype).to(device, non_blocking=True)
+
+    def keep(self, row_ids: Sequence[torch.Tensor], device: torch.device) -> RowCache:
+        """Keeps some rows of each table, `[any]` ids each, on `device`: they are read no more."""
+        keys = torch.cat([row_keys(ids.cpu()[None], table)[0] for table, ids in enumerate(row_ids)]).unique()
+        self.check()
+        self.kept = RowCache(keys, self.read(keys, device))
+        return self.kept
+
+
+def row_keys(ids: torch.Tensor, first_table: int = 0) -> torch.Tensor:
+    """Row ids `[tables, ...]` to numbers that tell the tables' rows apart, table by table."""
+    tables = torch.arange(first_table, first_table + len(ids)) << KEY_BITS
+    return ids + tables.view(-1, *[1] * (ids.dim() - 1))
 
 
 HANDLES = itertools.count()
@@ -221,7 +254,7 @@ OPERATION = re.sub(r"\W", "_", __name__) + "::gather_rows"
 @torch.library.custom_op(OPERATION, mutates_args=(), tags=(torch.Tag.cudagraph_unsafe,))
 def gather_rows(ids: torch.Tensor, like: torch.Tensor, handle: int) -> torch.Tensor:
     """[`NgramTables.gather`] as one operation of a graph, in the dtype and on the device of `like` `[B, T, S * W]`."""
-    return OPEN[handle].gather(ids, like.device).to(like.dtype)
+    return OPEN[handle].gather(ids, like.device, like.dtype)
 
 
 @gather_rows.register_fake

@@ -41,8 +41,8 @@ def test_rows_and_logits_are_those_of_resident_tables(case, placement):
     each = [
         table(of_table) for table, of_table in zip(resident.model.ngram_embeddings.embedders, row_ids, strict=True)
     ]
-    rows = offloaded.model.ngram_embeddings.tables.gather(row_ids, ids.device)
-    assert torch.equal(rows.float(), torch.cat(each, dim=-1))
+    rows = offloaded.model.ngram_embeddings.tables.gather(row_ids, ids.device, torch.float32)
+    assert torch.equal(rows, torch.cat(each, dim=-1))
     assert rows.data_ptr() % 16 == 0  # whatever the offsets in the file
     assert torch.equal(offloaded(ids).logits, resident(ids).logits)
 
@@ -167,7 +167,7 @@ def test_each_row_is_asked_for_once(tmp_path, monkeypatch):
     for table in tables.mapped:
         monkeypatch.setattr(table, "ask_for", asked.append)
     ids = torch.tensor([[[5, 7, 5]], [[7, 7, 7]]]).repeat(6, 1, 1)
-    tables.gather(ids, torch.device("cpu"))
+    tables.gather(ids, torch.device("cpu"), torch.float32)
     assert [rows.tolist() for rows in asked] == [[5, 7], [7]] * 6
 
 

@@ -10,15 +10,14 @@ import pytest
 import torch
 from conftest import tiny_config
 from naive_ngram import naive_ngram_ids
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from tiny_chat import write_tiny_chat
 
 from eval import working_set
-from eval.hot_rows import read_hot_rows, write_hot_rows
 from eval.local_text import documents, standard_library_files
 from eval.row_caches import NEVER, lru_hit_rates, previous_reads, stack_distances, static_hit_rates
 from eval.table_reads import row_bytes, table_rows
-from modeling_longcat_lite import LongCatLiteConfig, ngram_row_ids
+from modeling_longcat_lite import LongCatLiteConfig, ngram_row_ids, read_hot_rows
 
 EOS = 2
 SIZES = [1, 2, 3, 7, 20, 500]
@@ -122,57 +121,6 @@ def test_hit_rates_against_plain_caches(length, distinct):
         first, second = keys[: length // 2], keys[length // 2 :]
         expected = [plain_static(first, second, size) for size in SIZES]
         assert static_hit_rates(np.array(first), np.array(second), SIZES) == pytest.approx(expected)
-
-
-def test_hot_rows_come_back(tmp_path):
-    config, tokens = tiny_config(), stream(1500)
-    path = tmp_path / "new folder" / "hot.safetensors"
-    rows = table_rows(config, np.array(tokens))
-    write_hot_rows(path, config, rows, 20)
-    tables = read_hot_rows(path, config)
-    assert [file.name for file in path.parent.iterdir()] == [path.name]
-    assert len(tables) == 12
-    for table, column in zip(tables, rows.T.tolist(), strict=True):
-        ordered = sorted(Counter(column).items(), key=lambda item: (-item[1], item[0]))
-        assert table.dtype == torch.int64
-        assert table.tolist() == [row for row, _ in ordered[:20]]
-    # What trainers rewrite does not change an id.
-    read_hot_rows(path, tiny_config(eos_token_id=5, ngram_eos_token_id=EOS))
-
-
-@pytest.mark.parametrize(
-    ("field", "overrides"),
-    [
-        ("subtable_sizes", {"ngram_vocab_size_ratio": 3.7}),
-        ("subtable_sizes", {"emb_split_num": 2}),
-        ("max_ngram_order", {"emb_neighbor_num": 5, "emb_split_num": 3}),
-        ("ngram_base_vocab_size", {"ngram_base_vocab_size": 66, "ngram_vocab_size_ratio": 3.2}),
-        ("ngram_eos_token_id", {"ngram_eos_token_id": [2, 3]}),
-    ],
-)
-def test_hot_rows_of_another_config_are_refused(tmp_path, field, overrides):
-    path = tmp_path / "hot.safetensors"
-    write_hot_rows(path, tiny_config(), table_rows(tiny_config(), np.array(stream(200))), 5)
-    with pytest.raises(ValueError, match=rf"hot\.safetensors: `{field}`"):
-        read_hot_rows(path, tiny_config(**overrides))
-
-
-def test_damaged_hot_rows_are_named(tmp_path):
-    config, path = tiny_config(), tmp_path / "hot.safetensors"
-    with pytest.raises(ValueError, match=r"hot\.safetensors"):
-        read_hot_rows(path, config)
-    path.write_bytes(b"no safetensors")
-    with pytest.raises(ValueError, match=r"hot\.safetensors"):
-        read_hot_rows(path, config)
-    save_file({"table_0": torch.zeros(1, dtype=torch.int64)}, path)
-    with pytest.raises(ValueError, match=r"hot\.safetensors: `model_type`"):
-        read_hot_rows(path, config)
-    write_hot_rows(path, config, np.full((3, 12), 10_000), 5)
-    with pytest.raises(ValueError, match=r"hot\.safetensors: `table_0`"):
-        read_hot_rows(path, config)
-    write_hot_rows(path, config, np.zeros((3, 11), dtype=np.int64), 5)
-    with pytest.raises(ValueError, match=r"hot\.safetensors: .*table_11"):
-        read_hot_rows(path, config)
 
 
 def run(*arguments) -> None:

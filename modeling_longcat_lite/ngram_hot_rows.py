@@ -10,15 +10,15 @@ Shapes: T tokens, S tables.
 """
 
 import json
+import os
 from pathlib import Path
 
-import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from eval.row_caches import frequency_order
-from modeling_longcat_lite import LongCatLiteConfig, segment_ends
+from .configuration_longcat_lite import LongCatLiteConfig
+from .ngram_embedding import segment_ends
 
 
 def hash_metadata(config: LongCatLiteConfig) -> dict[str, str]:
@@ -32,22 +32,22 @@ def hash_metadata(config: LongCatLiteConfig) -> dict[str, str]:
     }
 
 
-def write_hot_rows(path: Path, config: LongCatLiteConfig, rows: np.ndarray, count: int):
-    """Writes the up to `count` most used rows of each table, of the reads `rows` `[T, S]`.
+def write_hot_rows(path: str | os.PathLike, config: LongCatLiteConfig, row_ids: torch.Tensor, count: int):
+    """Writes the up to `count` most used rows of each table, of the reads `row_ids` `[S, T]` (see `ngram_row_ids`).
 
     Beside its place first, then renamed: a file of that name is always whole.
     """
-    tables = {
-        f"table_{i}": torch.from_numpy(frequency_order(reads)[0][:count].astype(np.int64))
-        for i, reads in enumerate(rows.T)
-    }
+    path, tables = Path(path), {}
+    for i, reads in enumerate(row_ids):
+        rows, counts = reads.unique(return_counts=True)
+        tables[f"table_{i}"] = rows[counts.argsort(descending=True, stable=True)[:count]]
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(path.name + ".partial")
-    save_file(tables, beside, metadata={**hash_metadata(config), "tokens_counted": str(len(rows))})
+    save_file(tables, beside, metadata={**hash_metadata(config), "tokens_counted": str(row_ids.shape[1])})
     beside.replace(path)
 
 
-def read_hot_rows(path: Path, config: LongCatLiteConfig) -> list[torch.Tensor]:
+def read_hot_rows(path: str | os.PathLike, config: LongCatLiteConfig) -> list[torch.Tensor]:
     """The rows of each table, most used first: `[S]` tensors of int64.
 
     Raises:
