@@ -12,7 +12,6 @@ batch 1, drafting and plain greedy decoding in pairs, which must give the same t
 """
 
 import argparse
-import json
 import time
 from collections.abc import Callable
 from functools import partial
@@ -27,32 +26,13 @@ from rich.console import Console
 from rich.progress import track
 from transformers import AutoTokenizer
 
+from eval.chat_rows import prompt_ids, read_rows
 from eval.machine import describe_machine, load_average
 from eval.report_files import markdown_table, write_report
 from modeling_longcat_lite import LongCatLiteForCausalLM
 
 PLACES_PER_ANSWER = 4
 FEWEST_ACCEPTED, LEAST_SPEEDUP = 1.5, 1.3
-
-
-def read_rows(path: Path, count: int) -> list[list[dict]]:
-    """The first `count` conversations of a JSON Lines file of `{"messages": [...]}` rows.
-
-    Raises:
-        `ValueError`: naming the line that has no question and answer.
-    """
-    rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines()[:count], start=1):
-        messages = json.loads(line).get("messages") or []
-        if [message["role"] for message in messages[:2]] != ["user", "assistant"]:
-            raise ValueError(f"{path}, line {number}: `messages` must begin with a user and an assistant turn")
-        rows.append(messages[:2])
-    return rows
-
-
-def prompt_ids(tokenizer, messages: list[dict], **options) -> torch.Tensor:
-    """`[1, T]` tokens of a rendered conversation."""
-    return tokenizer.apply_chat_template(messages, return_dict=True, return_tensors="pt", **options)["input_ids"]
 
 
 def seconds_of(function: Callable[[], Any]) -> tuple[float, Any]:

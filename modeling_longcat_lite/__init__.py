@@ -12,6 +12,8 @@ from .modeling_longcat_lite import LongCatLiteForCausalLM, LongCatLiteModel, Lon
 from .ngram_cache import LongCatLiteDynamicCache, LongCatLiteQuantizedCache, LongCatLiteStaticCache
 from .ngram_embedding import ngram_row_ids, segment_ends
 from .ngram_hot_rows import read_hot_rows, write_hot_rows
+from .ngram_quantization import dequantize_rows, packed_width, quantize_rows
+from .safetensors_header import StoredTensor, read_safetensors_header
 
 # `exist_ok`: another package may have registered the same model type before.
 AutoConfig.register(LongCatLiteConfig.model_type, LongCatLiteConfig, exist_ok=True)
@@ -30,8 +32,13 @@ __all__ = [
     "LongCatLitePreTrainedModel",
     "LongCatLiteQuantizedCache",
     "LongCatLiteStaticCache",
+    "StoredTensor",
+    "dequantize_rows",
     "ngram_row_ids",
+    "packed_width",
+    "quantize_rows",
     "read_hot_rows",
+    "read_safetensors_header",
     "segment_ends",
     "write_hot_rows",
 ]

@@ -16,7 +16,6 @@ Shapes: B batch, T tokens, S sub-tables, W row width, U distinct rows, C stored 
 """
 
 import itertools
-import json
 import mmap
 import os
 import re
@@ -30,6 +29,7 @@ import torch
 
 from .ngram_quantization import dequantize_rows
 from .ngram_row_cache import RowCache
+from .safetensors_header import read_safetensors_header
 
 PLACEMENTS = ("resident", "host", "disk")
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -45,7 +45,7 @@ class StoredTable(NamedTuple):
     path: str
     name: str
     dtype: torch.dtype
-    shape: tuple[int, int]
+    shape: tuple[int, ...]
     offset: int  # bytes, of its first row in the file
 
     @property
@@ -67,18 +67,13 @@ def find_tables(
     """
     found, dtypes = {}, PACKED if packed else DTYPES
     for path in files:
-        with Path(path).open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(length))
-        for name in set(names) & header.keys():
-            entry = header[name]
-            if entry["dtype"] not in dtypes:
+        tensors, _ = read_safetensors_header(path)
+        for name in set(names) & tensors.keys():
+            stored = tensors[name]
+            if stored.dtype not in dtypes:
                 known = ", ".join(dtypes)
-                raise ValueError(f"`{name}` in {path} is stored as {entry['dtype']}; tables can be {known}.")
-            begin, end = (8 + length + offset for offset in entry["data_offsets"])
-            if end > Path(path).stat().st_size:
-                raise ValueError(f"{path} is truncated inside `{name}`. Download it again.")
-            found[name] = StoredTable(path, name, dtypes[entry["dtype"]], tuple(entry["shape"]), begin)
+                raise ValueError(f"`{name}` in {path} is stored as {stored.dtype}; tables can be {known}.")
+            found[name] = StoredTable(path, name, dtypes[stored.dtype], stored.shape, stored.begin)
     for name, count in zip(names, rows, strict=True):
         if name not in found:
             raise ValueError(
@@ -212,6 +207,17 @@ class NgramTables:
         order = places.t().reshape(-1).to(device, non_blocking=True)
         values = moved.to(dtype) if self.bits == 16 else dequantize_rows(moved, self.bits, dtype)  # [U, W]
         return values.index_select(0, order).view(batch, length, -1)
+
+    @property
+    def num_bytes(self) -> int:
+        """What the tables take where they lie."""
+        return sum(table.num_bytes for table in self.stored)
+
+    def rows_of(self, table: int, row_ids: torch.Tensor) -> torch.Tensor:
+        """Rows of one table, by sorted ids `[R]`: `[R, W]` float32 on the host."""
+        self.check()
+        stored = self.read(row_keys(row_ids[None], table)[0], torch.device("cpu"))
+        return stored.float() if self.bits == 16 else dequantize_rows(stored, self.bits, torch.float32)
 
     def read(self, keys: torch.Tensor, device: torch.device) -> torch.Tensor:
         """The rows of sorted keys `[U]` as they are stored: `[U, C]` on `device`."""

@@ -1,0 +1,26 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Loss of a model on the answers of held-out conversations, the questions given."""
+
+import torch
+from rich.progress import track
+from torch.nn.functional import cross_entropy
+
+from eval.chat_rows import prompt_ids
+
+
+@torch.no_grad()
+def answer_losses(model, tokenizer, rows: list[list[dict]]) -> torch.Tensor:
+    """Nats of every answer token, over all rows: `[tokens]` float32.
+
+    A conversation at a time: padding could not change a figure, but neither could it save much.
+    """
+    losses = []
+    for messages in track(rows, description="held-out answers", transient=True):
+        ids = prompt_ids(tokenizer, messages)  # [1, T]
+        begin = prompt_ids(tokenizer, messages[:1], add_generation_prompt=True).shape[1]
+        logits = model(ids, use_cache=False).logits[0, begin - 1 : -1].float()
+        losses.append(cross_entropy(logits, ids[0, begin:], reduction="none"))
+    return torch.cat(losses)
+
+
+__all__ = ["answer_losses"]

@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where the tensors of a safetensors file lie, so that parts of them can be read in place.
+
+The safetensors library gives shapes and slices, but no offsets.
+"""
+
+import json
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+
+class StoredTensor(NamedTuple):
+    """A tensor of a header. `dtype` is the format's name, `BF16` or `U8`; offsets are from the start of the file."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+    @property
+    def num_bytes(self) -> int:
+        return self.end - self.begin
+
+
+def read_safetensors_header(path: str | os.PathLike) -> tuple[dict[str, StoredTensor], dict[str, str]]:
+    """Tensors, in the order of their data, and metadata of a file.
+
+    Raises:
+        `ValueError`: naming the file that is cut off, and inside which tensor, or that is no safetensors file.
+    """
+    size = Path(path).stat().st_size
+    with Path(path).open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        try:
+            header = json.loads(file.read(length)) if 8 + length <= size else None
+        except ValueError:
+            header = None
+    if not isinstance(header, dict):
+        raise ValueError(f"{path} is truncated or not a safetensors file. Download it again.")
+    metadata, tensors = header.pop("__metadata__", {}), {}
+    for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
+        begin, end = (8 + length + offset for offset in entry["data_offsets"])
+        if end > size:
+            raise ValueError(f"{path} is truncated inside `{name}`. Download it again.")
+        tensors[name] = StoredTensor(entry["dtype"], tuple(entry["shape"]), begin, end)
+    return tensors, metadata
+
+
+__all__ = ["StoredTensor", "read_safetensors_header"]
