@@ -6,7 +6,7 @@ TORCH ?= torch==2.13.0
 BIN := .venv/bin
 PYTEST := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --durations 10
 
-.PHONY: install demo draft test test-fast test-full lint typing format bench clean
+.PHONY: install demo draft bits test test-fast test-full lint typing format bench clean
 
 install: .venv/.installed
 
@@ -14,6 +14,8 @@ install: .venv/.installed
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet $(TORCH)
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[train,eval,dev]"
+	# Beside the environment, not in it: whatever can import torchao does so at every start. Its test adds the folder.
+	$(BIN)/pip install --quiet --constraint constraints.txt --no-deps --upgrade --target .venv/torchao torchao
 	touch $@
 
 demo: install
@@ -32,6 +34,14 @@ draft: install outputs/demo/report.json
 		--num_train_epochs 2 --model_name_or_path outputs/demo-draft-words --output_dir outputs/demo-draft-words-2
 	$(BIN)/python -m eval.draft_acceptance --model outputs/demo-draft-words-2 --rows outputs/demo/data/test.jsonl \
 		--name draft_acceptance_words
+
+# Tables of 8 and 4 bits for the demo's model, and what they cost it.
+bits: install outputs/demo/report.json
+	rm -rf outputs/demo-int8 outputs/demo-int4
+	$(BIN)/python -m eval.quantize_tables --model outputs/demo/model --output outputs/demo-int8 --bits 8
+	$(BIN)/python -m eval.quantize_tables --model outputs/demo/model --output outputs/demo-int4 --bits 4
+	$(BIN)/python -m eval.quantization_report --model outputs/demo/model --converted outputs/demo-int8 outputs/demo-int4 \
+		--trained-rows outputs/demo/data/train.jsonl --held-out outputs/demo/data/test.jsonl
 
 outputs/demo/report.json:
 	$(MAKE) demo

@@ -14,6 +14,7 @@ from transformers.core_model_loading import revert_weight_conversion
 
 from .checkpoint_layout import HUB_ARGUMENTS, carries_draft_head, check_against_model, checkpoint_shapes
 from .configuration_longcat_lite import LongCatLiteConfig
+from .fp8_blocks import check_scales, read_cut_blocks
 from .mtp import freeze_draft_head
 from .ngram_hot_rows import read_hot_rows
 from .ngram_quantization import packed_width
@@ -65,11 +66,18 @@ class CheckpointLoadingMixin(PreTrainedModel):
             if not any(name.startswith("model.") for name in found):  # written by the trunk alone
                 found = {f"model.{name}": shape for name, shape in found.items()}
             check_against_model(found, *model._expected_tensors())
+        was_fp8 = read_cut_blocks(load_config.weight_mapping or ())
+        if was_fp8:
+            check_scales(
+                checkpoint_shapes(checkpoint_files), load_config.hf_quantizer.quantization_config.weight_block_size
+            )
         stored = model._find_ngram_tables(checkpoint_files if readable else None) if expected_keys is None else []
         loaded = PreTrainedModel._load_pretrained_model(
             model, state_dict, checkpoint_files, load_config, expected_keys
         )
         freeze_draft_head(model)  # loading makes new parameters
+        if was_fp8:  # its conversions lead back to FP8, which the model is no more: it is saved as any other
+            del model._weight_conversions
         if stored:  # not before: while loading, all of a state dict is taken for parameters
             model._open_ngram_tables(stored)
         return loaded

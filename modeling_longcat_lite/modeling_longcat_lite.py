@@ -48,6 +48,8 @@ class LongCatLitePreTrainedModel(CheckpointLoadingMixin):
     _can_compile_fullgraph = True
     # Strict: also for bfloat16, in which a step of 1e-3 on a selection bias of 0.5 would be rounded away.
     _keep_in_fp32_modules_strict = {"classifier", "e_score_correction_bias"}  # noqa: RUF012
+    # Read by quantizers as what they must leave alone: a pattern of modules' names and of parameters' names.
+    _keep_in_fp32_modules = {r".*\.router\.classifier"}  # noqa: RUF012
     # What may differ is checked before loading, by name; these keep the report of transformers quiet about it.
     _keys_to_ignore_on_load_unexpected = [  # noqa: RUF012
         r"^(model\.)?mtp\.",

@@ -21,6 +21,7 @@ MAY_IMPORT = {
     "ngram_quantization": set(),
     "ngram_row_cache": set(),
     "safetensors_header": set(),
+    "fp8_blocks": set(),
     "ngram_tables": {"ngram_quantization", "ngram_row_cache", "safetensors_header"},
     "ngram_cache": set(),
     "document_mask": set(),
@@ -38,6 +39,7 @@ MAY_IMPORT = {
     "checkpoint_loading": {
         "checkpoint_layout",
         "configuration_longcat_lite",
+        "fp8_blocks",
         "mtp",
         "ngram_hot_rows",
         "ngram_quantization",

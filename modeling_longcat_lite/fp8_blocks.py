@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reading FP8 checkpoints (e4m3 values, `weight_scale_inv` for each block) where no accelerator computes in FP8.
+
+transformers takes the block's size from the shape of the scales, which is right only where blocks divide a matrix.
+Those of the released `kv_a_proj_with_mqa`, `[576, 3072]` in blocks of 128, do not: its last row of blocks has 64 rows.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import torch
+from transformers.integrations.finegrained_fp8 import Fp8Dequantize
+
+SCALES = "_scale_inv"
+
+
+class BlockDequantize(Fp8Dequantize):
+    """`value * scale of its block`; the last block of a row or column may be cut short.
+
+    With blocks of 2 x 2, scales `[[a, b]]` belong to a matrix of 1 or 2 rows and 3 or 4 columns: `[a, a, b]`.
+    """
+
+    def _dequantize_one(self, quantized, scales, output_dtype=None):
+        """`[..., R, C]` values and `[..., ceil(R / block), ceil(C / block)]` scales to `[..., R, C]`."""
+        rows, columns = quantized.shape[-2:]
+        block_rows, block_columns = self.hf_quantizer.quantization_config.weight_block_size
+        each = scales.float().repeat_interleave(block_rows, -2)[..., :rows, :]
+        each = each.repeat_interleave(block_columns, -1)[..., :columns]  # [..., R, C]
+        return (quantized.float() * each).to(output_dtype or torch.bfloat16)
+
+
+def check_scales(found: Mapping[str, tuple[list[int], str]], block: Sequence[int]):
+    """Compares the scales in a checkpoint (shape and file of every tensor) with what the block's size asks for.
+
+    Raises:
+        `ValueError`: naming the tensor whose scales are missing, or belong to blocks of another size.
+    """
+    for name, (shape, path) in found.items():
+        weight = name.removesuffix(SCALES)
+        if weight == name:
+            continue
+        if weight not in found:
+            raise ValueError(f"`{name}` in {path} belongs to `{weight}`, which the checkpoint lacks.")
+        grid = [-(-size // of_block) for size, of_block in zip(found[weight][0], block, strict=True)]
+        if shape != grid:
+            raise ValueError(
+                f"`{name}` in {path} has shape {shape}, but a weight of shape {found[weight][0]} in blocks of "
+                f"{list(block)} (`weight_block_size`) asks for {grid}."
+            )
+
+
+def read_cut_blocks(conversions: Iterable) -> bool:
+    """Puts [`BlockDequantize`] in place of transformers' operation in the conversions of a checkpoint.
+
+    Returns:
+        `bool`: whether there was one, so that the model will hold no FP8 weight.
+    """
+    found = False
+    for conversion in conversions:
+        operations = getattr(conversion, "operations", [])  # a renaming has none
+        for i, operation in enumerate(operations):
+            if type(operation) is Fp8Dequantize:
+                operations[i], found = BlockDequantize(operation.hf_quantizer), True
+    return found
+
+
+__all__ = ["BlockDequantize", "check_scales", "read_cut_blocks"]
