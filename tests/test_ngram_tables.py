@@ -5,6 +5,9 @@ import copy
 import json
 import pickle
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,7 +16,7 @@ from generation_cases import CACHES, MODES, run
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, CompileConfig
 
-from modeling_longcat_lite import LongCatLiteForCausalLM, LongCatLiteModel
+from modeling_longcat_lite import LongCatLiteForCausalLM, LongCatLiteModel, ngram_row_ids
 from modeling_longcat_lite.ngram_tables import NgramTables, find_tables
 
 CASES = sorted(path.name for path in CONFORMANCE.iterdir() if path.is_dir())
@@ -151,6 +154,64 @@ def test_the_trunk_alone_and_the_auto_class(placement, tmp_path):
     assert torch.equal(LongCatLiteModel.from_pretrained(tmp_path, ngram_tables=placement)(ids)[0], states)
     auto = AutoModelForCausalLM.from_pretrained(CONFORMANCE / "base", ngram_tables=placement)
     assert torch.equal(auto(ids).logits, load("base")(ids).logits)
+
+
+class RowsOfTokens(torch.utils.data.Dataset):
+    """What a data loader's worker may do: look up rows ahead of the model."""
+
+    def __init__(self, tables: NgramTables, row_ids: torch.Tensor):
+        self.tables, self.row_ids = tables, row_ids
+
+    def __len__(self):
+        return self.row_ids.shape[1]
+
+    def __getitem__(self, index):
+        return self.tables.gather(self.row_ids[:, index : index + 1], torch.device("cpu"), torch.float32)[0]
+
+
+@placement
+@pytest.mark.parametrize("start", ["fork", "spawn"])
+def test_data_loader_workers(placement, start):
+    model, ids = load("base", placement), golden("base")["input_ids"]
+    rows, tables = ngram_row_ids(model.config, ids), model.model.ngram_embeddings.tables
+    loader = torch.utils.data.DataLoader(
+        RowsOfTokens(tables, rows), batch_size=len(ids), num_workers=1, multiprocessing_context=start
+    )
+    (found,) = list(loader)
+    assert torch.equal(found, tables.gather(rows, torch.device("cpu"), torch.float32))
+
+
+SECOND_PROCESS = """
+import sys
+from pathlib import Path
+from modeling_longcat_lite import LongCatLiteForCausalLM
+
+model = LongCatLiteForCausalLM.from_pretrained(sys.argv[1], ngram_tables="disk")
+for rows in model.model.ngram_embeddings.tables.rows:
+    rows.sum()  # every page
+kilobytes = {}
+for line in Path("/proc/self/smaps").read_text().splitlines():
+    if "-" in line.split(" ")[0]:
+        is_file = line.endswith("model.safetensors")
+    elif is_file and line.endswith("kB"):
+        name, amount, _ = line.split()
+        kilobytes[name] = kilobytes.get(name, 0) + int(amount)
+print(kilobytes["Shared_Clean:"] + kilobytes["Shared_Dirty:"], kilobytes["Anonymous:"])
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="the kernel does not tell of mapped pages")
+def test_two_processes_share_the_pages_of_a_file(tmp_path):
+    shutil.copy(CONFORMANCE / "base" / "config.json", tmp_path)
+    shutil.copy(CONFORMANCE / "base" / "model.safetensors", tmp_path)
+    tables = LongCatLiteForCausalLM.from_pretrained(tmp_path, ngram_tables="disk").model.ngram_embeddings.tables
+    for rows in tables.rows:
+        rows.sum()
+    command = [sys.executable, "-c", SECOND_PROCESS, tmp_path]
+    result = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[1])
+    shared, anonymous = (1024 * int(number) for number in result.stdout.split())
+    assert shared >= tables.num_bytes
+    assert anonymous == 0
 
 
 @torch.no_grad()
