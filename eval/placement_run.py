@@ -44,7 +44,7 @@ class Plan:
     """How much is run: tokens at batch 1, behind a context that costs attention and no computation."""
 
     decode_repeats: int = 9
-    decode_tokens: int = 32
+    decode_tokens: int = 64
     context: int = 128
     prefill_repeats: int = 5
     prefill_tokens: int = 4096
