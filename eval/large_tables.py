@@ -92,7 +92,7 @@ def make_checkpoint(
         shutil.rmtree(place, ignore_errors=True)
     torch.manual_seed(seed)
     # Placed on disk, the tables are no parameters: a model of any size is as small as its backbone.
-    LongCatLiteForCausalLM(config, ngram_tables="disk").to(DTYPE).save_pretrained(beside, max_shard_size="1TB")
+    LongCatLiteForCausalLM(config, ngram_tables="disk").bfloat16().save_pretrained(beside, max_shard_size="1TB")
     backbone = beside / "model-backbone.safetensors"
     (beside / "model.safetensors").rename(backbone)
     weight_map = dict.fromkeys(read_header(backbone)[0], backbone.name)

@@ -23,8 +23,8 @@ machine's own: a virtual drive's host may cache below it.
 *Added* is a cold token or prompt less the same one computed again at once, when its rows are in the page cache: of a
 run the median over its tokens, *p90* their 90th percentile, then the median over runs. With host tables it is what the
 method cannot tell from nothing. *Bare reads* ask for as many other random rows of the same files, cold too, and copy
-them out, without a model. Memory is the most of a load, or of decoding and a prefill, over the process before it loaded
-anything; in use, the backbone's {backbone:.0f} MB are among the file pages. All sizes are decimal.
+them out, without a model. Memory is the most of a load, or of decoding and a prefill, over the process before it had
+loaded anything; in use, the backbone's {backbone:.0f} MB are among the file pages. All sizes are decimal.
 """
 
 COLOURS = {"model": "#bbbbbb", "added": "#4477aa", "bare": "#cc3311", "anonymous": "#aa3377", "file": "#66ccee"}
@@ -139,38 +139,51 @@ def as_markdown(results: dict) -> str:
     return "\n".join(sections)
 
 
+def draw_times(panel, cases: list[dict], phase: str, scale: float):
+    """A bar per case: what it takes warm, and what was added to that; bare reads as a mark."""
+    longest = 0.0
+    for place, case in enumerate(cases):
+        runs = case[phase]
+        total, added = scale * middle(runs, "seconds"), 0.0
+        if "added_seconds" in runs[0]:
+            added = max(0.0, scale * middle(runs, "added_seconds"))
+            panel.plot([scale * middle(runs, "bare_seconds")], [place], "|", ms=14, mew=2, color=COLOURS["bare"])
+        panel.barh(place, total - added, color=COLOURS["model"])
+        panel.barh(place, added, left=total - added, color=COLOURS["added"])
+        panel.annotate(f" {total:.3g}", (total, place), va="center", fontsize=7)
+        longest = max(longest, total)
+    for name, colour in (("warm", "model"), ("added", "added")):
+        panel.barh(0, 0, color=COLOURS[colour], label=name)
+    panel.plot([], [], "|", color=COLOURS["bare"], label="bare reads")
+    panel.set_xlim(0, 1.15 * longest)
+    panel.set_yticks(range(len(cases)), [name_of(case) for case in cases], fontsize=7)
+
+
+def draw_memory(panel, cases: list[dict]):
+    """Two bars per case: anonymous memory and file pages in use."""
+    for kind, shift in (("anonymous", -0.2), ("file", 0.2)):
+        sizes = [case["memory"][kind] / 1e9 for case in cases]
+        places = [place + shift for place in range(len(cases))]
+        bars = panel.barh(places, sizes, height=0.38, color=COLOURS[kind], label=kind)
+        panel.bar_label(bars, fmt=" %.2f", fontsize=6)
+    panel.margins(x=0.14)
+    panel.set_yticks(range(len(cases)), [name_of(case) for case in cases], fontsize=7)
+
+
 def draw(results: dict, path: Path):
-    """Decode and prefill as the model's time and what was added, beside bare reads; memory by kind."""
-    figure = Figure(figsize=(15, 4.5), layout="constrained")
+    """Decode, prefill and memory of every case."""
+    figure = Figure(figsize=(15, 5), layout="constrained")
     full = [case for case in results["cases"] if case["tables"] == "full"]
-    panels = figure.subplots(1, 3)
-    for panel, phase, scale, unit in ((panels[0], "decode", 1000, "ms per token"), (panels[1], "prefill", 1, "s")):
-        cases = [case for case in full if phase in case]
-        for place, case in enumerate(cases):
-            runs = case[phase]
-            total = scale * middle(runs, "seconds")
-            is_cold = "added_seconds" in runs[0]
-            added = max(0.0, scale * middle(runs, "added_seconds")) if is_cold else 0.0
-            panel.barh(place, total - added, color=COLOURS["model"], label="warm" if not place else None)
-            panel.barh(place, added, left=total - added, color=COLOURS["added"], label="" if place else "added")
-            if is_cold:
-                bare = scale * middle(runs, "bare_seconds")
-                panel.plot([bare], [place], "|", ms=14, mew=2, color=COLOURS["bare"])
-            panel.annotate(f" {total:.3g}", (total, place), va="center", fontsize=7)
-        panel.plot([], [], "|", color=COLOURS["bare"], label="bare reads")
-        panel.set_yticks(range(len(cases)), [name_of(case) for case in cases], fontsize=7)
-        panel.set(title=phase, xlabel=unit)
-    for place, case in enumerate(results["cases"]):
-        for offset, kind in ((-0.2, "anonymous"), (0.2, "file")):
-            size = case["memory"][kind] / 1e9
-            panels[2].barh(place + offset, size, height=0.38, color=COLOURS[kind], label=kind if not place else None)
-            panels[2].annotate(f" {size:.2f}", (size, place + offset), va="center", fontsize=6)
-    panels[2].set_yticks(range(len(results["cases"])), [name_of(case) for case in results["cases"]], fontsize=7)
-    panels[2].set(title="memory in use, over the process before the load", xlabel="GB")
-    for panel in panels:
+    decode, prefill, memory = figure.subplots(1, 3)
+    draw_times(decode, full, "decode", 1000)
+    decode.set(title="decoded token", xlabel="ms")
+    draw_times(prefill, [case for case in full if "prefill" in case], "prefill", 1)
+    prefill.set(title=f"prefill of {results['plan']['prefill_tokens']:,}", xlabel="s")
+    draw_memory(memory, results["cases"])
+    memory.set(title="memory in use", xlabel="GB")
+    for panel in (decode, prefill, memory):
         panel.invert_yaxis()
-        panel.margins(x=0.14)
-        panel.legend(fontsize=7)
+        panel.legend(fontsize=7, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.13))
     figure.savefig(path, dpi=150)
 
 

@@ -19,6 +19,7 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -121,7 +122,7 @@ class Case:
             read_in(self.all_files)
         else:
             evict(self.all_files)
-        self.load = {"cached_share": cached_share(self.table_files)}
+        self.load: dict[str, object] = {"cached_share": cached_share(self.table_files)}
         read, begin = bytes_read(), time.perf_counter()
         with PeakMemory() as peak:
             self.model = load(folder, placement)
@@ -200,7 +201,7 @@ class Case:
 def measure_case(folder: Path, placement: str, state: str, plan: Plan, seed: int) -> dict:
     """Load, decode, prefill and memory of one placement; times in seconds, those of decoding per token."""
     case = Case(folder, placement, state, plan, seed)
-    measured = {"placement": placement, "state": state, "load": case.load}
+    measured: dict = {"placement": placement, "state": state, "load": case.load}
     measured["decode"] = [case.decode_run() for _ in range(plan.decode_repeats)]
     if state != "evicted":
         prefill(case.model, case.random(plan.prefill_tokens // 8))
@@ -211,6 +212,11 @@ def measure_case(folder: Path, placement: str, state: str, plan: Plan, seed: int
         measured["text_prefill"] = [case.prefill_run(text) for text in texts]
     measured["memory"] = case.memory_in_use()
     return measured
+
+
+def next_call(calls: Iterator[Callable[[], object]]):
+    """Makes the next of prepared calls, so that none of them is timed while it is prepared."""
+    next(calls)()
 
 
 @torch.no_grad()
@@ -226,7 +232,7 @@ def measure_in_turns(folder: Path, placements: list[str], plan: Plan, seed: int)
     def in_turns(length: int, repeats: int, ready: Callable[..., Callable[[], object]]) -> dict:
         prompts = [random_tokens(config, length) for _ in range(repeats + 1)]  # the first is for warming up
         calls = {name: iter([ready(model, tokens) for tokens in prompts]) for name, model in models.items()}
-        times = time_paired({name: lambda name=name: next(calls[name])() for name in calls}, repeats)
+        times = time_paired({name: partial(next_call, each) for name, each in calls.items()}, repeats)
         ratios = {name: times.ratio(name, placements[0]) for name in placements[1:]}
         return {"seconds": times.seconds, "ratios": ratios}
 

@@ -118,9 +118,12 @@ def launch(arguments: list[str]) -> dict:
 
 
 def run_arguments(run: Run, folder: Path, plan: Plan, seed: int, threads: int | None) -> list[str]:
-    """The command line of a run; where memory alone is wanted, one repeat is enough."""
+    """The command line of a run: with fewer repeats where memory alone is wanted, or time for contrast."""
     if run.tables != "full":
         plan = replace(plan, decode_repeats=1, prefill_repeats=1)
+    elif (run.placements, run.state) == (("resident",), "cold"):
+        # A page fault there brings in what the kernel reads ahead, megabytes on some drives.
+        plan = replace(plan, decode_repeats=min(3, plan.decode_repeats), prefill_repeats=min(2, plan.prefill_repeats))
     command = [str(folder), "--placements", *run.placements, "--state", run.state, "--seed", str(seed)]
     for name, value in asdict(plan).items():
         command += [f"--{name.replace('_', '-')}", str(value)]
