@@ -8,6 +8,7 @@ own mappings of them let go of their pages, which come back from the file when t
 import ctypes
 import mmap
 import os
+import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -72,4 +73,13 @@ def cached_share(paths: Iterable[Path]) -> float:
     return held / total
 
 
-__all__ = ["cached_share", "evict", "own_mappings", "read_in"]
+def can_evict(folder: Path) -> bool:
+    """Whether files in `folder` leave memory when they are evicted; a file system in memory keeps them."""
+    with tempfile.NamedTemporaryFile(dir=folder) as probe:
+        probe.write(bytes(16 * mmap.PAGESIZE))
+        probe.flush()
+        evict([Path(probe.name)])
+        return cached_share([Path(probe.name)]) == 0
+
+
+__all__ = ["cached_share", "can_evict", "evict", "own_mappings", "read_in"]

@@ -27,6 +27,7 @@ them out, without a model. Memory is the most of a load, or of decoding and a pr
 loaded anything; in use, the backbone's {backbone:.0f} MB are among the file pages. All sizes are decimal.
 """
 
+MEANT_FOR = 8 * 10**9  # bytes of tables
 COLOURS = {"model": "#bbbbbb", "added": "#4477aa", "bare": "#cc3311", "anonymous": "#aa3377", "file": "#66ccee"}
 
 
@@ -59,14 +60,15 @@ def time_table(cases: list[dict]) -> str:
 
 def memory_table(cases: list[dict]) -> str:
     """One line per case: memory of both kinds and bytes read."""
-    header = ["case", "load: anonymous, MB", "load: file", "in use: anonymous", "in use: file"]
+    header = ["case", "cached before", "load: anonymous, MB", "load: file", "in use: anonymous", "in use: file"]
     header += ["read by load, MB", "read per token, kB", "read per prefill, MB"]
     lines = []
     for case in cases:
         both = [case["load"]["memory"], case["memory"]]
         sizes = [f"{part[kind] / 1e6:,.0f}" for part in both for kind in ("anonymous", "file")]
         read = [f"{case['load']['bytes_read'] / 1e6:,.0f}", shown(case["decode"], "bytes_read", 1e-3, 1)]
-        lines.append([name_of(case), *sizes, *read, shown(case.get("prefill"), "bytes_read", 1e-6, 1)])
+        cached = f"{100 * case['load']['cached_share']:.1f} %"
+        lines.append([name_of(case), cached, *sizes, *read, shown(case.get("prefill"), "bytes_read", 1e-6, 1)])
     return markdown_table(header, lines)
 
 
@@ -118,6 +120,8 @@ def heading(results: dict) -> str:
     ]
     if results["quick"]:
         lines.append("**A quick run: tables and model are too small for its verdicts to mean anything.**\n")
+    elif tables["bytes"] < MEANT_FOR:
+        lines.append(f"**The verdicts are meant for tables of {MEANT_FOR / 1e9:.0f} GB or more.**\n")
     return "\n".join(lines + [f"Left out: {reason}\n" for reason in results["left_out"]])
 
 
@@ -133,8 +137,8 @@ def as_markdown(results: dict) -> str:
         + turns_table(results["in_turns"]),
         "## Rows read once\n\nA prefill from disk, cold: each distinct row is read once, however often tokens ask for "
         "it.\n\n" + deduplication_table(results),
-        "## Memory and reads\n\n*File* memory can be dropped by the kernel at any time.\n\n"
-        + memory_table(results["cases"]),
+        "## Memory and reads\n\n*Cached before*: the share of the tables' pages in the page cache as the load "
+        "begins. *File* memory can be dropped by the kernel at any time.\n\n" + memory_table(results["cases"]),
     ]
     return "\n".join(sections)
 

@@ -26,7 +26,7 @@ from transformers.utils import logging
 
 from eval.large_tables import check_space, make_checkpoint, stored_tables, table_bytes, with_tables
 from eval.machine import describe_machine, load_average
-from eval.page_cache import cached_share
+from eval.page_cache import can_evict
 from eval.placement_report import as_markdown, draw, verdict_lines
 from eval.placement_run import Plan
 from eval.placement_verdicts import judge_all
@@ -145,25 +145,23 @@ def working_folder(parent: Path | None, keep: bool) -> Iterator[Path]:
             shutil.rmtree(folder)
 
 
-def make_checkpoints(work: Path, shapes: dict[str, Shape], seed: int, progress: Progress) -> dict[str, Path]:
-    """The checkpoint of each shape.
+def check_drive(work: Path, shapes: list[Shape]):
+    """Raises a `ValueError` if checkpoints do not fit into `work`, or stay in memory there, before any is written."""
+    check_space(work, shapes)
+    if not can_evict(work):
+        raise ValueError(
+            "Files of `--work-dir` stay in memory when they are evicted: its file system keeps them there (tmpfs?). "
+            "Choose a folder on a drive."
+        )
 
-    Raises:
-        `ValueError`: if they do not fit on the drive, before anything is written, or their pages cannot be evicted.
-    """
-    check_space(work, list(shapes.values()))
+
+def make_checkpoints(work: Path, shapes: dict[str, Shape], seed: int, progress: Progress) -> dict[str, Path]:
+    """The checkpoint of each shape, by the same name."""
     task = progress.add_task("Writing tables", total=sum(map(table_bytes, shapes.values())))
-    folders = {
+    return {
         name: make_checkpoint(work, shape, seed, lambda num_bytes: progress.advance(task, num_bytes))
         for name, shape in shapes.items()
     }
-    share = cached_share(Path(table.path) for table in stored_tables(folders["full"]))
-    if share > 0.01:
-        raise ValueError(
-            f"{100 * share:.0f} % of the tables stay in memory when they are evicted: the file system of `--work-dir` "
-            "keeps its files there (tmpfs?), or a process has them mapped. Choose a folder on a drive."
-        )
-    return folders
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -171,6 +169,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--quick", action="store_true", help="Small tables, few repeats: to see that it works.")
     parser.add_argument("--gigabytes", type=float, help=f"Of all tables; 8, or {QUICK_GIGABYTES} with --quick.")
+    parser.add_argument("--repeats", type=int, help="Runs per case, instead of the plan's.")
     parser.add_argument("--work-dir", type=Path, help="Where the checkpoints are made; a temporary folder by default.")
     parser.add_argument("--keep", action="store_true", help="Keep the checkpoints; in --work-dir they are used again.")
     parser.add_argument("--threads", type=int, help="Threads of torch; its own choice (the cores) by default.")
@@ -205,6 +204,8 @@ def main(arguments: argparse.Namespace):
     if not MEMORY.exists():
         raise ValueError("`eval.table_placement` reads Linux's /proc, which is not there.")
     base, plan = (QUICK_SHAPE, QUICK_PLAN) if arguments.quick else (SHAPE, Plan())
+    if arguments.repeats:
+        plan = replace(plan, decode_repeats=arguments.repeats, prefill_repeats=arguments.repeats)
     gigabytes = arguments.gigabytes or (QUICK_GIGABYTES if arguments.quick else 8.0)
     sizes = {"full": int(gigabytes * 1e9), "eighth": int(gigabytes * 1e9 / 8), "none": HARDLY_ANY}
     shapes = {name: with_tables(base, size) for name, size in sizes.items()}
@@ -212,6 +213,7 @@ def main(arguments: argparse.Namespace):
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
     load, cases, in_turns = {"start": load_average()}, [], {}
     with working_folder(arguments.work_dir, arguments.keep) as work, Progress(*columns, console=console) as progress:
+        check_drive(work, list(shapes.values()))
         folders = make_checkpoints(work, shapes, arguments.seed, progress)
         task = progress.add_task("Measuring", total=len(runs))
         for run in runs:

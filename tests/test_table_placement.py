@@ -14,7 +14,7 @@ from safetensors import safe_open
 from eval import large_tables, placement_run, table_placement
 from eval.bare_reads import random_rows, time_bare_reads
 from eval.large_tables import check_space, make_checkpoint, stored_tables, table_bytes, with_tables
-from eval.page_cache import cached_share, evict, own_mappings, read_in
+from eval.page_cache import cached_share, can_evict, evict, own_mappings, read_in
 from eval.placement_verdicts import judge_all
 from eval.process_usage import PeakMemory, bytes_read
 from modeling_longcat_lite import LongCatLiteForCausalLM, ngram_row_ids
@@ -25,12 +25,8 @@ SHAPE = with_tables(table_placement.QUICK_SHAPE, 2 * 10**6)
 @pytest.fixture
 def drive(tmp_path):
     """A folder whose pages can be evicted: not one of a file system in memory."""
-    probe = tmp_path / "probe"
-    probe.write_bytes(bytes(10**5))
-    evict([probe])
-    if cached_share([probe]):
+    if not can_evict(tmp_path):
         pytest.skip("temporary files lie in memory here")
-    probe.unlink()
     return tmp_path
 
 
@@ -134,13 +130,14 @@ def test_too_little_space_is_named_before_anything_is_written(tmp_path, monkeypa
     monkeypatch.setattr(table_placement, "available_memory", lambda: 10**11)
     with pytest.raises(ValueError, match=r"7\.\d GB are missing"):
         table_placement.main(parsed("--gigabytes", 7.2, "--work-dir", tmp_path, "--output", tmp_path / "results"))
-    assert not list(tmp_path.iterdir()) or not list((tmp_path / "table_placement").iterdir())
+    assert not list(tmp_path.rglob("*.safetensors"))
 
 
-def test_a_drive_whose_pages_stay_is_named(tmp_path, monkeypatch):
-    monkeypatch.setattr(table_placement, "cached_share", lambda paths: 1.0)
-    with pytest.raises(ValueError, match=r"100 % of the tables stay in memory.*--work-dir"):
-        table_placement.main(parsed("--quick", "--gigabytes", 0.002, "--work-dir", tmp_path, "--output", tmp_path))
+def test_a_file_system_in_memory_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(table_placement, "can_evict", lambda folder: False)
+    with pytest.raises(ValueError, match=r"`--work-dir` stay in memory.*tmpfs"):
+        table_placement.main(parsed("--quick", "--work-dir", tmp_path, "--output", tmp_path))
+    assert not list(tmp_path.rglob("*.safetensors"))
 
 
 def test_runs_follow_the_memory():
