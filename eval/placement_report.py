@@ -20,11 +20,11 @@ random one, so that its rows are cold too. *Evicted*: the tables are dropped fro
 which leaves less than any limit on the process's memory would; no such limit was set. The page cache is this
 machine's own: a virtual drive's host may cache below it.
 
-*Added* is a cold token or prompt less the same one computed again at once, when its rows are in the page cache: of a
-run the median over its tokens, *p90* their 90th percentile, then the median over runs. With host tables it is what the
-method cannot tell from nothing. *Bare reads* ask for as many other random rows of the same files, cold too, and copy
-them out, without a model. Memory is the most of a load, or of decoding and a prefill, over the process before it had
-loaded anything; in use, the backbone's {backbone:.0f} MB are among the file pages. All sizes are decimal.
+*Added* is a cold token or prompt less another one beside it whose rows were read into the page cache before, the two
+in turns: of a run the median over its tokens, *p90* their 90th percentile, then the median over runs. With host tables
+it is what the method cannot tell from nothing. *Bare reads* ask for as many other random rows of the same files, cold
+too, and copy them out, without a model. Memory is the most of a load, or of decoding and a prefill, over the process
+before it loaded anything; in use, the backbone's {backbone:.0f} MB are among the file pages. Sizes are decimal.
 """
 
 MEANT_FOR = 8 * 10**9  # bytes of tables

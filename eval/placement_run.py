@@ -10,8 +10,9 @@ One placement is loaded and used, with its memory and reads; several are timed i
     cold      holds nothing when the checkpoint is loaded, and nothing of the tables when a run begins
     evicted   holds nothing of the tables when a token begins: less than any limit on memory would leave
 
-A token or prompt that was cold is computed again at once, when its rows are in the page cache: the pair's difference
-is what the placement adds. Bare reads of as many other rows, cold too, stand beside it.
+A cold token or prompt stands in pairs with another one, whose rows were read into the page cache just before. The two
+take turns in being first: the difference is what the placement adds, and nothing of what a processor's caches keep
+from one to the next. Bare reads of as many other rows, cold too, stand beside it.
 """
 
 import argparse
@@ -20,6 +21,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import count
 from pathlib import Path
 from statistics import median
 
@@ -64,11 +66,6 @@ def text_tokens(length: int) -> Iterator[torch.Tensor]:
         while len(stretch) >= length:
             yield torch.tensor(list(stretch[:length]))[None] + FIRST_PLAIN_TOKEN
             del stretch[:length]
-
-
-def distinct_rows(config, tokens: torch.Tensor) -> list[int]:
-    """How many different rows of each table a forward of `[1, T]` tokens reads."""
-    return [len(ids.unique()) for ids in ngram_row_ids(config, tokens)]
 
 
 def load(folder: Path, placement: str) -> LongCatLiteForCausalLM:
@@ -152,39 +149,78 @@ class Case:
         evict(self.table_files)
         return time_bare_reads(self.tables, rows)
 
+    def bring_in(self, ids: torch.Tensor):
+        """Reads rows `[S, T]` from the files, so that the page cache holds them; the model has no part in it."""
+        time_bare_reads(self.tables, [[of_table.unique().numpy() for of_table in ids]])
+
+    def pair(self, cold: Callable[[], float], warm: Callable[[], float], warm_first: bool) -> dict:
+        """Seconds of a cold and of a warm computation next to each other, and what the drive delivered to the cold."""
+        times = {}
+        for is_warm in (warm_first, not warm_first):
+            if is_warm:
+                times["warm_seconds"] = warm()
+            else:
+                read = bytes_read()
+                times["seconds"] = cold()
+                times["bytes_read"] = bytes_read() - read
+        return times | {"added_seconds": times["seconds"] - times["warm_seconds"]}
+
     def decode_run(self) -> dict:
-        """Medians over the tokens of a run, in seconds; of a cold run, each token is decoded again behind itself."""
-        tokens = self.random(self.plan.context + self.plan.decode_tokens)
-        run, twin = self.decoding(tokens), self.decoding(tokens)
-        cold, warm = [], []
+        """Medians over the tokens of a run, in seconds; cold tokens in turns with others whose rows are brought in."""
+        length, config = self.plan.context + self.plan.decode_tokens, self.model.config
+        run = self.decoding(self.random(length))
+        if self.state == "warm":
+            read, seconds = bytes_read(), run.all_steps()
+            return {"seconds": median(seconds), "bytes_read": (bytes_read() - read) // len(seconds)}
+        warm_tokens = self.random(length)
+        twin, ids = self.decoding(warm_tokens), ngram_row_ids(config, warm_tokens)[:, 0, self.plan.context :]  # [S, T]
         self.chill()
-        read = bytes_read()
-        for place in range(self.plan.decode_tokens):
+        if self.state == "cold":
+            self.bring_in(ids)
+
+        def cold_step(place: int) -> float:
             if self.state == "evicted":
                 self.chill()
-            cold.append(run.step(place))
-            if self.state != "warm":
-                warm.append(twin.step(place))  # the same rows, now in the page cache
-        measured = {"seconds": median(cold), "bytes_read": (bytes_read() - read) // len(cold)}
-        if self.state != "warm":
-            added = [a - b for a, b in zip(cold, warm, strict=True)]
-            bare = self.bare([[1] * len(self.tables)] * len(cold))
-            measured |= {"warm_seconds": median(warm), "added_seconds": median(added), "bare_seconds": median(bare)}
-            measured["added_seconds_p90"] = float(np.percentile(added, 90))
-        return measured
+            return run.step(place)
 
-    def prefill_run(self, tokens: torch.Tensor) -> dict:
-        """Seconds, bytes and rows of a forward of `[1, T]` tokens; a cold one is repeated behind itself."""
-        counts = distinct_rows(self.model.config, tokens)
-        self.chill()
-        read = bytes_read()
-        measured = {"seconds": prefill(self.model, tokens)}
-        measured |= {"bytes_read": bytes_read() - read, "rows": tokens.numel() * len(self.tables)}
-        measured["distinct_rows"] = sum(counts)
-        if self.state != "warm":
-            warm, (bare,) = prefill(self.model, tokens), self.bare([counts])
-            measured |= {"warm_seconds": warm, "added_seconds": measured["seconds"] - warm, "bare_seconds": bare}
-        return measured
+        def warm_step(place: int) -> float:
+            if self.state == "evicted":
+                self.chill()  # here too, so that what evicting does to the processor's caches is no difference
+                self.bring_in(ids[:, place, None])
+            return twin.step(place)
+
+        places = range(self.plan.decode_tokens)
+        pairs = [self.pair(partial(cold_step, i), partial(warm_step, i), i % 2 == 1) for i in places]
+        bare = self.bare([[1] * len(self.tables)] * len(pairs))
+        measured = {name: median(pair[name] for pair in pairs) for name in pairs[0]}
+        measured["bytes_read"] = sum(pair["bytes_read"] for pair in pairs) // len(pairs)
+        p90 = float(np.percentile([pair["added_seconds"] for pair in pairs], 90))
+        return measured | {"added_seconds_p90": p90, "bare_seconds": median(bare)}
+
+    def prefill_run(self, tokens: torch.Tensor, others: torch.Tensor, place: int) -> dict:
+        """Seconds, bytes and rows of a forward of `[1, T]` tokens; a cold one beside others whose rows are there."""
+        ids, other_ids = (ngram_row_ids(self.model.config, each)[:, 0] for each in (tokens, others))  # [S, T]
+        counts = [len(of_table.unique()) for of_table in ids]
+        rows = {"rows": ids.numel(), "distinct_rows": sum(counts)}
+        if self.state == "warm":
+            read, seconds = bytes_read(), prefill(self.model, tokens)
+            return rows | {"seconds": seconds, "bytes_read": bytes_read() - read}
+
+        def cold() -> float:
+            self.chill()
+            return prefill(self.model, tokens)
+
+        def warm() -> float:
+            self.bring_in(other_ids)
+            return prefill(self.model, others)
+
+        measured = self.pair(cold, warm, place % 2 == 1)
+        (bare,) = self.bare([counts])
+        return rows | measured | {"bare_seconds": bare}
+
+    def prefill_runs(self, prompts: Iterator[torch.Tensor]) -> list[dict]:
+        """One run for every two prompts, as many as planned."""
+        return [self.prefill_run(next(prompts), next(prompts), i) for i in range(self.plan.prefill_repeats)]
 
     def memory_in_use(self) -> dict[str, int]:
         """Peaks over a decode run and a prefill that are not timed."""
@@ -205,11 +241,9 @@ def measure_case(folder: Path, placement: str, state: str, plan: Plan, seed: int
     measured["decode"] = [case.decode_run() for _ in range(plan.decode_repeats)]
     if state != "evicted":
         prefill(case.model, case.random(plan.prefill_tokens // 8))
-        prompts = [case.random(plan.prefill_tokens) for _ in range(plan.prefill_repeats)]
-        measured["prefill"] = [case.prefill_run(prompt) for prompt in prompts]
+        measured["prefill"] = case.prefill_runs(case.random(plan.prefill_tokens) for _ in count())
     if (placement, state) == ("disk", "cold"):
-        texts = [text for _, text in zip(range(plan.prefill_repeats), text_tokens(plan.prefill_tokens), strict=False)]
-        measured["text_prefill"] = [case.prefill_run(text) for text in texts]
+        measured["text_prefill"] = case.prefill_runs(text_tokens(plan.prefill_tokens))
     measured["memory"] = case.memory_in_use()
     return measured
 
