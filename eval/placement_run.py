@@ -49,7 +49,7 @@ class Plan:
     decode_repeats: int = 9
     decode_tokens: int = 64
     context: int = 128
-    prefill_repeats: int = 5
+    prefill_repeats: int = 7
     prefill_tokens: int = 4096
 
 
