@@ -70,6 +70,7 @@ format: install
 bench: install
 	$(BIN)/python -m eval.parameter_report
 	$(BIN)/python -m eval.generation_speed
+	$(BIN)/python -m eval.table_placement
 
 clean:
 	rm -rf .venv build dist *.egg-info
