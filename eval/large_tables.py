@@ -18,7 +18,7 @@ import torch
 
 from eval.page_cache import evict
 from eval.speed_models import Shape
-from modeling_longcat_lite import LongCatLiteForCausalLM
+from modeling_longcat_lite import LongCatLiteForCausalLM, read_safetensors_header
 
 DTYPE = torch.bfloat16
 BLOCK = 32 * 2**20  # bytes written at a time
@@ -95,7 +95,7 @@ def make_checkpoint(
     LongCatLiteForCausalLM(config, ngram_tables="disk").bfloat16().save_pretrained(beside, max_shard_size="1TB")
     backbone = beside / "model-backbone.safetensors"
     (beside / "model.safetensors").rename(backbone)
-    weight_map = dict.fromkeys(read_header(backbone)[0], backbone.name)
+    weight_map = dict.fromkeys(read_safetensors_header(backbone)[0], backbone.name)
     generator = np.random.default_rng(seed)
     for i, rows in enumerate(config.subtable_sizes):
         name, path = f"model.ngram_embeddings.embedders.{i}.weight", beside / f"model-table-{i:02}.safetensors"
@@ -111,22 +111,13 @@ def make_checkpoint(
     return folder
 
 
-def read_header(path: Path) -> tuple[dict, int]:
-    """The tensors of a safetensors file, and the offset of its data in bytes."""
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(length))
-    header.pop("__metadata__", None)
-    return header, 8 + length
-
-
 def stored_tables(folder: Path) -> list[StoredRows]:
     """Where the tables of a checkpoint made here lie, in their order."""
     found = []
     for path in sorted(folder.glob("model-table-*.safetensors")):
-        header, offset = read_header(path)
-        ((rows, width),) = (entry["shape"] for entry in header.values())
-        found.append(StoredRows(str(path), offset, rows, width * DTYPE.itemsize))
+        (table,) = read_safetensors_header(path)[0].values()
+        rows, width = table.shape
+        found.append(StoredRows(str(path), table.begin, rows, width * DTYPE.itemsize))
     return found
 
 
