@@ -201,8 +201,9 @@ class NgramTables:
         distinct, places = row_keys(ids.cpu().flatten(1)).unique(return_inverse=True)  # [U], [S, B T]
         if self.kept is None:
             moved = self.read(distinct, device)  # [U, C]
-        else:
-            moved = self.kept.complete(distinct, places, lambda missing: self.read(missing, device))
+        else:  # on the device of a model that may have moved since
+            kept = self.kept
+            moved = kept.complete(distinct, places, lambda keys: self.read(keys, kept.rows.device)).to(device)
         # From [S, B T] to the token's rows one behind another.
         order = places.t().reshape(-1).to(device, non_blocking=True)
         values = moved.to(dtype) if self.bits == 16 else dequantize_rows(moved, self.bits, dtype)  # [U, W]
