@@ -73,8 +73,7 @@ def attention_bytes(config: LongCatLiteConfig, run: Run, itemsize: int) -> int:
     batch, length, history = run.batch, run.prefill_tokens, run.context
     heads, key_width = config.num_attention_heads, config.qk_head_dim
     query = batch * heads * length * key_width * itemsize
-    # Behind a history the mask is explicit: booleans, and the kernel's own copy in the dtype of the scores.
-    mask = 0 if length == history else batch * length * history * (1 + itemsize)
+    mask = 0 if length == history else batch * length * history  # explicit behind a history, booleans
     if latents_are_cheaper(config, run):
         absorbed = 2 * batch * heads * length * config.kv_lora_rank * itemsize
         scores = batch * heads * length * history * (2 * itemsize + FLOAT_BYTES)
@@ -82,7 +81,9 @@ def attention_bytes(config: LongCatLiteConfig, run: Run, itemsize: int) -> int:
     row = batch * heads * history * itemsize
     expanded = row * (config.qk_nope_head_dim + config.v_head_dim)
     keys = values = row * key_width  # values are padded to the width of the keys
-    return query + mask + keys + values + max(expanded, 2 * query)  # expanded heads, then the output and its copy
+    # While values are padded, the heads as they were expanded; then the kernel's mask in the dtype of the scores, the
+    # output and its copy.
+    return query + mask + keys + values + max(expanded, itemsize * mask + 2 * query)
 
 
 def stage_bytes(config: LongCatLiteConfig, run: Run, dtype: torch.dtype) -> dict[str, int]:

@@ -177,7 +177,7 @@ def plan_with_gpus(model: Model, run: Run, machine: Machine, placement: str, uni
             result.missing[f"GPU {i}"] = over
     # A table in host memory would pass through the link as a whole, for a few rows of it.
     if tables := sum(unit.parts.get(TABLES, 0) for unit in on_host):
-        result.missing["GPUs, for the tables"] = tables
+        result.missing["the GPUs for tables"] = tables
     return result
 
 

@@ -32,6 +32,7 @@ class Checkpoint:
     """What is known of a model without its weights."""
 
     name: str
+    source: str  # what `from_pretrained` takes
     config: LongCatLiteConfig
     dtype: torch.dtype  # that `from_pretrained` loads it in
     table_dtype: torch.dtype  # of the tables in the files
@@ -102,9 +103,12 @@ def read_checkpoint(model: str | None, dtype: str | None = None) -> Checkpoint:
     wanted = config.num_nextn_predict_layers
     in_files = next((d for name, d in headers.items() if name.endswith("embed_tokens.weight")), None)
     tables = next((d for name, d in headers.items() if "ngram_embeddings.embedders." in name), None)
+    source = model or RELEASED
+    source = str(Path(source).parent) if source.endswith(".json") else source
     stored = torch_dtype(config.dtype) or in_files or torch.bfloat16
     return Checkpoint(
-        name=spoken_path(model) if model else RELEASED,
+        name=spoken_path(source),
+        source=source,
         config=config,
         dtype=torch_dtype(dtype) or stored,
         table_dtype=tables or stored,
@@ -139,7 +143,7 @@ def weigh(checkpoint: Checkpoint, placement: str, bits: int | None = None) -> li
 
     def size(name: str, tensor: torch.Tensor) -> int:
         if part_of(name) == TABLES:
-            return table_bytes(*tensor.shape, in_bits)
+            return table_bytes(tensor.shape[0], tensor.shape[1], in_bits)
         if not tensor.is_floating_point() or part_of(name) == BUFFERS or not kept.isdisjoint(name.split(".")):
             return tensor.numel() * tensor.itemsize  # as they are made: int64 or float32
         return tensor.numel() * checkpoint.dtype.itemsize
@@ -159,7 +163,8 @@ def split(module: nn.Module, name: str, size: Callable[[str, torch.Tensor], int]
     leaves: Counter = Counter()
     for key, tensor in tensors.items():
         leaves[key.rpartition(".")[0]] += size(key, tensor)
-    attentions = len(module.self_attn) if isinstance(getattr(module, "self_attn", None), nn.ModuleList) else 0
+    halves = getattr(module, "self_attn", None)
+    attentions = len(halves) if isinstance(halves, nn.ModuleList) else 0  # not that of the draft head
     yield Unit(name, dict(parts), attentions, max(leaves.values(), default=0))
     if not is_whole:
         for key, child in children:
