@@ -14,7 +14,7 @@ from eval.fit_placement import PLACEMENTS, Machine, Model, Plan, plan
 MOST_GPUS = 64
 MOST_MEMORY = 4096 * 10**9
 GB = 10**9
-SHORTEST_CONTEXT, CONTEXT_STEP, SHORTEST_CHUNK = 128, 128, 256
+CONTEXT_STEP, SHORTEST_CHUNK = 128, 256
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ def all_plans(model: Model, run: Run, machine: Machine) -> list[Plan]:
 
 def smallest(low: int, high: int, fits: Callable[[int], bool]) -> int | None:
     """The smallest number of `low..high` that fits, if those above it do too; `None` if `high` does not."""
-    if not fits(high):
+    if low > high or not fits(high):
         return None
     while low < high:
         middle = (low + high) // 2
@@ -74,14 +74,15 @@ def changes_of_run(model: Model, run: Run, machine: Machine, on_gpus: bool) -> I
     def change(option: str, field: str, value: int | None, why: str) -> Change | None:
         if value is None or value == getattr(run, field):
             return None
-        return Change(f"{option} {value}", placement(**{field: value}) or "", why)
+        name = placement(**{field: value})
+        return Change(f"{option} {value}", name, why) if name else None
 
     # Below that, a prompt takes too long: every chunk reads all experts.
     powers = [2**n for n in range(SHORTEST_CHUNK.bit_length() - 1, 20) if 2**n < run.prefill_tokens]
     chunk = next((size for size in reversed(powers) if placement(chunk=size)), None)
     yield change("--prefill-chunk", "chunk", chunk, "less is held while a prompt is read")
-    context = largest(SHORTEST_CONTEXT, run.context, lambda n: placement(context=n) is not None)
-    yield change("--context", "context", context and context // CONTEXT_STEP * CONTEXT_STEP, "a smaller cache")
+    steps = largest(1, run.context // CONTEXT_STEP, lambda n: placement(context=n * CONTEXT_STEP) is not None)
+    yield change("--context", "context", steps and steps * CONTEXT_STEP, "a smaller cache")
     batch = largest(1, run.batch, lambda n: placement(batch=n) is not None)
     yield change("--batch", "batch", batch, "a smaller cache, and less held while prompts are read")
     for bits in (8, 4):

@@ -175,6 +175,9 @@ def plan_with_gpus(model: Model, run: Run, machine: Machine, placement: str, uni
         result.max_memory[i] = max(budgets[i], 0)
         if (over := sum(gpu.values()) - machine.gpu_memory) > 0:
             result.missing[f"GPU {i}"] = over
+    if not on_gpu:  # then accelerate would compute on the host
+        needed = units[0].size + max(unit.size for unit in units[1:])
+        result.missing["GPU 0"] = max(result.missing.get("GPU 0", 0), needed - budgets[0])
     # A table in host memory would pass through the link as a whole, for a few rows of it.
     if tables := sum(unit.parts.get(TABLES, 0) for unit in on_host):
         result.missing["the GPUs for tables"] = tables

@@ -7,6 +7,7 @@ says of it.
 Shapes: B batch, L tokens of history, K experts a token selects, E routed and Z zero experts.
 """
 
+from collections import Counter
 from dataclasses import dataclass
 
 from eval.fit_memory import Run, latents_are_cheaper
@@ -17,9 +18,8 @@ from modeling_longcat_lite import LongCatLiteConfig
 PAGE = 4096
 DISK_LATENCY = 1e-4  # seconds
 
-# Only some rows of these are read.
-LOOKED_UP = ("word embedding", TABLES)
-NOT_RUN = ("draft head",)
+# Of the first two some rows are looked up; plain decoding does not run the last.
+NOT_MULTIPLIED = ("word embedding", TABLES, "draft head")
 EXPERTS, HEAD = "routed experts", "language-model head"
 
 FORMULA = """\
@@ -57,15 +57,20 @@ def expert_share(config: LongCatLiteConfig, tokens: int) -> float:
     return 1 - (1 - min(chance, 1.0)) ** tokens
 
 
+def multiplied(config: LongCatLiteConfig, units: list[Unit]) -> dict[str, int]:
+    """Bytes by part of the weights that tokens are multiplied with; a tied word embedding is the head."""
+    parts: Counter = Counter()
+    for unit in units:
+        parts.update({part: size for part, size in unit.parts.items() if part not in NOT_MULTIPLIED})
+        if config.tie_word_embeddings:
+            parts[HEAD] += unit.parts.get("word embedding", 0)
+    return parts
+
+
 def read_bytes(config: LongCatLiteConfig, units: list[Unit], tokens: int) -> float:
     """Bytes of weights that a forward of `tokens` reads."""
     share = expert_share(config, tokens)
-    return sum(
-        size * (share if part == EXPERTS else 1.0)
-        for unit in units
-        for part, size in unit.parts.items()
-        if part not in (*LOOKED_UP, *NOT_RUN)
-    )
+    return sum(size * (share if part == EXPERTS else 1.0) for part, size in multiplied(config, units).items())
 
 
 def cache_traffic(model: Model, run: Run, history: int) -> int:
@@ -81,13 +86,8 @@ def weight_operations(model: Model, units: list[Unit], tokens: int, rows: int) -
     config, itemsize = model.checkpoint.config, model.checkpoint.dtype.itemsize
     routed = config.moe_topk / (config.n_routed_experts + config.zero_expert_num)
     times = {EXPERTS: tokens * routed, HEAD: rows}
-    numbers = sum(
-        size / itemsize * times.get(part, tokens)
-        for unit in units
-        for part, size in unit.parts.items()
-        if part not in (*LOOKED_UP, *NOT_RUN)
-    )
-    return 2 * numbers
+    parts = multiplied(config, units)
+    return 2 * sum(size / itemsize * times.get(part, tokens) for part, size in parts.items())
 
 
 def attention_operations(model: Model, run: Run, length: int, history: int) -> float:

@@ -139,12 +139,14 @@ def weigh(checkpoint: Checkpoint, placement: str, bits: int | None = None) -> li
         model = LongCatLiteForCausalLM(copy.deepcopy(checkpoint.config), has_draft_head=checkpoint.draft_head)
     table_dtype = checkpoint.dtype if placement == "resident" else checkpoint.table_dtype
     in_bits = bits or 8 * table_dtype.itemsize
-    kept = LongCatLiteForCausalLM._keep_in_fp32_modules_strict
+    kept, saved = LongCatLiteForCausalLM._keep_in_fp32_modules_strict, model.state_dict().keys()
 
     def size(name: str, tensor: torch.Tensor) -> int:
+        if name == "lm_head.weight" and checkpoint.config.tie_word_embeddings:
+            return 0
         if part_of(name) == TABLES:
             return table_bytes(tensor.shape[0], tensor.shape[1], in_bits)
-        if not tensor.is_floating_point() or part_of(name) == BUFFERS or not kept.isdisjoint(name.split(".")):
+        if name not in saved or not kept.isdisjoint(name.split(".")):
             return tensor.numel() * tensor.itemsize  # as they are made: int64 or float32
         return tensor.numel() * checkpoint.dtype.itemsize
 
@@ -172,7 +174,7 @@ def split(module: nn.Module, name: str, size: Callable[[str, torch.Tensor], int]
 
 
 def own_tensors(module: nn.Module, recurse: bool) -> Iterator[tuple[str, torch.Tensor]]:
-    """Parameters and buffers, those that no checkpoint holds included; a tied tensor once."""
+    """Parameters and buffers, those that no checkpoint holds included."""
     yield from module.named_parameters(recurse=recurse)
     yield from module.named_buffers(recurse=recurse)
 

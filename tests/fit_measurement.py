@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a model really takes, measured in a process of its own; run by `test_fit.py`.
 
-    python -m tests.fit_measurement CHECKPOINT PLACEMENT CONTEXT BATCH CHUNK
+    PYTHONPATH=. python tests/fit_measurement.py CHECKPOINT PLACEMENT CONTEXT BATCH CHUNK
 
 Prints JSON: bytes of tensors, and growth of the process's anonymous memory over what it had after a first tiny model
 (libraries, thread pools), for the loaded model, and for the peak of a prefill with the cache.
@@ -16,9 +16,9 @@ import time
 from pathlib import Path
 
 import torch
+from conftest import randomize, tiny_config
 
 from modeling_longcat_lite import LongCatLiteForCausalLM
-from tests.conftest import randomize, tiny_config
 
 DTYPE = torch.float32  # the files are in bfloat16: nothing stays mapped, all is anonymous memory
 ROLLUP = Path("/proc/self/smaps_rollup")
