@@ -15,6 +15,7 @@ from eval.fit_memory import (
     activation_bytes,
     attention_cache_bytes,
     history_bytes,
+    stage_bytes,
     staging_bytes,
 )
 from eval.fit_weights import TABLES, Checkpoint, Unit, weigh
@@ -136,7 +137,12 @@ def plan(model: Model, run: Run, machine: Machine, placement: str) -> Plan:
     if placement == "disk":
         result.disk[TABLES] = tables
     if placement != "resident":
-        result.host[STAGING] = staging_bytes(config, run, model.row_bytes)
+        staging = staging_bytes(config, run, model.row_bytes)
+        if machine.gpus:
+            result.host[STAGING] = staging
+        else:  # freed before the first layer begins
+            lookup = staging + stage_bytes(config, run, model.checkpoint.dtype)["embedding"]
+            result.host[ACTIVATIONS] = max(result.host[ACTIVATIONS], lookup)
     result.host[RESERVE] = HOST_RESERVE
     if (over := sum(result.host.values()) - machine.host_memory) > 0:
         result.missing["host"] = over

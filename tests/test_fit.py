@@ -153,7 +153,7 @@ MEASURED = {
     "tables on the host": ({"ngram_vocab_size_ratio": 70.3}, "host", 256, 1, 256),
     "experts": ({"n_routed_experts": 192, "ngram_vocab_size_ratio": 20.3}, "disk", 256, 1, 256),
     "outputs of experts": ({"moe_topk": 8}, "disk", 2048, 2, 2048),
-    "cache and chunks": ({"num_layers": 4, "kv_lora_rank": 512, "num_attention_heads": 8}, "disk", 3072, 2, 256),
+    "cache and chunks": ({"kv_lora_rank": 512, "num_attention_heads": 8}, "disk", 3072, 3, 512),
     "attention": ({"num_attention_heads": 16, "moe_topk": 1}, "resident", 3000, 1, 3000),
 }
 
