@@ -18,9 +18,9 @@ from pathlib import Path
 import transformers
 from rich.console import Console
 
-from eval.fit_changes import all_plans, find_changes
+from eval.fit_changes import Change, Search, find_changes
 from eval.fit_memory import Run, stage_bytes
-from eval.fit_placement import Machine, Model, Plan
+from eval.fit_placement import PLACEMENTS, Machine, Model, Plan, plan
 from eval.fit_report import as_markdown, draw, show
 from eval.fit_speed import Speed, estimate
 from eval.fit_weights import read_checkpoint
@@ -55,10 +55,9 @@ def arguments_to_paste(model: Model, run: Run, plan: Plan) -> list[str]:
 
 def report(model: Model, run: Run, machine: Machine) -> dict:
     """Plans, speeds, recommendation and changes, as they go into the JSON file; sizes in bytes, times in seconds."""
-    plans = {plan.placement: plan for plan in all_plans(model, run, machine)}
-    speeds = {name: estimate(model, run, machine, plan) for name, plan in plans.items()}
+    plans = {name: plan(model, run, machine, name) for name in PLACEMENTS}
+    speeds = {name: estimate(model, run, machine, planned) for name, planned in plans.items()}
     best = recommend(plans, speeds)
-    is_done = best is not None and not plans[best].offloaded
     checkpoint = model.checkpoint
     return {
         "date": date.today().isoformat(),
@@ -72,13 +71,19 @@ def report(model: Model, run: Run, machine: Machine) -> dict:
         "machine": asdict(machine),
         "run": asdict(run) | {"chunk": run.prefill_tokens},
         "stages": stage_bytes(checkpoint.config, run, checkpoint.dtype),
-        "placements": {name: plan_results(plan, speeds[name]) for name, plan in plans.items()},
+        "placements": {name: plan_results(planned, speeds[name]) for name, planned in plans.items()},
         "recommended": best,
         "arguments": arguments_to_paste(model, run, plans[best]) if best else [],
-        "changes": []
-        if is_done
-        else [asdict(change) for change in find_changes(model, run, machine, best is not None)],
+        "changes": [asdict(change) for change in changes(model, run, machine, best)],
     }
+
+
+def changes(model: Model, run: Run, machine: Machine, best: str | None) -> list[Change]:
+    """What would let each placement fit, and keep the link free for the best one."""
+    found = [change for name in PLACEMENTS for change in find_changes(Search(model, run, machine, name))]
+    if best:
+        found += find_changes(Search(model, run, machine, best, on_gpus=True))
+    return found
 
 
 def plan_results(plan: Plan, speed: Speed) -> dict:

@@ -124,11 +124,12 @@ def answer(results: dict) -> str:
     return f'It fits, fastest with `ngram_tables="{name}"`{through}.'
 
 
-def changes_title(results: dict) -> str:
-    """What the changes are for."""
-    return (
-        "Any one of these makes it fit" if results["recommended"] is None else "Any one of these keeps the link free"
-    )
+def change_rows(results: dict) -> list[list[str]]:
+    """One row a change: placement and goal, options, why."""
+    return [[f"{c['placement']} {c['goal']}", c["options"], c["why"]] for c in results["changes"]]
+
+
+CHANGE_TITLE = "What to change, one of them at a time"
 
 
 def show(results: dict, console: Console):
@@ -149,9 +150,9 @@ def show(results: dict, console: Console):
     for line in results["arguments"]:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     if results["changes"]:
-        changes = Table("change", "then", "", title=changes_title(results))
-        for change in results["changes"]:
-            changes.add_row(change["options"], change["placement"], change["why"])
+        changes = Table("then", "change", "", title=CHANGE_TITLE)
+        for row in change_rows(results):
+            changes.add_row(*(text.replace("`", "") for text in row))
         console.print(changes)
     console.print("Reserves of 0.5 GiB a GPU and 2 GiB on the host are assumptions; speeds are upper bounds.")
 
@@ -166,8 +167,8 @@ def as_markdown(results: dict) -> str:
         sections.append("```python\n" + "\n".join(results["arguments"]) + "\n```\n")
     sections.append(markdown_table(VERDICT_HEADER, verdict_rows(results)))
     if results["changes"]:
-        rows = [[f"`{change['options']}`", change["placement"], change["why"]] for change in results["changes"]]
-        sections.append(f"{changes_title(results)}:\n\n" + markdown_table(["change", "then", ""], rows))
+        rows = [[then, f"`{options}`", why] for then, options, why in change_rows(results)]
+        sections.append(f"{CHANGE_TITLE}:\n\n" + markdown_table(["then", "change", ""], rows))
     sections.append("![Bytes by part](fit.png)\n\n## What goes where\n\n" + markdown_table(head, part_rows(results)))
     stages = [[stage, format_size(size)] for stage, size in results["stages"].items()]
     sections.append(

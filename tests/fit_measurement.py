@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a model really takes, measured in a process of its own; run by `test_fit.py`.
+"""What a model really takes, measured in a process of its own; run by `test_fit_memory.py`.
 
     PYTHONPATH=. python tests/fit_measurement.py CHECKPOINT PLACEMENT CONTEXT BATCH CHUNK
 
