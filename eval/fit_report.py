@@ -19,8 +19,9 @@ outputs for every selected expert), and the largest module that passes through a
 
 Assumed: a reserve of 0.5 GiB on every GPU (context, kernels, fragmentation) and of 2 GiB on the host (system, Python,
 libraries); `device_map="auto"` filling modules in their order; no page cache for what is on disk. Without GPUs,
-weights that stay mapped to the files count in full. Tests compare these sums with processes on a CPU, within 5 %; they
-have not been compared with a GPU's.
+weights that stay mapped to the files count in full. Tests compare these sums with live tensors and, in float32, with
+processes on a CPU, within 5 %; not with a GPU's. What kernels take for themselves is not counted: a CPU without
+bfloat16 arithmetic computes in float32 and takes more.
 Left out: what loading takes for a moment while experts are stacked, and the cache of drafts (`use_mtp=True`).
 Tables of 8 or 4 bits have one float32 scale a row, and need a checkpoint that holds them so.
 """

@@ -235,7 +235,9 @@ def test_a_checkpoint_on_the_host_alone(tmp_path, capsys, folder):
     printed = capsys.readouterr().out
     results = json.loads((tmp_path / "fit.json").read_text())
     assert results["recommended"] and not results["changes"]
-    assert str(folder) in printed  # to be pasted
+    loading = next(line for line in printed.splitlines() if "from_pretrained" in line)
+    exec(loading, pasted := {"LongCatLiteForCausalLM": LongCatLiteForCausalLM})
+    assert pasted["model"].config.hidden_size == LongCatLiteConfig.from_pretrained(folder).hidden_size
     assert str(ROOT) not in (tmp_path / "fit.json").read_text() + (tmp_path / "fit.md").read_text()
     assert "device_map" not in results["arguments"][0]
     assert results["machine"]["tflops"] == 1

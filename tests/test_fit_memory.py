@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`eval.fit` counts bytes: against the tensors of loaded models, and against the memory of a process."""
+"""`eval.fit` counts bytes: against the tensors of loaded models and of forwards, and the memory of a process."""
 
 import json
 import os
@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import randomize, tiny_config
+from fit_measurement import prefill
+from live_tensors import LiveTensors
 
-from eval.fit_memory import Run, activation_bytes, cache_bytes, latents_are_cheaper
+from eval.fit_memory import Run, activation_bytes, cache_bytes, latents_are_cheaper, stage_bytes
 from eval.fit_placement import PLACEMENTS, Machine, Model, plan
 from eval.fit_weights import TABLES, read_checkpoint, weigh
 from modeling_longcat_lite import LongCatLiteConfig, LongCatLiteForCausalLM
@@ -100,6 +102,36 @@ MEASURED = {
     "cache and chunks": ({"kv_lora_rank": 512, "num_attention_heads": 8}, "disk", 3072, 3, 512),
     "attention": ({"num_attention_heads": 16, "moe_topk": 1}, "resident", 3000, 1, 3000),
 }
+
+
+# Shape, context, rows, chunk; the stage of a forward that is the largest.
+STAGES = {
+    "experts": ({"moe_topk": 8}, 512, 2, 512),
+    "attention": ({"num_attention_heads": 16, "moe_topk": 1}, 900, 1, 900),
+    "dense MLP": ({"ffn_hidden_size": 4096, "moe_topk": 1}, 512, 1, 512),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("stage", STAGES)
+def test_tensors_that_live_during_a_prefill(stage, dtype):
+    overrides, context, batch, chunk = STAGES[stage]
+    run, model = Run(context, batch, chunk), LongCatLiteForCausalLM(tiny_config(**SMALL | overrides)).to(dtype).eval()
+    stages = stage_bytes(model.config, run, dtype)
+    assert max(stages, key=lambda name: stages[name]) == stage
+    with LiveTensors([*model.parameters(), *model.buffers()]) as tensors:
+        prefill(model, context, batch, chunk)
+    expected = activation_bytes(model.config, run, dtype) + cache_bytes(model.config, run, dtype)
+    assert expected == pytest.approx(tensors.peak, rel=0.05)
+
+
+def test_tensors_that_live_behind_a_history():
+    config = tiny_config(**SMALL | {"num_attention_heads": 8, "moe_topk": 1})
+    run, model = Run(2048, 1, 256), LongCatLiteForCausalLM(config).eval()
+    with LiveTensors([*model.parameters(), *model.buffers()]) as tensors:
+        prefill(model, run.context, run.batch, run.chunk)
+    expected = activation_bytes(config, run, model.dtype) + cache_bytes(config, run, model.dtype)
+    assert expected == pytest.approx(tensors.peak, rel=0.05)
 
 
 @pytest.mark.slow  # a process of its own, and models of up to 280 MB
