@@ -38,9 +38,4 @@ def format_size(size: float) -> str:
     return f"{size:.0f} {unit}" if power == 0 else f"{size:.3g} {unit}" if abs(size) < 100 else f"{size:.0f} {unit}"
 
 
-def round_up_gb(size: float) -> str:
-    """Bytes as an option that holds them: whole `GB`, never less."""
-    return f"{-int(-size // 10**9)}GB"
-
-
-__all__ = ["format_size", "parse_size", "round_up_gb"]
+__all__ = ["format_size", "parse_size"]
