@@ -23,7 +23,7 @@ from eval.fit_memory import Run, stage_bytes
 from eval.fit_placement import PLACEMENTS, Machine, Model, Plan, plan
 from eval.fit_report import as_markdown, draw, show
 from eval.fit_speed import Speed, estimate
-from eval.fit_weights import read_checkpoint
+from eval.fit_weights import Checkpoint, read_checkpoint
 from eval.report_files import write_report
 from eval.units import parse_size
 
@@ -48,9 +48,17 @@ def arguments_to_paste(model: Model, run: Run, plan: Plan) -> list[str]:
         arguments += ['device_map="auto"', f"max_memory={{{listed}}}".replace("'", '"')]
     arguments.append(f'ngram_tables="{plan.placement}"')
     lines = [f"model = LongCatLiteForCausalLM.from_pretrained({', '.join(arguments)})"]
+    if run.bits and run.bits < model.checkpoint.config.ngram_table_bits:
+        lines.insert(0, f"# after: python -m eval.quantize_tables --model {name} --output ... --bits {run.bits}")
     if run.prefill_tokens < run.context:
         lines.append(f"model.generate(**inputs, prefill_chunk_size={run.chunk})")
     return lines
+
+
+def tables_in(checkpoint: Checkpoint) -> str:
+    """What the tables in the files are made of."""
+    bits = checkpoint.config.ngram_table_bits
+    return f"{bits} bits" if bits < 16 else str(checkpoint.table_dtype).removeprefix("torch.")
 
 
 def report(model: Model, run: Run, machine: Machine) -> dict:
@@ -65,7 +73,7 @@ def report(model: Model, run: Run, machine: Machine) -> dict:
         "model": {
             "name": checkpoint.name,
             "dtype": str(checkpoint.dtype).removeprefix("torch."),
-            "table_dtype": str(checkpoint.table_dtype).removeprefix("torch."),
+            "tables": tables_in(checkpoint),
             "draft_head": checkpoint.draft_head,
         },
         "machine": asdict(machine),

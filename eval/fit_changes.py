@@ -91,10 +91,10 @@ def changes_of_run(search: Search) -> Iterator[Change]:
 def changes_of_tables(search: Search) -> Iterator[Change]:
     """Fewer bits, no draft head."""
     checkpoint = search.model.checkpoint
-    stored = search.run.bits or 8 * checkpoint.table_dtype.itemsize
+    stored = search.run.bits or checkpoint.config.ngram_table_bits
     for bits in (8, 4):
         if bits < stored and search.succeeds(Model.of(checkpoint, bits)):
-            yield search.change(f"--bits {bits}", f"n-gram tables of {bits} bits")
+            yield search.change(f"--bits {bits}", f"n-gram tables of {bits} bits; `eval.quantize_tables` makes them")
             break
     if checkpoint.draft_head:
         config = copy.deepcopy(checkpoint.config)

@@ -23,7 +23,7 @@ weights that stay mapped to the files count in full. Tests compare these sums wi
 processes on a CPU, within 5 %; not with a GPU's. What kernels take for themselves is not counted: a CPU without
 bfloat16 arithmetic computes in float32 and takes more.
 Left out: what loading takes for a moment while experts are stacked, and the cache of drafts (`use_mtp=True`).
-Tables of 8 or 4 bits have one float32 scale a row, and need a checkpoint that holds them so.
+Tables of 8 or 4 bits have one float32 scale a row; `eval.quantize_tables` writes them.
 """
 
 # Weights in the order of the model, then what runs beside them.
@@ -106,7 +106,7 @@ def question(results: dict) -> str:
     """The machine and the run in one sentence."""
     machine, run, model = results["machine"], results["run"], results["model"]
     gpus = f"{machine['gpus']} x {format_size(machine['gpu_memory'])} of GPU memory" if machine["gpus"] else "no GPU"
-    tables = f"{run['bits']} bits" if run["bits"] else model["table_dtype"]
+    tables = f"{run['bits']} bits" if run["bits"] else model["tables"]
     rows = "1 row" if run["batch"] == 1 else f"{run['batch']} rows"
     return (
         f"{model['name']} in {model['dtype']}, n-gram tables in {tables}, on {gpus} and "

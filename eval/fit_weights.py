@@ -24,7 +24,6 @@ from modeling_longcat_lite import LongCatLiteConfig, LongCatLiteForCausalLM
 RELEASED = "meituan-longcat/LongCat-Flash-Lite"
 TABLES, BUFFERS = "n-gram tables", "buffers"
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-SCALE_BYTES = 4  # one float32 a row of a table of few bits
 
 
 @dataclass(frozen=True)
@@ -116,11 +115,6 @@ def read_checkpoint(model: str | None, dtype: str | None = None) -> Checkpoint:
     )
 
 
-def table_bytes(rows: int, width: int, bits: int) -> int:
-    """Bytes of a table: below 16 bits a value, every row has a scale of 4 bytes beside its values."""
-    return rows * (-(-width * bits // 8) + (SCALE_BYTES if bits < 16 else 0))
-
-
 def part_of(name: str) -> str:
     """The part of the model that a tensor belongs to."""
     return next((part for part, text in PARTS.items() if text in name), BUFFERS)
@@ -132,20 +126,22 @@ def weigh(checkpoint: Checkpoint, placement: str, bits: int | None = None) -> li
     Args:
         placement (`str`): `"resident"` converts the tables to the model's dtype, `"host"` and `"disk"` leave them in
             the files' own.
-        bits (`int`, *optional*): Of a value in the tables, 16, 8 or 4; those of the dtype by default.
+        bits (`int`, *optional*): Of a value in the tables, 16, 8 or 4; the checkpoint's by default.
     """
+    config = copy.deepcopy(checkpoint.config)
+    config.ngram_table_bits = bits or config.ngram_table_bits
     # With its tables, wherever they will be: "host" and "disk" take them out of the list again.
     with torch.device("meta"):
-        model = LongCatLiteForCausalLM(copy.deepcopy(checkpoint.config), has_draft_head=checkpoint.draft_head)
+        model = LongCatLiteForCausalLM(config, has_draft_head=checkpoint.draft_head)
     table_dtype = checkpoint.dtype if placement == "resident" else checkpoint.table_dtype
-    in_bits = bits or 8 * table_dtype.itemsize
+    value_bytes = 2 if bits == 16 else table_dtype.itemsize
     kept, saved = LongCatLiteForCausalLM._keep_in_fp32_modules_strict, model.state_dict().keys()
 
     def size(name: str, tensor: torch.Tensor) -> int:
         if name == "lm_head.weight" and checkpoint.config.tie_word_embeddings:
             return 0
         if part_of(name) == TABLES:
-            return table_bytes(tensor.shape[0], tensor.shape[1], in_bits)
+            return tensor.numel() * (value_bytes if tensor.is_floating_point() else tensor.itemsize)
         if name not in saved or not kept.isdisjoint(name.split(".")):
             return tensor.numel() * tensor.itemsize  # as they are made: int64 or float32
         return tensor.numel() * checkpoint.dtype.itemsize

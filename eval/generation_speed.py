@@ -94,8 +94,9 @@ def add_decode(results: Results, models: Models, plan: Plan, batch: int, context
 
 def add_generation(results: Results, models: Models, plan: Plan, compiled: bool):
     short = results.first("decode", models.dtype, 1)
-    compiled_experts = fastest_experts(short, "compiled") if compiled else None
-    chosen = (fastest_experts(short, "dynamic"), compiled_experts)
+    # Not `batched_mm`, which copies the weights of an expert for every token of the prompt that selects it.
+    dynamic_experts = fastest_experts(short, "dynamic", among=("grouped_mm", "eager"))
+    chosen = (dynamic_experts, "grouped_mm" if compiled else None)
     results.rows.append(measure_generation(models, *plan.generation, plan.generation_repeats, *chosen))
 
 
@@ -177,6 +178,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--threads", type=int, help="Threads of torch; its own choice (the cores) by default.")
     parser.add_argument("--shape", nargs="+", default=[], metavar="FIELD=VALUE", help="Changes to the model's shape.")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--name", default=NAME, help="Of the files.")
     parser.add_argument("--output", type=Path, default=Path("eval/results"), help="Folder for JSON, Markdown and PNG.")
     return parser
 
@@ -204,11 +206,11 @@ def main(arguments: argparse.Namespace):
         measure(measured, build_models(shape, dtype, arguments.seed), plan, not not_compiled, console)
         load = {"start": load_at_start, "end": load_average()}
         results = {**setting, "load_average": load, "targets": judge_all(measured.rows), **asdict(measured)}
-        write_report(arguments.output, NAME, results, as_markdown(results))
-        draw(measured.rows, arguments.output / f"{NAME}.png")
+        write_report(arguments.output, arguments.name, results, as_markdown(results, f"{arguments.name}.png"))
+        draw(measured.rows, arguments.output / f"{arguments.name}.png")
     show(console, "Generation speed", *speed_table(measured.rows))
     show(console, "Targets", *target_table(results["targets"]))
-    console.print(f"Written: {arguments.output}/{NAME}.json, .md and .png")
+    console.print(f"Written: {arguments.output}/{arguments.name}.json, .md and .png")
 
 
 if __name__ == "__main__":

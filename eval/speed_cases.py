@@ -81,9 +81,9 @@ def measure_decode(
     return row | {"active": active_weights(models.ours["grouped_mm"], work)}
 
 
-def fastest_experts(row: dict, kind: str) -> str:
+def fastest_experts(row: dict, kind: str, among: tuple[str, ...] = EXPERTS) -> str:
     """The experts implementation with the lowest median among a row's `kind` (`"dynamic"` or `"compiled"`) ones."""
-    return min((name for name in EXPERTS if f"{kind}, {name}" in row["ms"]), key=lambda n: row["ms"][f"{kind}, {n}"])
+    return min((name for name in among if f"{kind}, {name}" in row["ms"]), key=lambda n: row["ms"][f"{kind}, {n}"])
 
 
 def generation(model, tokens: torch.Tensor, new_tokens: int, compiled: bool = False) -> Callable[[], object]:

@@ -82,8 +82,8 @@ def profile_section(profiles: dict[str, dict]) -> str:
     return "\n".join(parts)
 
 
-def as_markdown(results: dict) -> str:
-    """The whole report."""
+def as_markdown(results: dict, chart: str) -> str:
+    """The whole report; `chart` is the file of the picture beside it."""
     machine, load = results["machine"], results["load_average"]
     described = (
         f"{machine['date']}, torch {machine['torch']}, transformers {machine['transformers']}, {machine['cpu']} "
@@ -95,7 +95,7 @@ def as_markdown(results: dict) -> str:
         f"# Generation speed\n\n{described}\n\nShape: {shape}.\n\n{NOTES}",
         *([f"Not compiled: {results['not_compiled']}.\n"] if results["not_compiled"] else []),
         "## Targets\n\n" + markdown_table(*target_table(results["targets"])),
-        "## Times\n\n![Times](generation_speed.png)\n\n" + markdown_table(*speed_table(results["rows"])),
+        f"## Times\n\n![Times]({chart})\n\n" + markdown_table(*speed_table(results["rows"])),
         "## Work of the experts layer\n\nThe same weights and routing for all. *Necessary*: the router and the routed "
         "experts that were selected; zero experts multiply nothing. *Calls per expert*: calls made once for every "
         "selected expert.\n\n" + markdown_table(*expert_table(results["experts"])),
