@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Keeps the number of routed experts per token at a target while training (arXiv 2509.01322, zero-computation experts).
+"""Keeps the routed experts of a token at a target number while training (arXiv 2509.01322, zero-computation experts).
 
 Two controls, each off until asked for:
 
@@ -186,7 +186,7 @@ class RouterControlMixin(Trainer):
         self._seen = seen
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        loss: Any = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         if not (model.training and self.router_args.balance_loss_weight):
             return loss
         seen, self._seen = self._seen, None
@@ -194,7 +194,7 @@ class RouterControlMixin(Trainer):
         if not any(logits.requires_grad for logits in seen.logits):
             raise ValueError(
                 "`balance_loss_weight`: no gradient reaches the routers. Either what is before them is frozen, or "
-                "checkpointing is reentrant: set `gradient_checkpointing_kwargs: {use_reentrant: false}`"
+                "checkpointing is reentrant: set `activation_checkpointing_kwargs: {use_reentrant: false}`"
             )
         balance = balance_loss(seen, self._config, self._target, self._groups).to(loss.device)
         self._balance["balance_loss"].append(balance.detach())
@@ -221,7 +221,8 @@ class RouterControlMixin(Trainer):
             )
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        if self.model.training:
+        model: Any = self.model
+        if model.training:
             logs.update(self._expert_counts.pop_metrics())
             for name, values in self._balance.items():
                 if values:

@@ -12,9 +12,11 @@ Shapes: B batch, T tokens, M = B T, E routed and zero experts, K top-k.
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
-from torch import nn
+
+from modeling_longcat_lite import LongCatLiteModel
 
 
 @dataclass
@@ -32,8 +34,8 @@ class RouterForward:
     expert_ids: list[torch.Tensor] = field(default_factory=list)
 
 
-def watch_routers(trunk: nn.Module, observe: Callable[[RouterForward], None]) -> None:
-    """Call `observe` at the end of each forward of a `LongCatLiteModel` in training mode with gradients enabled.
+def watch_routers(trunk: LongCatLiteModel, observe: Callable[[RouterForward], None]) -> None:
+    """Calls `observe` at the end of each forward of `trunk` in training mode with gradients enabled.
 
     Padding is where `ngram_attention_mask` or a 2D `attention_mask` is 0; masks are passed by name, as trainers do.
     Packed rows have neither, and count whole.
@@ -60,7 +62,8 @@ def watch_routers(trunk: nn.Module, observe: Callable[[RouterForward], None]) ->
             observe(under_way.pop())
 
     trunk.register_forward_pre_hook(begin, with_kwargs=True)
-    for layer in trunk.layers:
+    layers: Any = trunk.layers
+    for layer in layers:
         layer.mlp.router.register_forward_hook(keep)
     trunk.register_forward_hook(end)
 
