@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Routers under control while TRL trains: the target is reached and kept, alike on all ranks, and mistakes are named."""
+"""Routers under control while TRL trains: the target is reached and kept, alike on all ranks; mistakes are named."""
 
 import json
 import os
@@ -103,19 +103,19 @@ def test_the_callback_moves_the_biases_of_routed_experts_alone(schedule, rates):
         before = after
 
 
-@pytest.mark.parametrize("target", [1.2, 2.4])
+@pytest.mark.parametrize("target", [1.2, pytest.param(2.4, marks=pytest.mark.slow)])
 def test_the_target_is_reached_and_kept(chat, tmp_path, target):
-    arguments = RouterArguments(router_bias_rate=0.05, target_experts=target)
-    trainer = train(chat, tmp_path, arguments, max_steps=120, logging_steps=10)
+    arguments = RouterArguments(router_bias_rate=0.5, target_experts=target)
+    trainer = train(chat, tmp_path, arguments, max_steps=120, logging_steps=20)
     means = logged(trainer, "experts/mean")
     print(f"target {target}: {means}, std {logged(trainer, 'experts/std')[-1]:.2f}")
-    assert means[-5:] == pytest.approx([target] * 5, rel=0.05)
+    assert means[-3:] == pytest.approx([target] * 3, rel=0.05)
     for layer in range(2):
-        assert logged(trainer, f"experts/layer_{layer}")[-5:] == pytest.approx([target] * 5, rel=0.05)
-    free = train(chat, tmp_path, RouterArguments(), max_steps=20, logging_steps=10)
-    assert abs(logged(free, "experts/mean")[-1] - target) > 0.1 * target
-    assert logged(trainer, "activated_parameters")[-1] != logged(free, "activated_parameters")[-1]
+        assert logged(trainer, f"experts/layer_{layer}")[-1] == pytest.approx(target, rel=0.05)
     assert all(bias[6:] == [0.0] * 3 for bias in biases(trainer.model))
+    free = train(chat, tmp_path, RouterArguments(), max_steps=20, logging_steps=20)
+    assert abs(logged(free, "experts/mean")[-1] - target) > 0.1 * target
+    assert biases(free.model) == [[0.0] * 9] * 2
 
 
 def test_accumulation_and_checkpointing_move_the_biases_as_one_batch(chat, tmp_path):
@@ -144,47 +144,52 @@ def test_resuming_repeats_the_uninterrupted_run(chat, tmp_path):
 RANKS = """
 import json, sys
 from pathlib import Path
-from test_router_control import RouterArguments, biases, train
+from test_router_control import RouterArguments, biases, logged, train
 import torch
 
 chat, output = map(Path, sys.argv[1:])
-# Otherwise the buffers of the first rank would be handed to the other.
-trainer = train(chat, output, RouterArguments(0.1, target_experts=1.2), max_steps=3, ddp_broadcast_buffers=False,
-                per_device_train_batch_size=2)
-rank = trainer.accelerator.process_index
+# Without this the buffers of the first rank would be handed to the other.
+options = {"ddp_broadcast_buffers": False, "max_steps": 3, "per_device_train_batch_size": 2}
+trainer = train(chat, output, RouterArguments(0.1, target_experts=1.2, balance_loss_weight=1e-3), **options)
 assert torch.distributed.get_world_size() == 2
-seen = [entry["experts/mean"] for entry in trainer.state.log_history if "experts/mean" in entry]
-Path(output / f"rank-{rank}.json").write_text(json.dumps({"biases": biases(trainer.model), "means": seen}))
+weights = [parameter.double().sum().item() for parameter in trainer.model.parameters()]
+results = {"biases": biases(trainer.model), "means": logged(trainer, "experts/mean"), "weights": weights}
+(output / f"rank-{trainer.accelerator.process_index}.json").write_text(json.dumps(results))
 """
 
 
+@pytest.mark.slow
 def test_two_ranks_keep_the_same_biases(chat, tmp_path):
     (tmp_path / "ranks.py").write_text(RANKS)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
     subprocess.run(
         [*command, str(tmp_path / "ranks.py"), str(chat), str(tmp_path)],
         check=True,
-        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]), "OMP_NUM_THREADS": "1"},
     )
     first, second = (json.loads((tmp_path / f"rank-{rank}.json").read_text()) for rank in range(2))
-    assert first["biases"] == second["biases"] and any(first["biases"][0])
-    alone = train(chat, tmp_path, RouterArguments(0.1, target_experts=1.2), max_steps=3)
-    assert first["means"] == pytest.approx(logged(alone, "experts/mean"), rel=0.02)
+    assert first == {**second, "means": first["means"]}
+    assert any(first["biases"][0])
+    # One process with the same batches counts the same tokens.
+    arguments = RouterArguments(0.1, target_experts=1.2, balance_loss_weight=1e-3)
+    alone = logged(train(chat, tmp_path, arguments, max_steps=3), "experts/mean")
+    assert first["means"][0] == alone[0] and first["means"] == pytest.approx(alone, rel=0.02)
 
 
 def test_the_balance_loss_evens_the_load_with_a_small_share_of_the_gradient(chat, tmp_path):
-    options = {"max_steps": 100, "logging_steps": 20, "learning_rate": 3e-3}
-    free = train(chat, tmp_path, RouterArguments(), **options)
+    # An untrained model's own loss has hardly a gradient at the routers, so the loss joins a little later.
+    options = {"max_steps": 60, "logging_steps": 20}
+    train(chat, tmp_path / "begun" / "model", RouterArguments(), **options).save_model()
+    free = train(tmp_path / "begun", tmp_path / "free", RouterArguments(), **options)
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=".*balance_gradient_share")
-        even = train(chat, tmp_path, RouterArguments(balance_loss_weight=3e-3), **options)
-    spreads = [logged(trainer, "experts/load_spread") for trainer in (free, even)]
+        even = train(tmp_path / "begun", tmp_path / "even", RouterArguments(balance_loss_weight=2e-3), **options)
+    spreads = [logged(trainer, "experts/load_spread")[-1] for trainer in (free, even)]
     shares = logged(even, "balance_gradient_share")
-    print(f"load spread without {spreads[0]}, with {spreads[1]}; gradient share {shares}")
-    assert spreads[1][-1] < 0.8 * spreads[0][-1]
-    assert len(shares) == 5 and 0 < max(shares) < 0.1
-    assert not logged(free, "balance_loss") and logged(even, "balance_loss")[-1] == pytest.approx(1, abs=0.2)
+    print(f"load spread {spreads[0]:.3f} without, {spreads[1]:.3f} with the loss; gradient share {shares}")
+    assert spreads[1] < 0.9 * spreads[0]
+    assert len(shares) == 3 and 0 < min(shares) <= max(shares) < 0.1
+    assert not logged(free, "balance_loss") and logged(even, "balance_loss")[-1] < logged(even, "balance_loss")[0]
 
 
 def test_a_large_weight_is_warned_of(chat, tmp_path):

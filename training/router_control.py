@@ -8,7 +8,9 @@ Two controls, each off until asked for:
       b_i += mu * (K_e / K * 1 / N - T_i / (K T_all))
 
   T_i of T_all tokens selected expert i. Summed over i it is zero where a token selects K_e routed experts on average,
-  and for each i where all routed experts get the same load. The bias of zero experts stays where it is.
+  and for each i where all routed experts get the same load. The bias of zero experts stays where it is. The rate is
+  in units of router probability: mu = 0.1 moves the bias of an expert that nobody selects by a tenth of 1 / N times
+  K_e / K a step.
 * A balance loss (training/balance_loss.py) joins the trainer's.
 
 What was selected is logged with the loss either way.
