@@ -214,6 +214,16 @@ def test_measuring_the_gradient_share_changes_nothing(chat, tmp_path, checkpoint
         assert torch.equal(runs[1].model.state_dict()[name], weights), name
 
 
+def test_selective_checkpointing_trains_alike_without_the_measurement(chat, tmp_path):
+    arguments = RouterArguments(router_bias_rate=0.1, balance_loss_weight=0.01)
+    plain = train(chat, tmp_path, arguments, max_steps=2)
+    options = {"activation_checkpointing": True, "activation_checkpointing_kwargs": {"selective": True}}
+    selective = train(chat, tmp_path, arguments, max_steps=2, **options)
+    assert logged(selective, "experts/mean") == logged(plain, "experts/mean")
+    assert logged(selective, "balance_loss") == pytest.approx(logged(plain, "balance_loss"))
+    assert not logged(selective, "balance_gradient_share")
+
+
 def test_it_joins_with_the_draft_head(chat, tmp_path):
     arguments = RouterArguments(router_bias_rate=0.1, balance_loss_weight=0.01)
     trainer = train(chat, tmp_path, arguments, partial(DraftHeadTrainer, draft_loss_weight=0.5), max_steps=1)

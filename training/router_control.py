@@ -146,7 +146,8 @@ class RouterControlMixin(Trainer):
 
     Logged beside the metrics of [`ExpertCounts`], where there is a balance loss: `balance_loss`, without its weight;
     `balance_gradient_share`, R_g over the trainable parameters of the routers (over all trainable ones of the trunk
-    where an adapter leaves routers frozen), on the first micro-batch of the first rank after each log.
+    where an adapter leaves routers frozen), on the first micro-batch of the first rank after each log. It takes two
+    more backward passes, and is left out under FSDP, DeepSpeed and selective checkpointing, which do not allow them.
     """
 
     def __init__(self, *args, router_args: RouterArguments, **kwargs):
@@ -208,8 +209,11 @@ class RouterControlMixin(Trainer):
 
     def _measure_gradient_share(self, balance: torch.Tensor, loss: torch.Tensor) -> None:
         measured = self._balance["balance_gradient_share"]
-        # Shards of a parameter are not what the graph ends in.
-        if measured or self.is_fsdp_enabled or self.is_deepspeed_enabled:
+        # Shards of a parameter are not what the graph ends in, and selective checkpointing goes backward only once.
+        selective = self.args.activation_checkpointing and (self.args.activation_checkpointing_kwargs or {}).get(
+            "selective"
+        )
+        if measured or selective or self.is_fsdp_enabled or self.is_deepspeed_enabled:
             return
         routers = [p for layer in self._trunk.layers for p in layer.mlp.router.parameters() if p.requires_grad]
         measured.append(
