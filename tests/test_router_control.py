@@ -22,7 +22,8 @@ from modeling_longcat_lite import LongCatLiteForCausalLM
 from training.draft_loss import DraftHeadTrainer
 from training.expert_counts import ExpertCounts
 from training.resumable_trainer import ResumableSFTTrainer
-from training.router_control import RouterArguments, SelectionBiasCallback, bias_steps, with_router_control
+from training.router_arguments import RouterArguments
+from training.router_control import SelectionBiasCallback, bias_steps, with_router_control
 
 ROOT = Path(__file__).parents[1]
 

@@ -17,76 +17,21 @@ What was selected is logged with the loss either way.
 """
 
 import warnings
-from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from peft import PeftModel
 from peft.utils import ModulesToSaveWrapper
 from transformers import Trainer, TrainerCallback
 
-from modeling_longcat_lite import LongCatLiteConfig, LongCatLiteForCausalLM
+from modeling_longcat_lite import LongCatLiteForCausalLM
 from training.balance_loss import balance_loss, gradient_share
 from training.expert_counts import ExpertCounts
+from training.router_arguments import RouterArguments
 from training.router_hooks import RouterForward, watch_routers
 
 LARGEST_GRADIENT_SHARE = 0.1  # the report chooses alpha so that R_g stays below
-
-
-@dataclass
-class RouterArguments:
-    """How routers are controlled; by default they are only watched."""
-
-    router_bias_rate: float = field(
-        default=0.0, metadata={"help": "Rate mu of the selection bias, per optimizer step; 0 leaves the bias alone."}
-    )
-    router_bias_schedule: Literal["constant", "linear"] = field(
-        default="constant", metadata={"help": "`linear` lets the rate fall to 0 over the training."}
-    )
-    target_experts: float | None = field(
-        default=None,
-        metadata={
-            "help": "Routed experts wanted per token, K_e: less than the config's `moe_topk`. By default their share "
-            "of all experts times `moe_topk`, 8 of 12 for the released model."
-        },
-    )
-    balance_loss_weight: float = field(
-        default=0.0, metadata={"help": "Weight alpha of the balance loss beside the model's own; 0 leaves it out."}
-    )
-    balance_groups: int | None = field(
-        default=None,
-        metadata={
-            "help": "Groups of routed experts (devices) that get the same load in the balance loss, a divisor of the "
-            "config's `n_routed_experts`. By default each expert is one."
-        },
-    )
-
-    def __post_init__(self):
-        for name in ("router_bias_rate", "balance_loss_weight"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"`{name}` is {getattr(self, name)}, it cannot be negative")
-
-    def target_for(self, config: LongCatLiteConfig) -> float:
-        """K_e for a model of `config`."""
-        routed, zero, top_k = config.n_routed_experts, config.zero_expert_num, config.moe_topk
-        target = top_k * routed / (routed + zero) if self.target_experts is None else self.target_experts
-        if not zero and target != top_k:
-            raise ValueError(
-                f"`target_experts` is {target}, but a model without zero experts always selects `moe_topk` = {top_k}"
-            )
-        if zero and not 0 < target < top_k:
-            raise ValueError(f"`target_experts` is {target}, it must lie between 0 and `moe_topk` = {top_k}")
-        return target
-
-    def groups_for(self, config: LongCatLiteConfig) -> int:
-        """D for a model of `config`."""
-        groups = config.n_routed_experts if self.balance_groups is None else self.balance_groups
-        if groups < 1 or config.n_routed_experts % groups:
-            raise ValueError(
-                f"`balance_groups` is {groups}, it must divide `n_routed_experts` = {config.n_routed_experts}"
-            )
-        return groups
 
 
 def bias_steps(selected: torch.Tensor, tokens: torch.Tensor, top_k: int, target_experts: float) -> torch.Tensor:
@@ -210,9 +155,8 @@ class RouterControlMixin(Trainer):
     def _measure_gradient_share(self, balance: torch.Tensor, loss: torch.Tensor) -> None:
         measured = self._balance["balance_gradient_share"]
         # Shards of a parameter are not what the graph ends in, and selective checkpointing goes backward only once.
-        selective = self.args.activation_checkpointing and (self.args.activation_checkpointing_kwargs or {}).get(
-            "selective"
-        )
+        checkpointing: Any = self.args.activation_checkpointing_kwargs or {}
+        selective = self.args.activation_checkpointing and checkpointing.get("selective")
         if measured or selective or self.is_fsdp_enabled or self.is_deepspeed_enabled:
             return
         routers = [p for layer in self._trunk.layers for p in layer.mlp.router.parameters() if p.requires_grad]
@@ -246,10 +190,4 @@ def with_router_control(trainer_class: Any, router_args: RouterArguments) -> Any
     return partial(type(name, (RouterControlMixin, trainer_class), {}), router_args=router_args)
 
 
-__all__ = [
-    "RouterArguments",
-    "RouterControlMixin",
-    "SelectionBiasCallback",
-    "bias_steps",
-    "with_router_control",
-]
+__all__ = ["RouterControlMixin", "SelectionBiasCallback", "bias_steps", "with_router_control"]
