@@ -31,7 +31,7 @@ from eval.speed_cases import (
     measure_prefill,
     profile_cases,
 )
-from eval.speed_models import COMPILABLE_EXPERTS, DTYPES, Models, Shape, build_models, no_compiler_reason
+from eval.speed_models import COMPILABLE_EXPERTS, DTYPES, Models, build_models, no_compiler_reason, parse_shape
 from eval.speed_report import as_markdown, draw, speed_table, target_table
 from eval.speed_targets import judge_all
 
@@ -143,22 +143,6 @@ def measure(results: Results, models: Models, plan: Plan, compiled: bool, consol
             progress.update(task, description=f"{models.dtype}: {name}")
             case()
             progress.advance(task)
-
-
-def parse_shape(changes: list[str]) -> Shape:
-    """`["hidden_size=768"]` as changes to the default shape.
-
-    Raises:
-        `ValueError`: for a field that a shape does not have.
-    """
-    kinds = {name: type(value) for name, value in asdict(Shape()).items()}
-    values = {}
-    for change in changes:
-        name, _, value = change.partition("=")
-        if name not in kinds:
-            raise ValueError(f"`--shape` has no field `{name}`; its fields are {', '.join(kinds)}.")
-        values[name] = kinds[name](value)
-    return replace(Shape(), **values)
 
 
 def show(console: Console, title: str, header: list[str], lines: list[list[str]]):

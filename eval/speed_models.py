@@ -8,7 +8,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import torch
 from transformers import DynamicCache, LongcatFlashConfig, LongcatFlashForCausalLM
@@ -64,6 +64,23 @@ class Shape:
             rms_norm_eps=ours.rms_norm_eps,
             rope_parameters=dict(ours.rope_parameters),
         )
+
+
+def parse_shape(changes: list[str], base: Shape | None = None) -> Shape:
+    """`["hidden_size=768"]` as changes to a shape, the default one unless given.
+
+    Raises:
+        `ValueError`: for a field that a shape does not have.
+    """
+    base = base or Shape()
+    kinds = {name: type(value) for name, value in asdict(base).items()}
+    values = {}
+    for change in changes:
+        name, _, value = change.partition("=")
+        if name not in kinds:
+            raise ValueError(f"`--shape` has no field `{name}`; its fields are {', '.join(kinds)}.")
+        values[name] = kinds[name](value)
+    return replace(base, **values)
 
 
 @dataclass(frozen=True)
@@ -156,6 +173,7 @@ __all__ = [
     "build_models",
     "no_compiler_reason",
     "our_decode_step",
+    "parse_shape",
     "random_tokens",
     "their_decode_step",
 ]
