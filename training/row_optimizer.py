@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: Apache-2.0
+"""AdamW whose groups of tables are updated row by row, at the cost of the rows that a batch read.
+
+Dense Adam keeps two numbers a weight and walks through all of them every step: 251 GB of state for the released
+n-gram tables. Here a table's gradient is sparse (`nn.Embedding(sparse=True)`), and a row has 8 bytes of state: its
+second moment v, one number a row, and the step that touched it last. There is no first moment (beta1 = 0), so a row
+without a gradient stands still, and only its v goes on to fade. That is made up for when the row is next touched:
+
+    v     = beta^(step - stamp) v + (1 - beta) mean(gradient^2)        stamp = step
+    row   = row - lr gradient / (sqrt(v / (1 - beta^step)) + eps)      no weight decay: it would erase rare rows
+
+These are the numbers of the same rule applied to all rows of a dense gradient. As in Adam the correction 1 - beta^step
+counts the optimizer's steps, not the row's: a row that comes by once in a long while moves `lr / sqrt(1 - beta)`,
+4.5 lr at the default beta of 0.95, where a row of every step moves lr.
+
+Of KellerJordan/modded-nanogpt, pull request 360 (one v a row, beta1 = 0, lazy decay).
+
+Arithmetic is float32. A bfloat16 table keeps 8 bits of a value, rounded to nearest: a change of less than 1/512 of a
+value, about, is lost, however often it comes, while v counts it. Tables that learn so slowly are better float32.
+
+Shapes: R rows of a table, W row width, U distinct rows touched.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+TABLE_BETAS = (0.0, 0.95)
+ROW_STATE = ("step", "second_moment", "stamp")
+
+
+def update_rows(
+    rows: torch.Tensor,
+    gradients: torch.Tensor,
+    second_moments: torch.Tensor,
+    stamps: torch.Tensor,
+    step: int,
+    lr: float,
+    beta: float = TABLE_BETAS[1],
+    eps: float = 1e-8,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """One step of distinct rows: new rows `[U, W]`, in the dtype of the old, and new second moments `[U]` float32.
+
+    Args:
+        rows (`torch.Tensor` of shape `[U, W]`): Any float dtype.
+        gradients (`torch.Tensor` of shape `[U, W]`): Summed over all reads of a row.
+        second_moments (`torch.Tensor` of shape `[U]`, float32): 0 for a row never touched.
+        stamps (`torch.Tensor` of shape `[U]`, int32): The step that touched each row last; the caller sets it anew.
+        step (`int`): Counted from 1.
+    """
+    gradients = gradients.float()
+    faded = second_moments * torch.pow(beta, (step - stamps).float())
+    second_moments = faded + (1 - beta) * gradients.square().mean(dim=1)
+    scale = lr / ((second_moments / (1 - beta**step)).sqrt() + eps)  # [U]
+    return (rows.float() - scale[:, None] * gradients).to(rows.dtype), second_moments
+
+
+class RowwiseAdamW(torch.optim.AdamW):
+    """AdamW, and the rule above for groups with `rowwise=True`, whose `lr`, `betas` and `eps` are their own.
+
+    Args:
+        params: As of every optimizer. `{"params": tables, "rowwise": True, "lr": 1e-3}` is a group of tables
+            `[R, W]`; `betas` is `(0, 0.95)` there unless given, `weight_decay` 0.
+
+    Raises:
+        `ValueError`: for a first moment or weight decay on tables, or a table whose gradient is dense.
+    """
+
+    # A gradient scaler shall unscale by itself: the fused kernel would do so for its own groups alone.
+    _step_supports_amp_scaling = property(lambda self: False, lambda self, value: None)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        param_group.setdefault("rowwise", False)
+        if param_group["rowwise"]:
+            param_group.setdefault("betas", TABLE_BETAS)
+            param_group.setdefault("weight_decay", 0.0)
+            if param_group["betas"][0] != 0:
+                raise ValueError(f"`betas` of a group of tables is {param_group['betas']}; the first must be 0.")
+            if param_group["weight_decay"] != 0:
+                raise ValueError(
+                    f"`weight_decay` of a group of tables is {param_group['weight_decay']}; it must be 0: rows that are "
+                    "rarely read would be erased."
+                )
+        super().add_param_group(param_group)
+
+    def _init_group(self, group, *lists):
+        # `AdamW.step` asks for the parameters of one group after the other, to update them: of tables it gets none.
+        if not group["rowwise"]:
+            return super()._init_group(group, *lists)
+        for table in group["params"]:
+            if table.grad is not None:
+                self._step_table(table, group)
+        return False
+
+    def _step_table(self, table: torch.Tensor, group: dict[str, Any]) -> None:
+        if not table.grad.is_sparse:
+            raise ValueError(
+                f"a table of shape {list(table.shape)} in a group with `rowwise=True` has a dense gradient: make it "
+                "`nn.Embedding(sparse=True)`"
+            )
+        state = self.state[table]
+        if not state:
+            state["step"] = torch.zeros((), dtype=torch.float32)
+            state["second_moment"] = torch.zeros(len(table), dtype=torch.float32, device=table.device)
+            state["stamp"] = torch.zeros(len(table), dtype=torch.int32, device=table.device)
+        state["step"] += 1
+        step = int(state["step"])
+        gradient = table.grad.coalesce()  # a row read twice, or in two micro-batches, has its sum
+        touched, moments, stamps = gradient.indices()[0], state["second_moment"], state["stamp"]
+        rows, of_rows = update_rows(
+            table.index_select(0, touched),
+            gradient.values(),
+            moments.index_select(0, touched),
+            stamps.index_select(0, touched),
+            step,
+            float(group["lr"]),
+            float(group["betas"][1]),
+            group["eps"],
+        )
+        table[touched] = rows
+        moments[touched] = of_rows
+        stamps[touched] = step
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As of every optimizer; the state of tables keeps its dtypes, which torch would cast to the tables' own."""
+        super().load_state_dict(state_dict)
+        for group, saved in zip(self.param_groups, state_dict["param_groups"], strict=True):
+            for table, index in zip(group["params"], saved["params"], strict=True):
+                state = state_dict["state"].get(index)
+                if group["rowwise"] and state:
+                    self.state[table] = {
+                        name: state[name].to("cpu" if name == "step" else table.device, copy=True)
+                        for name in ROW_STATE
+                    }
+
+
+def clip_gradients(gradients: list[torch.Tensor], max_norm: float) -> torch.Tensor:
+    """Scales gradients in place so that their common norm is at most `max_norm`; returns the norm before, a scalar.
+
+    As `torch.nn.utils.clip_grad_norm_`, for sparse gradients beside dense ones. Sparse ones must be coalesced: a norm
+    over parts that are still to be summed is none.
+    """
+    values = [gradient.values() if gradient.is_sparse else gradient for gradient in gradients]
+    total = torch.nn.utils.get_total_norm(values)
+    factor = (max_norm / (total + 1e-6)).clamp(max=1.0)
+    for each in values:
+        each.mul_(factor.to(each.device))
+    return total
+
+
+def coalesce_at_once(table: torch.nn.Parameter) -> Callable[[], None]:
+    """Has every backward pass sum the reads of a row, before passes are accumulated; returns what undoes it.
+
+    Memory then follows the distinct rows of the micro-batches, not their tokens.
+    """
+    return table.register_hook(lambda gradient: gradient.coalesce() if gradient.is_sparse else gradient).remove
+
+
+__all__ = ["RowwiseAdamW", "clip_gradients", "coalesce_at_once", "update_rows"]
