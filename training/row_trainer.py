@@ -17,7 +17,7 @@ import torch
 from peft import PeftModel
 from torch import nn
 
-from training.row_optimizer import RowwiseAdamW, clip_gradients, coalesce_at_once
+from training.row_optimizer import RowwiseAdamW, clip_gradients, sum_at_once, sum_rows
 
 if TYPE_CHECKING:
     from trl import SFTTrainer as Trainer
@@ -55,7 +55,7 @@ class TableTrainerMixin(Trainer):
             for table in self.table_modules:
                 table.sparse = True
                 table.weight.requires_grad_(True)
-                coalesce_at_once(table.weight)
+                sum_at_once(table.weight)
 
     def _find_tables(self) -> list[Any]:
         model: Any = self.accelerator.unwrap_model(self.model)
@@ -115,11 +115,12 @@ class TableTrainerMixin(Trainer):
     def _clip(self, max_norm: float) -> torch.Tensor:
         """One norm over dense and sparse gradients, and all scaled by it."""
         self.accelerator.unscale_gradients()
-        for table in self.table_modules:
-            if table.weight.grad is not None:
-                table.weight.grad = table.weight.grad.coalesce()
+        tables = [table.weight for table in self.table_modules if table.weight.grad is not None]
+        for table in tables:
+            table.grad = sum_rows(table.grad)
         model: Any = self.model
-        return clip_gradients([p.grad for p in model.parameters() if p.grad is not None], max_norm)
+        gradients = [p.grad for p in model.parameters() if p.grad is not None and not p.grad.is_sparse]
+        return clip_gradients([*gradients, *(table.grad._values() for table in tables)], max_norm)
 
 
 __all__ = ["TableTrainerMixin"]
