@@ -21,12 +21,12 @@ value, about, is lost, however often it comes, while v counts it. Tables that le
 Shapes: R rows of a table, W row width, U distinct rows touched.
 """
 
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, Protocol
 
 import torch
 
 TABLE_BETAS = (0.0, 0.95)
-ROW_STATE = ("step", "second_moment", "stamp")
 
 
 def update_rows(
@@ -53,85 +53,6 @@ def update_rows(
     second_moments = faded + (1 - beta) * gradients.square().mean(dim=1)
     scale = lr / ((second_moments / (1 - beta**step)).sqrt() + eps)  # [U]
     return (rows.float() - scale[:, None] * gradients).to(rows.dtype), second_moments
-
-
-class RowwiseAdamW(torch.optim.AdamW):
-    """AdamW, and the rule above for groups with `rowwise=True`, whose `lr`, `betas` and `eps` are their own.
-
-    Args:
-        params: As of every optimizer. `{"params": tables, "rowwise": True, "lr": 1e-3}` is a group of tables
-            `[R, W]`; `betas` is `(0, 0.95)` there unless given, `weight_decay` 0.
-
-    Raises:
-        `ValueError`: for a first moment or weight decay on tables, or a table whose gradient is dense.
-    """
-
-    # A gradient scaler shall unscale by itself: the fused kernel would do so for its own groups alone.
-    _step_supports_amp_scaling = property(lambda self: False, lambda self, value: None)
-
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        param_group.setdefault("rowwise", False)
-        if param_group["rowwise"]:
-            param_group.setdefault("betas", TABLE_BETAS)
-            param_group.setdefault("weight_decay", 0.0)
-            if param_group["betas"][0] != 0:
-                raise ValueError(f"`betas` of a group of tables is {param_group['betas']}; the first must be 0.")
-            if param_group["weight_decay"] != 0:
-                raise ValueError(
-                    f"`weight_decay` of a group of tables is {param_group['weight_decay']}; it must be 0: it "
-                    "would erase rows that are rarely read."
-                )
-        super().add_param_group(param_group)
-
-    def _init_group(self, group, *lists):
-        # `AdamW.step` asks for the parameters of one group after the other, to update them: of tables it gets none.
-        if not group["rowwise"]:
-            return super()._init_group(group, *lists)
-        for table in group["params"]:
-            if table.grad is not None:
-                self._step_table(table, group)
-        return False
-
-    def _step_table(self, table: torch.Tensor, group: dict[str, Any]) -> None:
-        if not table.grad.is_sparse:
-            raise ValueError(
-                f"a table of shape {list(table.shape)} in a group with `rowwise=True` has a dense gradient: make it "
-                "`nn.Embedding(sparse=True)`"
-            )
-        state = self.state[table]
-        if not state:
-            state["step"] = torch.zeros((), dtype=torch.float32)
-            state["second_moment"] = torch.zeros(len(table), dtype=torch.float32, device=table.device)
-            state["stamp"] = torch.zeros(len(table), dtype=torch.int32, device=table.device)
-        state["step"] += 1
-        step = int(state["step"])
-        gradient = sum_rows(table.grad)
-        touched, moments, stamps = gradient._indices()[0], state["second_moment"], state["stamp"]
-        rows, of_rows = update_rows(
-            table.index_select(0, touched),
-            gradient._values(),
-            moments.index_select(0, touched),
-            stamps.index_select(0, touched),
-            step,
-            float(group["lr"]),
-            float(group["betas"][1]),
-            group["eps"],
-        )
-        table[touched] = rows
-        moments[touched] = of_rows
-        stamps[touched] = step
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As of every optimizer; the state of tables keeps its dtypes, which torch would cast to the tables' own."""
-        super().load_state_dict(state_dict)
-        for group, saved in zip(self.param_groups, state_dict["param_groups"], strict=True):
-            for table, index in zip(group["params"], saved["params"], strict=True):
-                state = state_dict["state"].get(index)
-                if group["rowwise"] and state:
-                    self.state[table] = {
-                        name: state[name].to("cpu" if name == "step" else table.device, copy=True)
-                        for name in ROW_STATE
-                    }
 
 
 def sum_rows(gradient: torch.Tensor) -> torch.Tensor:
@@ -172,4 +93,124 @@ def clip_gradients(gradients: list[torch.Tensor], max_norm: float) -> torch.Tens
     return total
 
 
-__all__ = ["RowwiseAdamW", "clip_gradients", "sum_at_once", "sum_rows", "update_rows"]
+class RowStore(Protocol):
+    """Where rows of tables lie with their second moments and stamps, for those that are no parameter."""
+
+    def read(self, touched: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Rows `[U, W]`, second moments `[U]` float32 and stamps `[U]` int32 of sorted distinct indices `[U]`."""
+
+    def write(self, touched: torch.Tensor, rows: torch.Tensor, second_moments: torch.Tensor, step: int) -> None:
+        """Sets them."""
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """All there is to save."""
+
+    def load(self, state: dict[str, torch.Tensor]) -> None:
+        """Takes up what `state` returned."""
+
+
+class TableInMemory:
+    """The rows of a parameter, and their state, which the optimizer keeps."""
+
+    def __init__(self, table: torch.Tensor, state: dict[str, torch.Tensor]):
+        if "stamp" not in state:
+            state["second_moment"] = torch.zeros(len(table), dtype=torch.float32, device=table.device)
+            state["stamp"] = torch.zeros(len(table), dtype=torch.int32, device=table.device)
+        self.table, self.second_moments, self.stamps = table, state["second_moment"], state["stamp"]
+
+    def read(self, touched: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        each = [x.index_select(0, touched) for x in (self.table, self.second_moments, self.stamps)]
+        return each[0], each[1], each[2]
+
+    def write(self, touched: torch.Tensor, rows: torch.Tensor, second_moments: torch.Tensor, step: int) -> None:
+        self.table[touched], self.second_moments[touched], self.stamps[touched] = rows, second_moments, step
+
+
+class RowwiseAdamW(torch.optim.AdamW):
+    """AdamW, and the rule above for groups with `rowwise=True`, whose `lr`, `betas` and `eps` are their own.
+
+    Args:
+        params: As of every optimizer. `{"params": tables, "rowwise": True, "lr": 1e-3}` is a group of tables
+            `[R, W]`; `betas` is `(0, 0.95)` there unless given, `weight_decay` 0.
+
+    Raises:
+        `ValueError`: for a first moment or weight decay on tables, or a table whose gradient is dense.
+    """
+
+    # A gradient scaler shall unscale by itself: the fused kernel would do so for its own groups alone.
+    _step_supports_amp_scaling = property(lambda self: False, lambda self, value: None)
+
+    def __init__(self, params: Iterable[Any], **options: Any):
+        self._stores: dict[torch.Tensor, RowStore] = {}
+        super().__init__(params, **options)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        param_group.setdefault("rowwise", False)
+        if param_group["rowwise"]:
+            param_group.setdefault("betas", TABLE_BETAS)
+            param_group.setdefault("weight_decay", 0.0)
+            if param_group["betas"][0] != 0:
+                raise ValueError(f"`betas` of a group of tables is {param_group['betas']}; the first must be 0.")
+            if param_group["weight_decay"] != 0:
+                raise ValueError(
+                    f"`weight_decay` of a group of tables is {param_group['weight_decay']}; it must be 0: it "
+                    "would erase rows that are rarely read."
+                )
+        super().add_param_group(param_group)
+
+    def _init_group(self, group, *lists):
+        # `AdamW.step` asks for the parameters of one group after the other, to update them: of tables it gets none.
+        if not group["rowwise"]:
+            return super()._init_group(group, *lists)
+        for table in group["params"]:
+            if table.grad is not None:
+                self._step_table(table, table.grad, group)
+        return False
+
+    def store(self, table: torch.Tensor, rows: RowStore) -> None:
+        """Has the rows of a parameter that only stands for them read from and written to another place."""
+        self._stores[table] = rows
+
+    def _step_table(self, table: torch.Tensor, gradient: torch.Tensor, group: dict[str, Any]) -> None:
+        if not gradient.is_sparse:
+            raise ValueError(
+                f"a table of shape {list(table.shape)} in a group with `rowwise=True` has a dense gradient: make it "
+                "`nn.Embedding(sparse=True)`"
+            )
+        state = self.state[table]
+        state.setdefault("step", torch.zeros((), dtype=torch.float32))
+        state["step"] += 1
+        step = int(state["step"])
+        gradient = sum_rows(gradient)
+        touched, store = gradient._indices()[0], self._stores.get(table) or TableInMemory(table, state)
+        rows, moments, stamps = store.read(touched)
+        beta, rate = float(group["betas"][1]), float(group["lr"])
+        rows, moments = update_rows(rows, gradient._values(), moments, stamps, step, rate, beta, group["eps"])
+        store.write(touched, rows, moments, step)
+
+    def state_dict(self) -> dict[str, Any]:
+        """As of every optimizer; rows that are stored elsewhere are in it."""
+        saved = super().state_dict()
+        for group, of_group in zip(self.param_groups, saved["param_groups"], strict=True):
+            for table, index in zip(group["params"], of_group["params"], strict=True):
+                if table in self._stores and index in saved["state"]:
+                    saved["state"][index] = {**saved["state"][index], **self._stores[table].state()}
+        return saved
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As of every optimizer; the state of tables keeps its dtypes, which torch would cast to the tables' own."""
+        super().load_state_dict(state_dict)
+        for group, saved in zip(self.param_groups, state_dict["param_groups"], strict=True):
+            for table, index in zip(group["params"], saved["params"], strict=True):
+                state = state_dict["state"].get(index)
+                if not group["rowwise"] or not state:
+                    continue
+                rest = {name: value.to(table.device, copy=True) for name, value in state.items() if name != "step"}
+                self.state[table] = {"step": state["step"].to("cpu", copy=True)}
+                if table in self._stores:
+                    self._stores[table].load(rest)
+                else:
+                    self.state[table] |= rest
+
+
+__all__ = ["RowStore", "RowwiseAdamW", "clip_gradients", "sum_at_once", "sum_rows", "update_rows"]

@@ -8,7 +8,8 @@
     class TableTrainer(TableTrainerMixin, ResumableSFTTrainer): ...
     TableTrainer(..., tables="row_sparse", table_learning_rate=1e-3)
 
-Tables in host memory or on disk are no parameters; `row_deltas.py` trains those.
+Tables in host memory or on disk train with `row_sparse` too; what changes is saved as `ngram_row_delta.safetensors`,
+beside the weights or the adapter (`row_deltas.py`).
 """
 
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from peft import PeftModel
 from torch import nn
+from transformers import TrainerCallback
+from transformers.training_args import OptimizerNames
 
+from modeling_longcat_lite import read_row_delta
+from training.row_deltas import OverlayRows, overlay_rows
 from training.row_optimizer import RowwiseAdamW, clip_gradients, sum_at_once, sum_rows
 
 if TYPE_CHECKING:
@@ -46,38 +51,46 @@ class TableTrainerMixin(Trainer):
             raise ValueError(f"`table_learning_rate` is for `tables: row_sparse`, and `tables` is {tables}")
         super().__init__(*args, **kwargs)
         self.tables, self.table_learning_rate = tables, table_learning_rate
-        self.table_modules = self._find_tables()
-        if tables == "frozen":
-            for table in self.table_modules:
-                table.requires_grad_(False)
-        elif tables == "row_sparse":
-            self._check_row_sparse()
-            for table in self.table_modules:
-                table.sparse = True
-                table.weight.requires_grad_(True)
-                sum_at_once(table.weight)
-
-    def _find_tables(self) -> list[Any]:
         model: Any = self.accelerator.unwrap_model(self.model)
-        if isinstance(model, PeftModel):
-            model = model.get_base_model()
-        embedding = model.base_model.ngram_embeddings
-        return [] if embedding is None else list(embedding.embedders)
+        self._base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+        self._overlay_rows: OverlayRows | None = None  # where tables are no parameters
+        self._trained_tables: list[Any] = []  # by rows
+        trunk: Any = self._base.base_model
+        embedding = trunk.ngram_embeddings
+        if tables == "frozen" and embedding is not None:
+            embedding.embedders.requires_grad_(False)
+        elif tables == "row_sparse":
+            self._train_rows(embedding)
 
-    def _check_row_sparse(self) -> None:
-        if not self.table_modules:
-            raise ValueError(
-                "`tables: row_sparse` trains tables that are parameters, and this model has none: load it with "
-                '`ngram_tables="resident"`'
-            )
-        if not all(type(table) is nn.Embedding for table in self.table_modules):
-            raise ValueError("`tables: row_sparse` needs tables of 16 or 32 bits; `ngram_table_bits` are fewer here")
-        if isinstance(self.model, PeftModel):
-            raise ValueError("`tables: row_sparse` trains the tables themselves, which no adapter would carry")
+    def _train_rows(self, embedding: Any) -> None:
+        if embedding is None:
+            raise ValueError("`tables: row_sparse`: this model has no n-gram tables")
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             raise ValueError("`tables: row_sparse` works in one process and with DDP: FSDP and DeepSpeed cannot shard")
         if self.optimizer is not None or self.optimizer_cls_and_kwargs is not None:
             raise ValueError("`tables: row_sparse` makes the optimizer itself: pass none")
+        if embedding.placement != "resident":
+            if self.accelerator.num_processes > 1:
+                raise ValueError("`tables: row_sparse` with tables on host or disk works in one process")
+            self._overlay_rows = overlay_rows(embedding, self._base.base_model.embed_tokens.weight.dtype)
+            self._trained_tables = [self._overlay_rows.parameter]
+            self.add_callback(ClearGradient(self._overlay_rows.parameter))
+            return
+        if not all(type(table) is nn.Embedding for table in embedding.embedders):
+            raise ValueError(
+                "`tables: row_sparse`: tables of few bits, or behind an adapter, cannot train as parameters: load the "
+                'model with `ngram_tables="host"` or `"disk"`'
+            )
+        if isinstance(self.model, PeftModel):
+            raise ValueError(
+                "`tables: row_sparse`: an adapter would not carry tables that are parameters: load the model with "
+                '`ngram_tables="host"` or `"disk"`, and their changed rows are saved beside it'
+            )
+        for table in embedding.embedders:
+            table.sparse = True
+            table.weight.requires_grad_(True)
+            sum_at_once(table.weight)
+        self._trained_tables = [table.weight for table in embedding.embedders]
 
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
         """`RowwiseAdamW` with the trainer's own AdamW options, if tables are trained by rows."""
@@ -86,23 +99,27 @@ class TableTrainerMixin(Trainer):
         model = self.model if model is None else model
         optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, model)
         if optimizer_class is not torch.optim.AdamW:
-            raise ValueError(f"`optim: {self.args.optim}` cannot update sparse rows: choose `adamw_torch_fused`")
-        tables = [table.weight for table in self.table_modules]
-        places, decayed = {id(table) for table in tables}, set(self.get_decay_parameter_names(model))
+            name = OptimizerNames(self.args.optim).value
+            raise ValueError(f"`optim: {name}` cannot update sparse rows: choose `adamw_torch_fused`")
+        by_rows = {id(table) for table in self._trained_tables}
+        decayed = set(self.get_decay_parameter_names(model))
         groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
         for name, parameter in model.named_parameters():
-            if parameter.requires_grad and id(parameter) not in places:
+            if parameter.requires_grad and id(parameter) not in by_rows:
                 groups[name in decayed].append(parameter)
         rate = self.args.learning_rate if self.table_learning_rate is None else self.table_learning_rate
-        self.optimizer = RowwiseAdamW(
+        optimizer = RowwiseAdamW(
             [
                 {"params": groups[True], "weight_decay": self.args.weight_decay},
                 {"params": groups[False], "weight_decay": 0.0},
-                {"params": tables, "rowwise": True, "lr": rate},
+                {"params": self._trained_tables, "rowwise": True, "lr": rate},
             ],
             **options,
         )
-        return self.optimizer
+        if self._overlay_rows is not None:
+            optimizer.store(self._overlay_rows.parameter, self._overlay_rows)
+        self.optimizer = optimizer
+        return optimizer
 
     def _clip_grad_norm(self, model):
         return super()._clip_grad_norm(model) if self.tables != "row_sparse" else self._clip(self.args.max_grad_norm)
@@ -115,12 +132,44 @@ class TableTrainerMixin(Trainer):
     def _clip(self, max_norm: float) -> torch.Tensor:
         """One norm over dense and sparse gradients, and all scaled by it."""
         self.accelerator.unscale_gradients()
-        tables = [table.weight for table in self.table_modules if table.weight.grad is not None]
+        tables = [table for table in self._trained_tables if table.grad is not None]
         for table in tables:
             table.grad = sum_rows(table.grad)
+        rows = (
+            [table.grad._values() for table in tables]
+            if self._overlay_rows is None
+            else self._overlay_rows.gradients()
+        )
         model: Any = self.model
-        gradients = [p.grad for p in model.parameters() if p.grad is not None and not p.grad.is_sparse]
-        return clip_gradients([*gradients, *(table.grad._values() for table in tables)], max_norm)
+        dense = [p.grad for p in model.parameters() if p.grad is not None and not p.grad.is_sparse]
+        return clip_gradients([*dense, *rows], max_norm)
+
+    def _save(self, output_dir=None, state_dict=None):
+        super()._save(output_dir, state_dict)
+        if self._overlay_rows is not None and isinstance(self.model, PeftModel):
+            self._base.save_ngram_rows(output_dir or self.args.output_dir)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        self._take_rows(resume_from_checkpoint)
+
+    def _load_best_model(self):
+        super()._load_best_model()
+        self._take_rows(self.state.best_model_checkpoint)
+
+    def _take_rows(self, checkpoint: Any) -> None:
+        if self._overlay_rows is not None:
+            self._overlay_rows.replace(read_row_delta(checkpoint, self._base.config))
+
+
+class ClearGradient(TrainerCallback):
+    """The trainer clears gradients of the model, to which this parameter does not belong."""
+
+    def __init__(self, parameter: nn.Parameter):
+        self.parameter = parameter
+
+    def on_optimizer_step(self, args, state, control, **kwargs):
+        self.parameter.grad = None
 
 
 __all__ = ["TableTrainerMixin"]
