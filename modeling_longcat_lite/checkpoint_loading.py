@@ -23,7 +23,7 @@ from .mtp import freeze_draft_head
 from .ngram_hot_rows import read_hot_rows
 from .ngram_quantization import packed_width
 from .ngram_row_cache import RowCache
-from .ngram_row_delta import DELTA_FILE, read_row_delta, write_row_delta
+from .ngram_row_delta import ROW_DELTA_FILE, read_row_delta, write_row_delta
 from .ngram_tables import PLACEMENTS, NgramTables, StoredTable, find_tables
 
 TABLES = "ngram_embeddings.embedders."
@@ -60,7 +60,7 @@ class CheckpointLoadingMixin(PreTrainedModel):
         if pretrained_model_name_or_path is not None and kwargs.get("state_dict") is None:
             changed_rows = cached_file(
                 pretrained_model_name_or_path,
-                DELTA_FILE,
+                ROW_DELTA_FILE,
                 _raise_exceptions_for_missing_entries=False,
                 _raise_exceptions_for_connection_errors=False,
                 **hub_arguments,
@@ -173,7 +173,7 @@ class CheckpointLoadingMixin(PreTrainedModel):
         if embedding is None or embedding.tables.overlay is None:
             raise ValueError("`save_ngram_rows`: no rows are laid over the tables of this model.")
         write_row_delta(
-            Path(folder) / DELTA_FILE, self.config, embedding.tables.changed_rows(), self.name_or_path or ""
+            Path(folder) / ROW_DELTA_FILE, self.config, embedding.tables.changed_rows(), self.name_or_path or ""
         )
 
     def keep_ngram_rows(self, hot_rows: str | os.PathLike, rows_per_table: int | None = None) -> RowCache:
@@ -207,7 +207,7 @@ class CheckpointLoadingMixin(PreTrainedModel):
         if tables is not None and tables.overlay is not None:
             self.save_ngram_rows(folder)
         else:  # one of an earlier model would be read with this one
-            (folder / DELTA_FILE).unlink(missing_ok=True)
+            (folder / ROW_DELTA_FILE).unlink(missing_ok=True)
 
 
 __all__ = ["CheckpointLoadingMixin"]

@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from .configuration_longcat_lite import LongCatLiteConfig
 from .ngram_hot_rows import hash_metadata
 
-DELTA_FILE = "ngram_row_delta.safetensors"
+ROW_DELTA_FILE = "ngram_row_delta.safetensors"
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -55,7 +55,7 @@ def read_row_delta(path: str | os.PathLike, config: LongCatLiteConfig) -> list[T
         `ValueError`: naming the file, and the field, table or row, when the file is not of this config.
     """
     path = Path(path)
-    path = path / DELTA_FILE if path.is_dir() else path
+    path = path / ROW_DELTA_FILE if path.is_dir() else path
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
@@ -103,4 +103,4 @@ def check_table(
         raise ValueError(f"{name}.row_ids` is not sorted, or has a row twice")
 
 
-__all__ = ["DELTA_FILE", "read_row_delta", "write_row_delta"]
+__all__ = ["ROW_DELTA_FILE", "read_row_delta", "write_row_delta"]

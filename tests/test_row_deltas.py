@@ -42,10 +42,10 @@ def digest(folder: Path) -> dict[str, str]:
 
 
 def made_delta(path: Path, config, seed: int, parity: int | None = None, scale: float = 1.0) -> Path:
-    """Some random rows of every table; of one parity, so that two deltas can be disjoint."""
+    """Half of the rows of every table, at random; of one parity, so that two deltas can be disjoint."""
     generator, tables = torch.Generator().manual_seed(seed), []
     for size in config.subtable_sizes:
-        ids = torch.randperm(size, generator=generator)[:20].sort().values
+        ids = torch.randperm(size, generator=generator)[: size // 2].sort().values
         ids = ids if parity is None else ids[ids % 2 == parity]
         tables.append((ids, scale * torch.randn(len(ids), config.subtable_width, generator=generator)))
     write_row_delta(path, config, tables, "base")
@@ -83,6 +83,27 @@ def test_training_equals_that_of_resident_tables_to_the_bit(chat, resident, tmp_
     assert (tmp_path / "saved" / DELTA).stat().st_size < stored * row + 8192
 
 
+def test_rows_of_bfloat16_are_equal_to_the_bit_too(chat, tmp_path):
+    runs = [
+        trained(chat, tmp_path / where, tables=BY_ROWS, init={"ngram_tables": where, "dtype": torch.bfloat16})
+        for where in ("resident", "disk")
+    ]
+    assert logged(runs[0], "loss") == logged(runs[1], "loss")
+    assert torch.equal(*(logits(run.model.eval()) for run in runs))
+
+
+def test_tables_of_few_bits_train_beside_them(tmp_path):
+    chat = write_tiny_chat(tmp_path, ngram_table_bits=8)
+    trainer = trained(chat, tmp_path / "run", tables=BY_ROWS, init={"ngram_tables": "disk"}, max_steps=8)
+    assert logged(trainer, "loss")[-1] < logged(trainer, "loss")[0]
+    trainer.save_model(tmp_path / "saved")
+    assert torch.equal(logits(load(tmp_path / "saved", "host")), logits(trainer.model.eval()))
+    with pytest.raises(ValueError, match="8 bits take no changed rows"):
+        load(tmp_path / "saved")
+    with pytest.raises(ValueError, match=r"`--model`.*8 bits"):
+        merge_row_deltas.main(["--model", str(tmp_path / "saved"), "--output", str(tmp_path / "merged")])
+
+
 def test_resuming_repeats_the_uninterrupted_run_bit_for_bit(chat, resident, tmp_path):
     on_disk = {"tables": BY_ROWS, "init": {"ngram_tables": "disk"}}
     trained(chat, tmp_path, **on_disk, save_strategy="steps", save_steps=2)
@@ -95,6 +116,9 @@ def test_resuming_repeats_the_uninterrupted_run_bit_for_bit(chat, resident, tmp_
 def test_rows_travel_beside_an_adapter(chat, tmp_path):
     trainer = trained(chat, tmp_path, tables=BY_ROWS, init={"ngram_tables": "disk"}, peft_config=LORA)
     trainer.save_model(tmp_path / "adapter")
+    card = (tmp_path / "adapter" / "ngram_row_delta.md").read_text()
+    stored = sum(len(ids) for ids, _ in read_row_delta(tmp_path / "adapter", trainer.model.config))
+    assert f"{stored:,} rows" in card and "load_ngram_rows" in card and str(chat / "model") in card
     assert {DELTA, "adapter_model.safetensors"} <= {path.name for path in (tmp_path / "adapter").iterdir()}
     for where in ("resident", "disk"):
         base = load(chat / "model", where)

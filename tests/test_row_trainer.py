@@ -1,12 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tables in the trainer: frozen, by rows, or as any other weight; clipping, accumulation, exact resume."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from datasets import load_dataset
 from peft import LoraConfig
+from safetensors.torch import load_file
 from tiny_chat import write_tiny_chat
 from trl import SFTConfig
 
@@ -42,7 +46,7 @@ def made(chat: Path, output: Path, peft_config=None, init=None, tables: dict | N
         **options,
     }
     return TableTrainer(
-        model=LongCatLiteForCausalLM.from_pretrained(chat / "model", dtype=torch.float32, **(init or {})),
+        model=LongCatLiteForCausalLM.from_pretrained(chat / "model", **{"dtype": torch.float32, **(init or {})}),
         args=SFTConfig(output_dir=str(output), **arguments),
         train_dataset=load_dataset("json", data_files=str(chat / "data" / "train.jsonl"), split="train"),
         peft_config=peft_config,
@@ -112,8 +116,40 @@ def test_resuming_repeats_the_uninterrupted_run_bit_for_bit(chat, tmp_path):
         ({"tables": {"table_learning_rate": 1.0}}, "table_learning_rate"),
         ({"tables": BY_ROWS, "optim": "adafactor"}, "`optim: adafactor`.*adamw_torch"),
         ({"tables": BY_ROWS, "peft_config": LORA}, "adapter would not carry"),
+        ({"tables": BY_ROWS, "torch_compile": True, "init": {"ngram_tables": "disk"}}, "torch_compile"),
     ],
 )
 def test_mistakes_are_named(chat, tmp_path, arguments, problem):
     with pytest.raises(ValueError, match=problem):
         trained(chat, tmp_path, **arguments)
+
+
+ON_EACH_RANK = """
+import sys
+import os
+import subprocess
+import sys
+from pathlib import Path
+sys.path[:0] = [{tests!r}]
+from safetensors.torch import save_file
+from test_row_trainer import BY_ROWS, trained
+trainer = trained(Path(sys.argv[1]), Path(sys.argv[2]), tables=BY_ROWS, gradient_accumulation_steps=1)
+tables = trainer.accelerator.unwrap_model(trainer.model).model.ngram_embeddings.embedders.state_dict()
+save_file(tables, Path(sys.argv[2]) / f"rank{{trainer.args.process_index}}.safetensors")
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one_with_twice_the_batch(chat, tmp_path):
+    script = tmp_path / "on_each_rank.py"
+    script.write_text(ON_EACH_RANK.format(tests=str(Path(__file__).parent)))
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
+    root = Path(__file__).parents[1]
+    subprocess.run(
+        [*command, script, chat, tmp_path], check=True, cwd=root, env={**os.environ, "PYTHONPATH": str(root)}
+    )
+    ranks = [load_file(tmp_path / f"rank{rank}.safetensors") for rank in range(2)]
+    one = trained(chat, tmp_path / "one", tables=BY_ROWS, gradient_accumulation_steps=1, per_device_train_batch_size=2)
+    for name, table in one.model.model.ngram_embeddings.embedders.state_dict().items():
+        assert torch.equal(ranks[0][name], ranks[1][name]), name
+        torch.testing.assert_close(ranks[0][name], table, atol=1e-4, rtol=1e-3)

@@ -17,9 +17,14 @@ from pathlib import Path
 
 import torch
 
-from modeling_longcat_lite import LongCatLiteConfig, find_tables, read_row_delta, read_safetensors_header
+from modeling_longcat_lite import (
+    ROW_DELTA_FILE,
+    LongCatLiteConfig,
+    find_tables,
+    read_row_delta,
+    read_safetensors_header,
+)
 
-DELTA_FILE = "ngram_row_delta.safetensors"
 TABLE = "ngram_embeddings.embedders.{}.weight"
 
 
@@ -30,7 +35,7 @@ def merge(model: Path, deltas: Sequence[Path], output: Path) -> int:
         `ValueError`: naming the option, file, field or row that does not fit.
     """
     config = LongCatLiteConfig.from_pretrained(model)
-    own = [model / DELTA_FILE] if (model / DELTA_FILE).is_file() else []
+    own = [model / ROW_DELTA_FILE] if (model / ROW_DELTA_FILE).is_file() else []
     if not [*own, *deltas]:
         raise ValueError(f"`--deltas`: none is given, and {model} holds no changed rows")
     if output.exists():
@@ -43,7 +48,7 @@ def merge(model: Path, deltas: Sequence[Path], output: Path) -> int:
     changes = [read_row_delta(delta, config) for delta in [*own, *deltas]]  # before anything is written
     beside = output.with_name(output.name + ".partial")
     shutil.rmtree(beside, ignore_errors=True)
-    shutil.copytree(model, beside, ignore=shutil.ignore_patterns(DELTA_FILE, "checkpoint-*"))
+    shutil.copytree(model, beside, ignore=shutil.ignore_patterns(ROW_DELTA_FILE, "checkpoint-*"))
     files = [str(path) for path in sorted(beside.glob("*.safetensors"))]
     stored = {name for file in files for name in read_safetensors_header(file)[0]}
     prefix = "model." if f"model.{TABLE.format(0)}" in stored else ""

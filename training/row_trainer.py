@@ -12,6 +12,7 @@ Tables in host memory or on disk train with `row_sparse` too; what changes is sa
 beside the weights or the adapter (`row_deltas.py`).
 """
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,7 +21,8 @@ from torch import nn
 from transformers import TrainerCallback
 from transformers.training_args import OptimizerNames
 
-from modeling_longcat_lite import read_row_delta
+from modeling_longcat_lite import ROW_DELTA_FILE, read_row_delta
+from training.row_delta_card import write_delta_card
 from training.row_deltas import OverlayRows, overlay_rows
 from training.row_optimizer import RowwiseAdamW, clip_gradients, sum_at_once, sum_rows
 
@@ -72,6 +74,8 @@ class TableTrainerMixin(Trainer):
         if embedding.placement != "resident":
             if self.accelerator.num_processes > 1:
                 raise ValueError("`tables: row_sparse` with tables on host or disk works in one process")
+            if self.args.torch_compile:
+                raise ValueError("`torch_compile`: a compiled graph passes no gradient to tables on host or disk")
             self._overlay_rows = overlay_rows(embedding, self._base.base_model.embed_tokens.weight.dtype)
             self._trained_tables = [self._overlay_rows.parameter]
             self.add_callback(ClearGradient(self._overlay_rows.parameter))
@@ -146,8 +150,10 @@ class TableTrainerMixin(Trainer):
 
     def _save(self, output_dir=None, state_dict=None):
         super()._save(output_dir, state_dict)
-        if self._overlay_rows is not None and isinstance(self.model, PeftModel):
-            self._base.save_ngram_rows(output_dir or self.args.output_dir)
+        if self._overlay_rows is not None:
+            folder = Path(str(output_dir or self.args.output_dir))
+            self._base.save_ngram_rows(folder)
+            write_delta_card(folder / ROW_DELTA_FILE, self._base.config)
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
         super()._load_from_checkpoint(resume_from_checkpoint, model)
