@@ -27,7 +27,8 @@ from transformers.distributed import DistributedConfig
 from modeling_longcat_lite import LongCatLiteForCausalLM
 
 STEPS, LENGTH = 4, 24
-OPTIMIZER = {"lr": 1e-2, "weight_decay": 0.01}
+# A large `eps`: of a gradient that is all rounding, Adam would make a whole step.
+OPTIMIZER = {"lr": 1e-3, "weight_decay": 0.1, "eps": 1e-6}
 
 
 def batches(vocab_size: int) -> list[torch.Tensor]:

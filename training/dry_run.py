@@ -67,8 +67,9 @@ def build(config: LongCatLiteConfig, setup: Setup) -> Any:
     from trl.trainer.utils import add_fused_lm_head
 
     off_device = setup.tables in ("host", "disk")
-    model = LongCatLiteForCausalLM(config, ngram_tables=setup.tables if off_device else "resident")
-    model = model.to(compute_dtype(setup))
+    model = LongCatLiteForCausalLM._from_config(
+        config, dtype=compute_dtype(setup), ngram_tables=setup.tables if off_device else "resident"
+    )
     embedding: Any = model.model.ngram_embeddings
     if embedding is not None:
         if off_device:
