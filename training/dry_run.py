@@ -134,8 +134,11 @@ def dry_run(config_json: str, setup: Setup, gradient_share: float = 1.0, table_g
             depends on it.
     """
     config = LongCatLiteConfig.from_dict(json.loads(config_json))
-    with FakeTensorMode(allow_non_fake_inputs=True):
+    with torch.device("meta"):
         trained = build(config, setup)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        # From here on tensors stand for some of a CPU, whose operations choose as those of a GPU do; meta ones do not.
+        trained.to_empty(device="cpu")
         batch = inputs_of(setup, config.vocab_size)
         shares = {GRADIENTS: gradient_share, TABLE_GRADIENTS: table_gradient_share}
         memory = LiveMemory(trained, lambda name: TABLE_GRADIENTS if TABLES in name else GRADIENTS, shares)
