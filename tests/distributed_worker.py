@@ -18,6 +18,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from accelerated_model import prepare
 from safetensors.torch import save_file
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
@@ -26,6 +27,7 @@ from transformers.distributed import DistributedConfig
 
 from modeling_longcat_lite import LongCatLiteForCausalLM
 
+CONFIGS = Path(__file__).parents[1] / "training" / "accelerate_configs"
 STEPS, LENGTH = 4, 24
 # A large `eps`: of a gradient that is all rounding, Adam would make a whole step.
 OPTIMIZER = {"lr": 1e-3, "weight_decay": 0.1, "eps": 1e-6}
@@ -126,6 +128,21 @@ def fsdp_tables_sharded(folder: Path) -> None:
     run(folder, "fsdp_tables_sharded", model, share_rows=False)
 
 
+def accelerated(name: str, freeze: bool) -> Callable[[Path], None]:
+    """A file of `training/accelerate_configs`, as accelerate takes it where there are GPUs."""
+
+    def run_it(folder: Path) -> None:
+        model = load(folder)
+        if freeze:
+            freeze_tables(model)
+        model = prepare(model, CONFIGS / f"{name}.yaml")
+        assert all(isinstance(table, DTensor) is not freeze for table in tables_of(model))
+        assert isinstance(model.model.layers[0].mlp.experts.down_proj, DTensor)
+        run(folder, f"accelerate_{name}", model, share_rows=False)
+
+    return run_it
+
+
 def native(way: str, share_rows: bool, **sizes) -> Callable[[Path], None]:
     """transformers' own distribution, by the plans of the config."""
 
@@ -142,6 +159,8 @@ WAYS = {
     "ddp": ddp,
     "fsdp_tables_excluded": fsdp_tables_excluded,
     "fsdp_tables_sharded": fsdp_tables_sharded,
+    "accelerate_fsdp2": accelerated("fsdp2", freeze=True),
+    "accelerate_fsdp2_tables_sharded": accelerated("fsdp2_tables_sharded", freeze=False),
     "fsdp_native": native("fsdp_native", False, fsdp_size=2),
     "tensor_parallel": native("tensor_parallel", True, tp_size=2),
     # Both processes see the same batch; attention is split as well, experts go whole.

@@ -33,7 +33,8 @@ def folder(tmp_path_factory) -> Path:
 
 
 def reference(folder: Path, way: str) -> dict[str, torch.Tensor]:
-    return load_file(folder / ("alone_frozen.safetensors" if way == "fsdp_tables_excluded" else "alone.safetensors"))
+    frozen = way in ("fsdp_tables_excluded", "accelerate_fsdp2")
+    return load_file(folder / ("alone_frozen.safetensors" if frozen else "alone.safetensors"))
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ keeps: the gathered rows of the routed experts, the chunks of logits, the mask o
 
 import json
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -94,14 +94,16 @@ def build(config: LongCatLiteConfig, setup: Setup) -> Any:
     if setup.checkpointing:
         if setup.selective:
             enable_selective_activation_checkpointing(model)
-        model.gradient_checkpointing_enable()
+            model.gradient_checkpointing_enable()
+        else:
+            model.activation_checkpointing_enable()
         if setup.adapter is not None:
             model.enable_input_require_grads()
     trained.train()
     return trained
 
 
-def inputs_of(setup: Setup, vocab_size: int) -> dict[str, torch.Tensor]:
+def inputs_of(setup: Setup) -> dict[str, torch.Tensor]:
     """A batch as the collator makes it: packed rows as one, with positions, others with a mask."""
     shape = (1, setup.rows * setup.length) if setup.packed else (setup.rows, setup.length)
     tokens = torch.zeros(shape, dtype=torch.long)
@@ -111,43 +113,38 @@ def inputs_of(setup: Setup, vocab_size: int) -> dict[str, torch.Tensor]:
 
 @dataclass(frozen=True)
 class DryRun:
-    """Bytes on a device when a step holds most.
+    """What a step held.
 
     Args:
         parameters (`tuple[Parameter, ...]`): Of the model, in the dtype that they are computed with.
-        activations, gradients, table_gradients (`float`): At that moment, weighted by the shares asked for.
+        memory (`LiveMemory`): Its `peak` has activations, `gradients` and `TABLE_GRADIENTS`.
     """
 
     parameters: tuple[Parameter, ...]
-    activations: float
-    gradients: float
-    table_gradients: float
+    memory: LiveMemory
+
+
+def dry_run(config: LongCatLiteConfig, setup: Setup) -> DryRun:
+    """Runs a step of `setup` on a model of the config; two of them where gradients accumulate."""
+    # What makes no difference to the step is left out, so that another number of GPUs needs no other run.
+    same = replace(setup, gpus=1, optimizer="", has_reference=False)
+    return remembered(config.to_json_string(use_diff=False), same)
 
 
 @cache
-def dry_run(config_json: str, setup: Setup, gradient_share: float = 1.0, table_gradient_share: float = 1.0) -> DryRun:
-    """Runs a step of `setup` on a model of the config, given as JSON.
-
-    Args:
-        gradient_share, table_gradient_share (`float`, *optional*):
-            What part of a gradient's bytes stays on the device, once it is complete. Which moment is the fullest
-            depends on it.
-    """
+def remembered(config_json: str, setup: Setup) -> DryRun:
     config = LongCatLiteConfig.from_dict(json.loads(config_json))
     with torch.device("meta"):
         trained = build(config, setup)
     with FakeTensorMode(allow_non_fake_inputs=True):
         # From here on tensors stand for some of a CPU, whose operations choose as those of a GPU do; meta ones do not.
         trained.to_empty(device="cpu")
-        batch = inputs_of(setup, config.vocab_size)
-        shares = {GRADIENTS: gradient_share, TABLE_GRADIENTS: table_gradient_share}
-        memory = LiveMemory(trained, lambda name: TABLE_GRADIENTS if TABLES in name else GRADIENTS, shares)
+        batch = inputs_of(setup)
+        memory = LiveMemory(trained, lambda name: TABLE_GRADIENTS if TABLES in name else GRADIENTS)
         with memory:
             for _ in range(2 if setup.accumulates else 1):
                 one_step(setup, trained, batch)
-        parameters = tuple(describe(trained))
-    peak = memory.peak
-    return DryRun(parameters, peak["activations"], peak[GRADIENTS], peak[TABLE_GRADIENTS])
+        return DryRun(tuple(describe(trained)), memory)
 
 
 def one_step(setup: Setup, trained, batch: dict[str, torch.Tensor]) -> None:
@@ -174,4 +171,4 @@ def describe(trained) -> list[Parameter]:
     ]
 
 
-__all__ = ["DryRun", "Parameter", "compute_dtype", "dry_run"]
+__all__ = ["TABLE_GRADIENTS", "DryRun", "Parameter", "compute_dtype", "dry_run"]

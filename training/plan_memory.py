@@ -17,7 +17,8 @@ from dataclasses import dataclass
 import torch
 
 from modeling_longcat_lite import LongCatLiteConfig
-from training.dry_run import DryRun, Parameter, compute_dtype, dry_run
+from training.dry_run import TABLE_GRADIENTS, DryRun, Parameter, compute_dtype, dry_run
+from training.live_memory import ACTIVATIONS, GRADIENTS
 from training.plan_recipe import Setup
 
 PARTS = ("weights", "gradients", "optimizer", "activations", "tables", "communication", "reserve")
@@ -77,15 +78,11 @@ def plan_memory(config: LongCatLiteConfig, setup: Setup) -> Plan:
     processes = setup.gpus if setup.shard == "fsdp2" else 1
     computed = compute_dtype(setup).itemsize
     upcast = 4 / computed if setup.shard == "fsdp2" and setup.bf16 else 1.0  # FSDP2 stores what is trained in float32
-    run = dry_run(
-        config.to_json_string(use_diff=False),
-        setup,
-        upcast / processes,
-        upcast / processes if setup.tables == "sharded" else 1.0,
-    )
+    run = dry_run(config, setup)
+    table_processes = processes if setup.tables == "sharded" else 1
+    held = run.memory.peak({GRADIENTS: upcast / processes, TABLE_GRADIENTS: upcast / table_processes})
     trunk = [p for p in run.parameters if not p.is_table]
     tables = [p for p in run.parameters if p.is_table]
-    table_processes = processes if setup.tables == "sharded" else 1
 
     fixed: Counter = Counter()
     fixed["weights"] = summed(trunk, lambda p: p.count * stored_size(p, setup)) / processes
@@ -100,7 +97,7 @@ def plan_memory(config: LongCatLiteConfig, setup: Setup) -> Plan:
 
     moments = {
         "forward and backward": Counter(
-            activations=run.activations, gradients=run.gradients + run.table_gradients + row_gradients(config, setup)
+            activations=held.pop(ACTIVATIONS), gradients=sum(held.values()) + row_gradients(config, setup)
         ),
         "optimizer step": optimizer_step(trunk, tables, setup, processes, table_processes)
         + Counter(gradients=row_gradients(config, setup)),

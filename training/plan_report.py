@@ -46,7 +46,10 @@ def notes(plan: Plan) -> list[str]:
     if plan.setup.trainer == "grpo":
         lines.append(f"prompts of {PROMPT_LENGTH} tokens before the completion")
     if plan.host:
-        lines.append(f"host memory: {gigabytes(plan.host)} of tables, for each process")
+        all_of_them = f", {gigabytes(plan.host * plan.setup.gpus)} together; on disk they share pages"
+        lines.append(
+            f"host memory: {gigabytes(plan.host)} of tables for each process{all_of_them * (plan.setup.gpus > 1)}"
+        )
     return lines
 
 
