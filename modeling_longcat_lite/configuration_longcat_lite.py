@@ -10,6 +10,7 @@ import copy
 import json
 import os
 from pathlib import Path
+from typing import Any, ClassVar
 
 from transformers import PreTrainedConfig
 
@@ -140,7 +141,7 @@ class LongCatLiteConfig(PreTrainedConfig):
         # Rows of a table are split over the ranks; lookups are summed. Left out where tables are no parameters.
         "ngram_embeddings.embedders.*": "embedding_rowwise",
     }
-    base_model_ep_plan = {  # noqa: RUF012
+    base_model_ep_plan: ClassVar[dict[str, Any]] = {
         "layers.*.mlp.experts.gate_up_proj": "grouped_gemm",
         "layers.*.mlp.experts.down_proj": "grouped_gemm",
         "layers.*.mlp.experts": "ep_dispatch_experts",

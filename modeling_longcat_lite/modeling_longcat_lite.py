@@ -77,7 +77,8 @@ class LongCatLitePreTrainedModel(CheckpointLoadingMixin):
         absent = [] if base.mtp is not None else ["mtp"]
         if base.ngram_embeddings is None or not list(base.ngram_embeddings.embedders.parameters()):
             absent.append("ngram_embeddings")
-        for plan in (self._tp_plan, self._fsdp_plan):
+        plans: Any = (self._tp_plan, self._fsdp_plan)
+        for plan in plans:
             for rule in [rule for rule in plan if rule.removeprefix("model.").split(".")[0] in absent]:
                 del plan[rule]
 

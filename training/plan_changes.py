@@ -1,14 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """What would make a run fit, tried one after the other, the least intrusive first."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 
 from modeling_longcat_lite import LongCatLiteConfig
 from training.plan_memory import Plan, plan_memory
 from training.plan_recipe import Adapter, Setup
 
-MANY_GPUS = 512
 ATTENTION = ("q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj")
 
 
@@ -19,6 +18,8 @@ def single_changes(setup: Setup) -> Iterator[tuple[str, Setup]]:
         yield "`model_init_kwargs: {ngram_tables: host}`, tables frozen", frozen
     if setup.gpus > 1 and setup.shard == "none":
         yield "`--shard fsdp2`", replace(setup, shard="fsdp2", train_tables="none")
+    if setup.shard == "fsdp2" and setup.bf16 and setup.dtype == "bfloat16":
+        yield "`bf16: false`, which keeps what is trained in bfloat16", replace(setup, bf16=False)
     if not setup.checkpointing:
         yield "`gradient_checkpointing: true`", replace(setup, checkpointing=True)
     if setup.rows > 2 or (setup.rows > 1 and setup.trainer != "dpo"):
@@ -33,9 +34,9 @@ def single_changes(setup: Setup) -> Iterator[tuple[str, Setup]]:
 
 
 def changes_that_fit(config: LongCatLiteConfig, plan: Plan, limit: float) -> list[tuple[str, Plan]]:
-    """Single changes with which a run fits into `limit` bytes; or else what more GPUs or an adapter would do.
+    """Single changes with which a run fits into `limit` bytes, and an adapter if that does.
 
-    Where no single change is enough, those that help are put together.
+    Where no single change is enough: those that help put together, with more GPUs if need be, and more GPUs alone.
     """
     tried = [(text, plan_memory(config, setup)) for text, setup in single_changes(plan.setup)]
     fitting = [(text, other) for text, other in tried if other.total <= limit]
@@ -49,7 +50,9 @@ def changes_that_fit(config: LongCatLiteConfig, plan: Plan, limit: float) -> lis
             if together.total <= limit:
                 fitting.append((" and ".join(texts), together))
                 break
-        fitting += more_gpus(config, together, texts, limit)
+        else:
+            fitting += more_gpus(config, together, texts, limit)
+        fitting += more_gpus(config, plan, [], limit)
     if plan.setup.adapter is None and plan.setup.tables not in ("sharded",):
         adapted = replace(plan.setup, adapter=Adapter(16, ATTENTION), train_tables="none", has_reference=False)
         other = plan_memory(config, adapted)
@@ -60,15 +63,11 @@ def changes_that_fit(config: LongCatLiteConfig, plan: Plan, limit: float) -> lis
 
 def more_gpus(config: LongCatLiteConfig, plan: Plan, texts: list[str], limit: float) -> list[tuple[str, Plan]]:
     """The smallest power of two of GPUs with which it fits, sharded; none if there is no such number."""
-    make: Callable[[int], Setup] = lambda gpus: replace(plan.setup, gpus=gpus, shard="fsdp2")  # noqa: E731
-    gpus = 2
-    while gpus <= plan.setup.gpus:
-        gpus *= 2
-    while gpus <= MANY_GPUS:
-        other = plan_memory(config, make(gpus))
-        if other.total <= limit:
-            return [(" and ".join([*texts, f"`--gpus {gpus} --shard fsdp2`"]), other)]
-        gpus *= 2
+    for gpus in (2**power for power in range(1, 10)):
+        if gpus > plan.setup.gpus:
+            other = plan_memory(config, replace(plan.setup, gpus=gpus, shard="fsdp2"))
+            if other.total <= limit:
+                return [(" and ".join([*texts, f"`--gpus {gpus} --shard fsdp2`"]), other)]
     return []
 
 

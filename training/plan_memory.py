@@ -10,7 +10,7 @@ computed, is named in `ASSUMPTIONS` and counted as `reserve`.
 """
 
 import re
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -84,7 +84,7 @@ def plan_memory(config: LongCatLiteConfig, setup: Setup) -> Plan:
     trunk = [p for p in run.parameters if not p.is_table]
     tables = [p for p in run.parameters if p.is_table]
 
-    fixed: Counter = Counter()
+    fixed = dict.fromkeys(PARTS, 0.0)
     fixed["weights"] = summed(trunk, lambda p: p.count * stored_size(p, setup)) / processes
     fixed["tables"] = summed(tables, lambda p: p.count * stored_size(p, setup)) / table_processes
     fixed["optimizer"] = summed(trunk, lambda p: state_bytes(p, setup)) / processes
@@ -95,26 +95,19 @@ def plan_memory(config: LongCatLiteConfig, setup: Setup) -> Plan:
         fixed["tables"] += summed(tables, lambda p: p.count * plain) / table_processes
     fixed["communication"] = communication(run, setup, computed)
 
+    rows = row_gradients(config, setup)
     moments = {
-        "forward and backward": Counter(
-            activations=held.pop(ACTIVATIONS), gradients=sum(held.values()) + row_gradients(config, setup)
-        ),
-        "optimizer step": optimizer_step(trunk, tables, setup, processes, table_processes)
-        + Counter(gradients=row_gradients(config, setup)),
+        "forward and backward": (held.pop(ACTIVATIONS), sum(held.values()) + rows),
+        "optimizer step": optimizer_step(trunk, tables, setup, processes, table_processes, rows),
     }
     if setup.trainer == "grpo":
-        moments["generation"] = Counter(activations=generation_bytes(config, setup, computed))
-    moment = max(moments, key=lambda name: moments[name].total())
-    parts = fixed + moments[moment]
-    parts["reserve"] = CONTEXT + NCCL * (setup.gpus > 1) + FRAGMENTATION * parts.total()
+        moments["generation"] = generation_bytes(config, setup, computed), 0.0
+    moment = max(moments, key=lambda name: sum(moments[name]))
+    fixed["activations"], fixed["gradients"] = moments[moment]
+    fixed["reserve"] = CONTEXT + NCCL * (setup.gpus > 1) + FRAGMENTATION * sum(fixed.values())
     stored = sum(config.subtable_sizes) * config.subtable_width * getattr(torch, setup.dtype).itemsize
-    return Plan(
-        setup,
-        {part: float(parts[part]) for part in PARTS},
-        moment,
-        sum(p.count for p in run.parameters if p.trained),
-        float(stored) if setup.tables == "host" else 0.0,
-    )
+    trained = sum(p.count for p in run.parameters if p.trained)
+    return Plan(setup, fixed, moment, trained, float(stored) if setup.tables == "host" else 0.0)
 
 
 def summed(parameters: Iterable[Parameter], size: Callable[[Parameter], float]) -> float:
@@ -157,11 +150,13 @@ def state_bytes(parameter: Parameter, setup: Setup) -> float:
     return FIXED[setup.optimizer] * parameter.count
 
 
-def optimizer_step(trunk, tables, setup: Setup, processes: int, table_processes: int) -> Counter:
-    """All gradients, and the temporary copy that the form for lists of tensors makes of a state."""
+def optimizer_step(
+    trunk, tables, setup: Setup, processes: int, table_processes: int, row_gradients: float
+) -> tuple[float, float]:
+    """The temporary copy that the form for lists of tensors makes of a state, and all gradients."""
     trained = summed(trunk, lambda p: p.count * stored_size(p, setup) * p.trained) / processes
     trained += summed(tables, lambda p: p.count * stored_size(p, setup) * p.trained) / table_processes
-    return Counter(gradients=trained, activations=trained if setup.optimizer == "adamw_torch" else 0)
+    return trained if setup.optimizer == "adamw_torch" else 0.0, trained + row_gradients
 
 
 def row_gradients(config: LongCatLiteConfig, setup: Setup) -> float:
@@ -186,13 +181,14 @@ def communication(run: DryRun, setup: Setup, computed: int) -> float:
     trained = [p for p in run.parameters if p.trained]
     if setup.shard == "none":
         return summed(trained, lambda p: p.count * stored_size(p, setup))
-    whole, gradients = Counter[str](), Counter[str]()
+    whole: defaultdict[str, float] = defaultdict(float)
+    gradients: defaultdict[str, float] = defaultdict(float)
     for p in run.parameters:
         if not p.is_table or setup.tables == "sharded":
             size = PACKED[setup.bits] if p.packable and setup.bits < 16 else computed
-            whole[unit_of(p.name)] += p.count * size  # type: ignore[assignment]
+            whole[unit_of(p.name)] += p.count * size
             gradients[unit_of(p.name)] += p.count * computed * p.trained
-    stays = whole.pop("tail", 0) + whole.pop("root", 0)
+    stays = whole.pop("tail", 0.0) + whole.pop("root", 0.0)
     return stays + max(2 * whole[unit] + gradients[unit] for unit in whole)
 
 
