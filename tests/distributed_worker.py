@@ -139,6 +139,11 @@ def accelerated(name: str, freeze: bool) -> Callable[[Path], None]:
         assert all(isinstance(table, DTensor) is not freeze for table in tables_of(model))
         assert isinstance(model.model.layers[0].mlp.experts.down_proj, DTensor)
         run(folder, f"accelerate_{name}", model, share_rows=False)
+        # As loaded in bfloat16, beside which the router stays float32.
+        model = load(folder, dtype=torch.bfloat16)
+        if freeze:
+            freeze_tables(model)
+        assert train(prepare(model, CONFIGS / f"{name}.yaml"), slice(1)).isfinite().all()
 
     return run_it
 
