@@ -6,6 +6,7 @@ keeps: the gathered rows of the routed experts, the chunks of logits, the mask o
 """
 
 import json
+import warnings
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cache
@@ -134,7 +135,8 @@ def dry_run(config: LongCatLiteConfig, setup: Setup) -> DryRun:
 @cache
 def remembered(config_json: str, setup: Setup) -> DryRun:
     config = LongCatLiteConfig.from_dict(json.loads(config_json))
-    with torch.device("meta"):
+    with torch.device("meta"), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # about names of transformers that PEFT uses
         trained = build(config, setup)
     with FakeTensorMode(allow_non_fake_inputs=True):
         # From here on tensors stand for some of a CPU, whose operations choose as those of a GPU do; meta ones do not.
