@@ -4,14 +4,18 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import yaml
 from conftest import tiny_config
+from datasets import Dataset
 from measured_memory import held_by, peak_growth
 from tiny_chat import write_rows, write_tiny_chat
 from torch._subclasses.fake_tensor import FakeTensorMode
+from transformers import AutoTokenizer
+from trl import DPOConfig, DPOTrainer
 
 from modeling_longcat_lite import LongCatLiteConfig
 from training import plan, sft
@@ -99,6 +103,25 @@ def test_the_plan_is_within_a_tenth_of_what_a_run_takes(chat, tmp_path, monkeypa
     recipe = write_recipe(chat, tmp_path / "recipe.yaml", **keys)
     planned = plan_memory(LongCatLiteConfig.from_pretrained(chat / "model"), read_setup(recipe)).counted
     assert planned == pytest.approx(measured(recipe, monkeypatch), rel=0.1)
+
+
+@pytest.mark.slow
+def test_preferences_are_planned_with_their_reference(chat, tmp_path):
+    keys = {"per_device_train_batch_size": 2, "max_length": 64, "gradient_checkpointing": False, "bf16": False}
+    recipe = tmp_path / "dpo.yaml"
+    recipe.write_text(yaml.safe_dump({**keys, "beta": 0.1}), encoding="utf-8")
+    planned = plan_memory(LongCatLiteConfig.from_pretrained(chat / "model"), read_setup(recipe)).counted
+    answer = " ".join(f"Return {index} the length." for index in range(60))
+    rows = [{"prompt": "What?", "chosen": answer, "rejected": answer[::-1]}] * 8
+    quiet = {"use_cpu": True, "report_to": "none", "save_strategy": "no", "disable_tqdm": True, "max_steps": 3}
+    trainer: Any = DPOTrainer(
+        model=str(chat / "model"),
+        args=DPOConfig(**keys, **quiet, output_dir=str(tmp_path)),
+        train_dataset=Dataset.from_list(rows),
+        processing_class=AutoTokenizer.from_pretrained(chat / "model"),
+    )
+    held = held_by(trainer.model) + held_by(trainer.ref_model)
+    assert planned == pytest.approx(held + peak_growth(trainer.train), rel=0.1)
 
 
 def test_live_memory_is_that_of_the_allocator():

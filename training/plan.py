@@ -11,7 +11,8 @@ python -m training.plan --recipe sft_full --gpus 8 --gpu-memory 80GB --shard fsd
 ```
 
 The model is the released one unless `--model` names a folder or a config.json. Nothing is allocated and no GPU is
-needed: a step of the recipe runs on tensors without memory, half a minute for the released model.
+needed: a step of the recipe runs on tensors without memory, half a minute for the released model, and as long again to
+find what would fit where it does not. The exit status is 0 if it fits.
 """
 
 import argparse
