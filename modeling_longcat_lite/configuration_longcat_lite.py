@@ -10,6 +10,7 @@ import copy
 import json
 import os
 from pathlib import Path
+from typing import Any, ClassVar
 
 from transformers import PreTrainedConfig
 
@@ -137,6 +138,21 @@ class LongCatLiteConfig(PreTrainedConfig):
         "layers.*.mlps.*.gate_proj": "colwise",
         "layers.*.mlps.*.up_proj": "colwise",
         "layers.*.mlps.*.down_proj": "rowwise",
+        # Rows of a table are split over the ranks; lookups are summed. Left out where tables are no parameters.
+        "ngram_embeddings.embedders.*": "embedding_rowwise",
+    }
+    base_model_ep_plan: ClassVar[dict[str, Any]] = {
+        "layers.*.mlp.experts.gate_up_proj": "grouped_gemm",
+        "layers.*.mlp.experts.down_proj": "grouped_gemm",
+        "layers.*.mlp.experts": "ep_dispatch_experts",
+    }
+    # Each table is a unit of its own: one at a time is whole, 5 GiB of 58 in the released model.
+    base_model_fsdp_plan = {  # noqa: RUF012
+        "embed_tokens": "free_full_weight",
+        "ngram_embeddings.embedders.*": "free_full_weight",
+        "layers.*": "free_full_weight",
+        "norm": "keep_full_weight",
+        "mtp": "free_full_weight",
     }
 
     vocab_size: int = 131072

@@ -4,6 +4,8 @@
 Shapes: B batch, T tokens of this forward, L tokens with history, D hidden, N highest n-gram order, V vocabulary.
 """
 
+from typing import Any
+
 import torch
 from torch import nn
 from transformers import initialization
@@ -67,6 +69,18 @@ class LongCatLitePreTrainedModel(CheckpointLoadingMixin):
     def _can_set_experts_implementation(cls) -> bool:
         # transformers looks for the decorator in this file; the experts live in `moe.py`.
         return True
+
+    def init_parallel_plans(self):
+        # The config's plans name all that a model may have; a rule for what this one lacks would be warned of.
+        super().init_parallel_plans()
+        base: Any = self.base_model
+        absent = [] if base.mtp is not None else ["mtp"]
+        if base.ngram_embeddings is None or not list(base.ngram_embeddings.embedders.parameters()):
+            absent.append("ngram_embeddings")
+        plans: Any = (self._tp_plan, self._fsdp_plan)
+        for plan in plans:
+            for rule in [rule for rule in plan if rule.removeprefix("model.").split(".")[0] in absent]:
+                del plan[rule]
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
@@ -229,6 +243,7 @@ class LongCatLiteForCausalLM(LongCatLitePreTrainedModel, LongCatLiteGenerationMi
 
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # noqa: RUF012
     _tp_plan = {"lm_head": "colwise_gather_output"}  # noqa: RUF012
+    _fsdp_plan = {"lm_head": "keep_full_weight"}  # noqa: RUF012
 
     def __init__(self, config: LongCatLiteConfig, has_draft_head: bool = False, ngram_tables: str = "resident"):
         super().__init__(config)

@@ -101,12 +101,29 @@ class LongCatLiteMoE(nn.Module):
         tokens = hidden_states.reshape(-1, hidden_states.shape[-1])  # [M, D]
         _, weights, expert_ids = self.router(tokens)
         is_zero = expert_ids >= self.n_routed_experts
-        routed_ids = expert_ids.masked_fill(is_zero, self.n_routed_experts)
-        output = self.experts(tokens, routed_ids, weights.masked_fill(is_zero, 0.0))
+        output = self._routed(tokens, expert_ids, weights, is_zero)
         if self.zero_experts_add_input:
             share = (weights * is_zero).sum(-1, keepdim=True) / self.zero_weight_divisor  # [M, 1] float32
             output = output + (share * tokens).to(output.dtype)
         return output.view_as(hidden_states)
+
+    def _routed(self, tokens, expert_ids, weights, is_zero):
+        """What the routed experts add, `[M, D]`."""
+        # The first of its modules that is one: adapters wrap it.
+        experts = next(module for module in self.experts.modules() if isinstance(module, LongCatLiteExperts))
+        if experts.num_experts == self.n_routed_experts:
+            routed_ids = expert_ids.masked_fill(is_zero, self.n_routed_experts)
+            return self.experts(tokens, routed_ids, weights.masked_fill(is_zero, 0.0))
+        # Expert parallelism: every id has to name an expert of some process.
+        if torch.is_grad_enabled():
+            # Tokens travel to their experts in training, hence a pair each, and none for a zero expert.
+            rows, slots = torch.where(~is_zero)  # [P]
+            results = self.experts(tokens[rows], expert_ids[rows, slots, None], weights[rows, slots, None])  # [P, D]
+            return torch.zeros_like(tokens).index_add(0, rows, results)
+        # In inference they mostly stay, and graphs are captured: no shape may depend on a choice. An expert that the
+        # token has chosen anyhow stands in, with weight 0, so that no other one is read.
+        stand_in = expert_ids.masked_fill(is_zero, 0).amax(-1, keepdim=True)
+        return self.experts(tokens, torch.where(is_zero, stand_in, expert_ids), weights.masked_fill(is_zero, 0.0))
 
 
 __all__ = ["Float32Linear", "LongCatLiteExperts", "LongCatLiteMoE", "LongCatLiteRouter"]
