@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""
-```bash
-OMP_NUM_THREADS=1 python -m training.row_optimizer_speed
-```
+"""What an optimizer step costs for n-gram tables of more and more rows.
+
+    OMP_NUM_THREADS=1 python -m eval.row_optimizer_speed
 
 Times one optimizer step for n-gram tables of 100 thousand, 1 million and 10 million rows: `RowwiseAdamW` beside
 torch's SparseAdam and fused AdamW. Writes JSON, Markdown and a chart. The largest table takes 10 GB with AdamW.
@@ -14,21 +13,22 @@ clock, less what other programs take in between.
 """
 
 import argparse
-import json
-import os
-import platform
 import time
 from collections.abc import Callable
-from datetime import datetime
 from pathlib import Path
 from statistics import median
 
 import torch
 from matplotlib.figure import Figure
+from rich.console import Console
+from rich.progress import track
 from torch import nn
 
+from eval.machine import describe_machine, load_average
+from eval.report_files import markdown_table, write_report
 from training.row_optimizer import RowwiseAdamW
 
+NAME = "row_optimizer_speed"
 SIZES = (100_000, 1_000_000, 10_000_000)
 WIDTH = 64
 READS = 4096  # a step's rows, with repeats
@@ -106,24 +106,29 @@ def judged(measured: list[dict]) -> list[dict]:
 
 
 def as_markdown(results: dict) -> str:
-    lines = [
-        "# Optimizer steps for n-gram tables",
-        "",
-        f"{results['date']}, torch {results['torch']}, {results['cpu']}, {results['threads']} thread(s), load "
-        f"{results['load']}. Tables of width {WIDTH} in float32; a step reads {READS} random rows. Medians of "
-        f"{results['repeats']} steps, processor time.",
-        "",
-        "| optimizer | rows | gradient, ms | step, ms | x smallest | state, bytes a row |",
-        "|---|---:|---:|---:|---:|---:|",
-    ]
-    lines += [
-        f"| {e['optimizer']} | {e['rows']:,} | {e['gradient_ms']:.2f} | {e['step_ms']:.2f} "
-        f"| {e['ratio_to_smallest']:.2f} | {e['state_bytes_per_row']:.0f} |"
+    """Times and verdicts."""
+    machine = results["machine"]
+    times = [
+        [
+            e["optimizer"],
+            f"{e['rows']:,}",
+            *(f"{e[name]:.2f}" for name in ("gradient_ms", "step_ms", "ratio_to_smallest")),
+            f"{e['state_bytes_per_row']:.0f}",
+        ]
         for e in results["measured"]
     ]
-    lines += ["", "| target | seen | |", "|---|---:|---|"]
-    lines += [f"| {v['target']} | {v['seen']:g} | {'met' if v['met'] else 'missed'} |" for v in results["verdicts"]]
-    return "\n".join(lines) + "\n"
+    header = ["optimizer", "rows", "gradient, ms", "step, ms", "x smallest", "state, bytes a row"]
+    verdicts = [[v["target"], f"{v['seen']:g}", "met" if v["met"] else "MISSED"] for v in results["verdicts"]]
+    return "\n".join(
+        [
+            "# Optimizer steps for n-gram tables\n",
+            f"{machine['date']}, torch {machine['torch']}, {machine['cpu']}, {machine['threads']} thread. "
+            f"Load average {results['load_average']}. Tables of width {WIDTH} in float32; a step reads {READS} "
+            f"random rows. Medians of {results['repeats']} steps, processor time.\n",
+            markdown_table(header, times),
+            markdown_table(["target", "seen", "verdict"], verdicts),
+        ]
+    )
 
 
 def draw(measured: list[dict], path: Path) -> None:
@@ -139,41 +144,34 @@ def draw(measured: list[dict], path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
-def processor_name() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
-
-
-def main(arguments: list[str] | None = None) -> dict:
+def make_parser() -> argparse.ArgumentParser:
+    """Command-line arguments."""
     parser = argparse.ArgumentParser(description="Times optimizer steps for n-gram tables.")
-    parser.add_argument("--output", type=Path, default=Path("eval/results"))
-    parser.add_argument("--repeats", type=int, default=15, help="steps of every table; the median counts")
-    parser.add_argument("--sizes", type=int, nargs="+", default=SIZES, help="rows of the tables, smallest first")
-    options = parser.parse_args(arguments)
+    parser.add_argument("--repeats", type=int, default=15, help="Steps of every table; the median counts.")
+    parser.add_argument("--sizes", type=int, nargs="+", default=SIZES, help="Rows of the tables, smallest first.")
+    parser.add_argument("--output", type=Path, default=Path("eval/results"), help="Folder for JSON, Markdown and PNG.")
+    return parser
+
+
+def main(arguments: argparse.Namespace):
+    """Measures, writes, prints."""
     torch.set_num_threads(1)
-    load = [round(value, 2) for value in os.getloadavg()]
-    measured = [entry for name in OPTIMIZERS for entry in measure(name, tuple(options.sizes), options.repeats)]
+    load = load_average()
+    measured = []
+    for name in track(OPTIMIZERS, "optimizers", transient=True):
+        measured += measure(name, tuple(arguments.sizes), arguments.repeats)
     results = {
-        "date": datetime.now().isoformat(timespec="minutes"),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "cpu": processor_name(),
-        "threads": torch.get_num_threads(),
-        "load": load,
-        "repeats": options.repeats,
+        "machine": describe_machine(),
+        "load_average": load,
+        "repeats": arguments.repeats,
         "measured": measured,
         "verdicts": judged(measured),
     }
-    options.output.mkdir(parents=True, exist_ok=True)
-    (options.output / "row_optimizer_speed.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-    markdown = as_markdown(results)
-    (options.output / "row_optimizer_speed.md").write_text(markdown, encoding="utf-8")
-    draw(measured, options.output / "row_optimizer_speed.png")
-    print(markdown)
-    return results
+    paths = write_report(arguments.output, NAME, results, as_markdown(results))
+    paths.append(arguments.output / f"{NAME}.png")
+    draw(measured, paths[-1])
+    Console().print("Written: " + ", ".join(map(str, paths)), soft_wrap=True)
 
 
 if __name__ == "__main__":
-    main()
+    main(make_parser().parse_args())
