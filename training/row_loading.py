@@ -81,8 +81,10 @@ def check_json(path: Path) -> None:
         except json.JSONDecodeError as error:
             raise ValueError(f"{path}, line {number + error.lineno - 1}: not JSON, {error.msg}") from error
         for name, value in row.items() if isinstance(row, dict) else ():
+            if value is None:
+                continue
             kind, first = kinds.setdefault(name, (type(value), number))
-            if value is not None and kind is not type(value):
+            if kind is not type(value) and {kind, type(value)} != {int, float}:
                 raise ValueError(
                     f"{path}, line {number}: `{name}` is a {type(value).__name__}, in line {first} a {kind.__name__}"
                 )
