@@ -8,7 +8,7 @@ import torch
 import yaml
 from conftest import randomize, tiny_config
 from peft import LoraConfig, PeftModel, get_peft_model
-from tiny_chat import write_tiny_chat
+from tiny_chat import WIDTHS_OF_64, write_tiny_chat
 
 from modeling_longcat_lite import LongCatLiteForCausalLM
 from training import sft
@@ -131,17 +131,20 @@ def test_without_the_draft_head_in_mind_an_adapter_reaches_it(base):
     assert any("mtp" in name and "lora_" in name for name, _ in model.named_parameters())
 
 
-@pytest.mark.parametrize("placement", ["resident", "disk"])
-def test_training_writes_the_merged_model_when_asked(tmp_path, placement):
-    chat = write_tiny_chat(tmp_path)
+@pytest.mark.parametrize("base_in", ["resident", "disk", "4 bits"])
+def test_training_writes_the_merged_model_when_asked(tmp_path, base_in):
+    chat = write_tiny_chat(tmp_path, **WIDTHS_OF_64)
     options = ["--model_name_or_path", str(chat / "model"), "--dataset_name", str(chat / "data"), "--use_cpu"]
     options += ["--output_dir", str(tmp_path / "out"), "--bf16", "false", "--report_to", "none", "--max_steps", "3"]
     options += ["--disable_tqdm", "true", "--save_strategy", "no", "--learning_rate", "1e-1", "--use_peft"]
     options += ["--lora_target_modules", RECIPE["lora_target_modules"][0], "--lora_dropout", "0", "--merge_adapter"]
     options += ["--lora_target_parameters", *RECIPE["lora_target_parameters"], "--lora_r", "4"]
-    options += ["--model_init_kwargs", f'{{"ngram_tables": "{placement}"}}']
+    options += (
+        ["--load_in_4bit"] if base_in == "4 bits" else ["--model_init_kwargs", f'{{"ngram_tables": "{base_in}"}}']
+    )
     sft.main(*sft.make_parser().parse_args_and_config(options))
     merged = LongCatLiteForCausalLM.from_pretrained(tmp_path / "out" / "merged")
+    # Also of weights that were in 4 bits while the adapter was trained, the merged ones are those in full.
     plain = LongCatLiteForCausalLM.from_pretrained(chat / "model")
     with torch.no_grad():
         before = plain(IDS).logits

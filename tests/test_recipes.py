@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from tiny_chat import chat_rows, write_rows, write_tiny_chat
+from tiny_chat import WIDTHS_OF_64, chat_rows, write_rows, write_tiny_chat
 
 from model_cards.build_hub_repo import build_hub_repo
 from training import sft
@@ -21,17 +21,6 @@ from training.preference_data import write_preferences
 OURS = sorted(Path("training/recipes").glob("*.longcat.yaml"))
 RECIPES = sorted(set(Path("training/recipes").glob("*.yaml")) - set(OURS))
 OVERRIDES = yaml.safe_load(Path("tests/recipe_overrides.yaml").read_text(encoding="utf-8"))
-# 4-bit kernels want multiples of 64.
-WIDTHS_OF_64 = {
-    "hidden_size": 192,
-    "ffn_hidden_size": 128,
-    "expert_ffn_hidden_size": 64,
-    "q_lora_rank": 64,
-    "kv_lora_rank": 64,
-    "qk_nope_head_dim": 32,
-    "qk_rope_head_dim": 32,
-    "v_head_dim": 32,
-}
 
 each_recipe = pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
 
