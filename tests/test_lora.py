@@ -131,18 +131,34 @@ def test_without_the_draft_head_in_mind_an_adapter_reaches_it(base):
     assert any("mtp" in name and "lora_" in name for name, _ in model.named_parameters())
 
 
+def train(folder: Path, output: Path, *options: str):
+    """A few steps of the recipe's adapter, of a small rank, on the tiny model."""
+    arguments = ["--model_name_or_path", str(folder / "model"), "--dataset_name", str(folder / "data"), "--use_cpu"]
+    arguments += ["--output_dir", str(output), "--bf16", "false", "--report_to", "none", "--max_steps", "4"]
+    arguments += ["--disable_tqdm", "true", "--learning_rate", "1e-1", "--logging_steps", "1", "--use_peft"]
+    arguments += ["--lora_target_modules", RECIPE["lora_target_modules"][0], "--lora_r", "4", "--lora_dropout", "0"]
+    arguments += ["--lora_target_parameters", *RECIPE["lora_target_parameters"]]
+    return sft.main(*sft.make_parser().parse_args_and_config([*arguments, *options]))
+
+
+def test_resuming_an_adapter_repeats_the_uninterrupted_run_bit_for_bit(tmp_path):
+    chat = write_tiny_chat(tmp_path)
+    whole = train(chat, tmp_path / "out", "--save_strategy", "steps", "--save_steps", "2")
+    (tmp_path / "out" / "checkpoint-4").rename(tmp_path / "moved-away")
+    resumed = train(chat, tmp_path / "out", "--save_strategy", "no", "--resume_from_checkpoint", "last")
+    losses = [[e["loss"] for e in t.state.log_history if "loss" in e] for t in (whole, resumed)]
+    assert losses[0] == losses[1] and len(losses[0]) == 4
+    expected = whole.model.state_dict()
+    for name, weights in resumed.model.state_dict().items():
+        assert torch.equal(weights, expected[name]), name
+
+
 @pytest.mark.parametrize("base_in", ["resident", "disk", "4 bits"])
 def test_training_writes_the_merged_model_when_asked(tmp_path, base_in):
     chat = write_tiny_chat(tmp_path, **WIDTHS_OF_64)
-    options = ["--model_name_or_path", str(chat / "model"), "--dataset_name", str(chat / "data"), "--use_cpu"]
-    options += ["--output_dir", str(tmp_path / "out"), "--bf16", "false", "--report_to", "none", "--max_steps", "3"]
-    options += ["--disable_tqdm", "true", "--save_strategy", "no", "--learning_rate", "1e-1", "--use_peft"]
-    options += ["--lora_target_modules", RECIPE["lora_target_modules"][0], "--lora_dropout", "0", "--merge_adapter"]
-    options += ["--lora_target_parameters", *RECIPE["lora_target_parameters"], "--lora_r", "4"]
-    options += (
-        ["--load_in_4bit"] if base_in == "4 bits" else ["--model_init_kwargs", f'{{"ngram_tables": "{base_in}"}}']
-    )
-    sft.main(*sft.make_parser().parse_args_and_config(options))
+    where = ["--model_init_kwargs", f'{{"ngram_tables": "{base_in}"}}']
+    options = ["--load_in_4bit"] if base_in == "4 bits" else where
+    train(chat, tmp_path / "out", "--save_strategy", "no", "--merge_adapter", *options)
     merged = LongCatLiteForCausalLM.from_pretrained(tmp_path / "out" / "merged")
     # Also of weights that were in 4 bits while the adapter was trained, the merged ones are those in full.
     plain = LongCatLiteForCausalLM.from_pretrained(chat / "model")

@@ -22,6 +22,7 @@ OURS = sorted(Path("training/recipes").glob("*.longcat.yaml"))
 RECIPES = sorted(set(Path("training/recipes").glob("*.yaml")) - set(OURS))
 OVERRIDES = yaml.safe_load(Path("tests/recipe_overrides.yaml").read_text(encoding="utf-8"))
 
+FULL = [pytest.param(name, marks=pytest.mark.full) for name in ("dpo", "grpo")]
 each_recipe = pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
 
 
@@ -110,8 +111,8 @@ def test_two_steps_of_it_run_on_a_tiny_model(recipe, chat, wide, tmp_path):
     assert {"training_metrics.json", "training_curves.png", "trainer_state.json"} <= written
 
 
-@pytest.mark.slow  # two more processes, each of which imports everything
-@pytest.mark.parametrize("name", ["sft_full"])
+# Two more processes, each of which imports everything.
+@pytest.mark.parametrize("name", [pytest.param("sft_full", marks=pytest.mark.slow), *FULL])
 def test_the_command_of_trl_runs_it_on_a_packaged_model(name, chat, tmp_path):
     build_hub_repo(chat / "model", tmp_path / "package")
     recipe = Path(f"training/recipes/{name}.yaml")
