@@ -13,6 +13,9 @@ from .ngram_cache import LongCatLiteDynamicCache, LongCatLiteQuantizedCache, Lon
 from .ngram_embedding import ngram_row_ids, segment_ends
 from .ngram_hot_rows import read_hot_rows, write_hot_rows
 from .ngram_quantization import dequantize_rows, packed_width, quantize_rows
+from .ngram_row_delta import ROW_DELTA_FILE, read_row_delta, write_row_delta
+from .ngram_row_overlay import RowOverlay
+from .ngram_tables import NgramTables, find_tables
 from .safetensors_header import StoredTensor, read_safetensors_header
 
 # `exist_ok`: another package may have registered the same model type before.
@@ -25,6 +28,7 @@ LongCatLiteModel.register_for_auto_class("AutoModel")
 LongCatLiteForCausalLM.register_for_auto_class("AutoModelForCausalLM")
 
 __all__ = [
+    "ROW_DELTA_FILE",
     "LongCatLiteConfig",
     "LongCatLiteDynamicCache",
     "LongCatLiteForCausalLM",
@@ -32,13 +36,18 @@ __all__ = [
     "LongCatLitePreTrainedModel",
     "LongCatLiteQuantizedCache",
     "LongCatLiteStaticCache",
+    "NgramTables",
+    "RowOverlay",
     "StoredTensor",
     "dequantize_rows",
+    "find_tables",
     "ngram_row_ids",
     "packed_width",
     "quantize_rows",
     "read_hot_rows",
+    "read_row_delta",
     "read_safetensors_header",
     "segment_ends",
     "write_hot_rows",
+    "write_row_delta",
 ]

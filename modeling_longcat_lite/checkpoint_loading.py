@@ -1,16 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """Loading and saving of checkpoints in the released layout: what does not fit is named before a byte is read.
 
-N-gram tables may stay in host memory or on disk (`ngram_tables.py`); they are opened where the checkpoint lies.
+N-gram tables may stay in host memory or on disk (`ngram_tables.py`); they are opened where the checkpoint lies. Rows
+that fine-tuning changed may come in a file of their own (`ngram_row_delta.py`); one beside the weights is read with
+them.
 """
 
 import os
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from transformers import PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
+from transformers.utils import cached_file
 
 from .checkpoint_layout import HUB_ARGUMENTS, carries_draft_head, check_against_model, checkpoint_shapes
 from .configuration_longcat_lite import LongCatLiteConfig
@@ -19,6 +23,7 @@ from .mtp import freeze_draft_head
 from .ngram_hot_rows import read_hot_rows
 from .ngram_quantization import packed_width
 from .ngram_row_cache import RowCache
+from .ngram_row_delta import ROW_DELTA_FILE, read_row_delta, write_row_delta
 from .ngram_tables import PLACEMENTS, NgramTables, StoredTable, find_tables
 
 TABLES = "ngram_embeddings.embedders."
@@ -51,10 +56,22 @@ class CheckpointLoadingMixin(PreTrainedModel):
             kwargs["has_draft_head"] = carries_draft_head(
                 pretrained_model_name_or_path, hub_arguments, kwargs.get("variant")
             )
+        changed_rows = None
+        if pretrained_model_name_or_path is not None and kwargs.get("state_dict") is None:
+            changed_rows = cached_file(
+                pretrained_model_name_or_path,
+                ROW_DELTA_FILE,
+                _raise_exceptions_for_missing_entries=False,
+                _raise_exceptions_for_connection_errors=False,
+                **hub_arguments,
+            )
         try:
-            return super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
+            loaded = super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
         except SafetensorError as error:
             raise ValueError(f"A weights file of {pretrained_model_name_or_path} is damaged: {error}") from error
+        if changed_rows is not None:
+            (loaded[0] if isinstance(loaded, tuple) else loaded).load_ngram_rows(changed_rows)
+        return loaded
 
     @staticmethod
     def _load_pretrained_model(model, state_dict, checkpoint_files, load_config, expected_keys=None):
@@ -118,7 +135,46 @@ class CheckpointLoadingMixin(PreTrainedModel):
 
     def _open_ngram_tables(self, stored: list[StoredTable]):
         embedding = self._offloaded_ngram_embedding()
+        overlay = None if embedding.tables is None else embedding.tables.overlay
         embedding.tables = NgramTables(embedding.placement, stored, self.config.ngram_table_bits)
+        embedding.tables.overlay = overlay
+
+    @torch.no_grad()
+    def load_ngram_rows(self, *deltas: str | os.PathLike):
+        """Puts changed rows of the n-gram tables in their place, in memory; of several deltas, later ones win.
+
+        Args:
+            deltas (`str` or `os.PathLike`): Files, or folders with an `ngram_row_delta.safetensors`.
+
+        Raises:
+            `ValueError`: naming file and field, table or row, if a delta is not of this config; or if the tables are
+                resident and of few bits, which cannot take single rows.
+        """
+        embedding: Any = self.base_model.ngram_embeddings
+        if embedding is None:
+            raise ValueError("`load_ngram_rows`: this model has no n-gram tables.")
+        resident = embedding.placement == "resident"
+        if resident and embedding.table_bits < 16:
+            raise ValueError(
+                f"`load_ngram_rows`: tables of {embedding.table_bits} bits take no changed rows; load the model with "
+                '`ngram_tables="host"` or `"disk"`, which lays them over.'
+            )
+        for delta in deltas:
+            changed = read_row_delta(delta, self.config)
+            if not resident:
+                embedding.tables.change_rows(changed, self.config.subtable_width)
+                continue
+            for table, (row_ids, rows) in zip(embedding.embedders, changed, strict=True):
+                table.weight[row_ids.to(table.weight.device)] = rows.to(table.weight)
+
+    def save_ngram_rows(self, folder: str | os.PathLike):
+        """Writes the rows that were laid over tables in host memory or on disk, as `ngram_row_delta.safetensors`."""
+        embedding = self._offloaded_ngram_embedding()
+        if embedding is None or embedding.tables.overlay is None:
+            raise ValueError("`save_ngram_rows`: no rows are laid over the tables of this model.")
+        write_row_delta(
+            Path(folder) / ROW_DELTA_FILE, self.config, embedding.tables.changed_rows(), self.name_or_path or ""
+        )
 
     def keep_ngram_rows(self, hot_rows: str | os.PathLike, rows_per_table: int | None = None) -> RowCache:
         """Keeps the rows that are read most where the model reads them, beside tables in host memory or on disk.
@@ -140,12 +196,18 @@ class CheckpointLoadingMixin(PreTrainedModel):
         return embedding.tables.keep(row_ids, embedding.post_proj.weight.device)
 
     def save_pretrained(self, save_directory, *args, **kwargs):
-        """As [`PreTrainedModel.save_pretrained`]. Tables on disk are copied from file to file."""
+        """As [`PreTrainedModel.save_pretrained`]. Tables on disk are copied from file to file, changed rows beside."""
         super().save_pretrained(save_directory, *args, **kwargs)
         embedding, folder = self._offloaded_ngram_embedding(), Path(save_directory).resolve()
-        stored = embedding.tables.stored if embedding is not None and embedding.tables is not None else []
+        tables = None if embedding is None else embedding.tables
+        stored = [] if tables is None else tables.stored
         if any(Path(table.path).resolve().parent == folder for table in stored):  # written anew
             self._open_ngram_tables(self._find_ngram_tables([str(p) for p in sorted(folder.glob("*.safetensors"))]))
+
+        if tables is not None and tables.overlay is not None:
+            self.save_ngram_rows(folder)
+        else:  # one of an earlier model would be read with this one
+            (folder / ROW_DELTA_FILE).unlink(missing_ok=True)
 
 
 __all__ = ["CheckpointLoadingMixin"]

@@ -10,11 +10,13 @@ host, each once per call, and only they move:
 
 Neither is a parameter: nothing moves them with `.to()`, plans memory for them or trains them. They are part of the
 state dict all the same, as views of the file, which saving streams. Rows of few bits (`ngram_quantization.py`) move
-packed, and are unpacked where they are used.
+packed, and are unpacked where they are used. Rows that fine-tuning changed lie in an overlay above the tables
+(`ngram_row_overlay.py`), which themselves are never written.
 
 Shapes: B batch, T tokens, S sub-tables, W row width, U distinct rows, C stored columns: W, or bytes of packed rows.
 """
 
+import functools
 import itertools
 import mmap
 import os
@@ -29,6 +31,7 @@ import torch
 
 from .ngram_quantization import dequantize_rows
 from .ngram_row_cache import RowCache
+from .ngram_row_overlay import RowOverlay
 from .safetensors_header import read_safetensors_header
 
 PLACEMENTS = ("resident", "host", "disk")
@@ -157,6 +160,7 @@ class NgramTables:
         self.placement, self.stored, self.bits = placement, list(tables), bits
         ((self.dtype, self.columns),) = kinds
         self.kept: RowCache | None = None
+        self.overlay: RowOverlay | None = None
         self.open()
 
     def open(self):
@@ -172,10 +176,12 @@ class NgramTables:
 
     def __getstate__(self) -> dict[str, Any]:
         # Another process maps the file for itself; the pages are shared through the kernel's cache.
-        return {"placement": self.placement, "tables": self.stored, "bits": self.bits}
+        return {"placement": self.placement, "tables": self.stored, "bits": self.bits, "overlay": self.overlay}
 
     def __setstate__(self, state: dict[str, Any]):
+        overlay = state.pop("overlay")
         self.__init__(**state)  # type: ignore[misc]
+        self.overlay = overlay
 
     def tensors(self) -> list[torch.Tensor]:
         """The tables themselves `[rows, C]`, to be saved; on disk, views of the file."""
@@ -205,8 +211,13 @@ class NgramTables:
             moved = self.kept.complete(distinct, places, lambda missing: self.read(missing, device))
         # From [S, B T] to the token's rows one behind another.
         order = places.t().reshape(-1).to(device, non_blocking=True)
-        values = moved.to(dtype) if self.bits == 16 else dequantize_rows(moved, self.bits, dtype)  # [U, W]
-        return values.index_select(0, order).view(batch, length, -1)
+        values = self._unpacked(moved, dtype)  # [U, W]
+        if self.overlay is None:
+            return values.index_select(0, order).view(batch, length, -1)
+        return self.overlay.look_up(self.overlay.over(distinct, values), order, distinct).view(batch, length, -1)
+
+    def _unpacked(self, stored: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        return stored.to(dtype) if self.bits == 16 else dequantize_rows(stored, self.bits, dtype)
 
     @property
     def num_bytes(self) -> int:
@@ -215,15 +226,58 @@ class NgramTables:
 
     def rows_of(self, table: int, row_ids: torch.Tensor) -> torch.Tensor:
         """Rows of one table, by sorted ids `[R]`: `[R, W]` float32 on the host."""
+        return self.rows_at(self.keys(table, row_ids), torch.float32)
+
+    def rows_at(self, keys: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """The rows of sorted keys `[U]`, changed ones as they are now: `[U, W]` on the host."""
         self.check()
-        stored = self.read(row_keys(row_ids[None], table)[0], torch.device("cpu"))
-        return stored.float() if self.bits == 16 else dequantize_rows(stored, self.bits, torch.float32)
+        rows = self._unpacked(self.read(keys, torch.device("cpu")), dtype)
+        return rows if self.overlay is None else self.overlay.over(keys, rows)
+
+    def keys(self, table: int, row_ids: torch.Tensor) -> torch.Tensor:
+        """What rows of one table, by ids `[R]`, are called among those of all."""
+        return row_keys(row_ids[None], table)[0]
+
+    @property
+    def num_keys(self) -> int:
+        """Above the key of every row."""
+        return len(self.stored) << KEY_BITS
+
+    def lay_over(self, width: int, dtype: torch.dtype) -> RowOverlay:
+        """The overlay for rows of `dtype`; the one that is there already has its rows in it."""
+        below, self.overlay = self.overlay, RowOverlay(width, dtype)
+        if below is not None:
+            self.overlay.put(*below.by_key())
+        return self.overlay
+
+    def change_rows(self, changed: Sequence[tuple[torch.Tensor, torch.Tensor]], width: int):
+        """Lays rows over the tables, ids `[n]` and values `[n, W]` for each; in the widest dtype of all so far."""
+        rows = [values for row_ids, values in changed if len(row_ids)]
+        dtypes = {values.dtype for values in rows} | ({self.overlay.dtype} if self.overlay else set())
+        if not rows:
+            return
+        dtype = functools.reduce(torch.promote_types, dtypes)
+        overlay = self.overlay if self.overlay and self.overlay.dtype == dtype else self.lay_over(width, dtype)
+        for table, (row_ids, values) in enumerate(changed):
+            overlay.put(self.keys(table, row_ids), values)
+
+    def changed_rows(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """What is laid over each table: sorted ids `[n]` and values `[n, W]`; none without an overlay."""
+        if self.overlay is None:
+            return []
+        keys, rows = self.overlay.by_key()
+        wanted, bounds = self.by_table(keys)
+        return [(ids, rows[a:b]) for ids, (a, b) in zip(wanted, itertools.pairwise(bounds), strict=True)]
+
+    def by_table(self, keys: torch.Tensor) -> tuple[list[torch.Tensor], list[int]]:
+        """Sorted keys as row ids of each table, and where each table begins among them, with the end behind."""
+        firsts = torch.arange(len(self.stored) + 1) << KEY_BITS
+        bounds = torch.searchsorted(keys, firsts).tolist()
+        return [keys[a:b] - (i << KEY_BITS) for i, (a, b) in enumerate(itertools.pairwise(bounds))], bounds
 
     def read(self, keys: torch.Tensor, device: torch.device) -> torch.Tensor:
         """The rows of sorted keys `[U]` as they are stored: `[U, C]` on `device`."""
-        firsts = torch.arange(len(self.stored) + 1) << KEY_BITS
-        bounds = torch.searchsorted(keys, firsts).tolist()
-        wanted = [keys[a:b] - (i << KEY_BITS) for i, (a, b) in enumerate(itertools.pairwise(bounds))]
+        wanted, bounds = self.by_table(keys)
         for table, row_ids in zip(self.mapped, wanted, strict=False):  # none in host memory
             table.ask_for(row_ids)
         # Fresh memory, aligned whatever the file's offsets are; pinned, so that the copy runs beside computation.

@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+```bash
+python -m training.merge_row_deltas --model path/to/base --deltas outputs/my-adapter --output outputs/merged
+```
+
+Writes a checkpoint with changed n-gram rows in their place: a copy of the model's folder, in which those rows are
+overwritten. Nothing but the rows is ever in memory. Deltas are files or folders, the later one wins; a delta in the
+model's own folder is the first of them. An adapter is not merged: that is PEFT's `merge_and_unload`.
+"""
+
+import argparse
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from modeling_longcat_lite import (
+    ROW_DELTA_FILE,
+    LongCatLiteConfig,
+    find_tables,
+    read_row_delta,
+    read_safetensors_header,
+)
+
+TABLE = "ngram_embeddings.embedders.{}.weight"
+
+
+def merge(model: Path, deltas: Sequence[Path], output: Path) -> int:
+    """Writes the folder `output`; returns how many rows were set. Beside its place first, then renamed.
+
+    Raises:
+        `ValueError`: naming the option, file, field or row that does not fit.
+    """
+    config = LongCatLiteConfig.from_pretrained(model)
+    own = [model / ROW_DELTA_FILE] if (model / ROW_DELTA_FILE).is_file() else []
+    if not [*own, *deltas]:
+        raise ValueError(f"`--deltas`: none is given, and {model} holds no changed rows")
+    if output.exists():
+        raise ValueError(f"`--output`: {output} is there already; name a folder that is not")
+    if config.ngram_table_bits < 16:
+        raise ValueError(
+            f"`--model`: its tables have {config.ngram_table_bits} bits, to which changed rows would have to be "
+            "rounded; merge into the model they were made from, then quantize"
+        )
+    changes = [read_row_delta(delta, config) for delta in [*own, *deltas]]  # before anything is written
+    beside = output.with_name(output.name + ".partial")
+    shutil.rmtree(beside, ignore_errors=True)
+    shutil.copytree(model, beside, ignore=shutil.ignore_patterns(ROW_DELTA_FILE, "checkpoint-*"))
+    files = [str(path) for path in sorted(beside.glob("*.safetensors"))]
+    stored = {name for file in files for name in read_safetensors_header(file)[0]}
+    prefix = "model." if f"model.{TABLE.format(0)}" in stored else ""
+    names = [prefix + TABLE.format(i) for i in range(config.num_subtables)]
+    tables = find_tables(files, names, config.subtable_sizes, config.subtable_width)
+    for changed in changes:
+        for table, (row_ids, rows) in zip(tables, changed, strict=True):
+            overwrite(Path(table.path), table.offset, row_ids, rows.to(table.dtype))
+    beside.replace(output)
+    return sum(len(row_ids) for changed in changes for row_ids, _ in changed)
+
+
+def overwrite(path: Path, offset: int, row_ids: torch.Tensor, rows: torch.Tensor) -> None:
+    """Sets rows `[n, W]` of a table that begins at `offset` of a file."""
+    row_bytes = rows.shape[1] * rows.dtype.itemsize
+    values = rows.contiguous().view(torch.uint8).numpy()  # [n, bytes]
+    with path.open("r+b") as file:
+        for place, row_id in enumerate(row_ids.tolist()):
+            file.seek(offset + row_id * row_bytes)
+            file.write(values[place].data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description="Puts changed n-gram rows into a checkpoint.")
+    parser.add_argument("--model", type=Path, required=True, help="folder of the base checkpoint; it stays as it is")
+    parser.add_argument("--deltas", type=Path, nargs="*", default=[], help="files or folders, the later one wins")
+    parser.add_argument("--output", type=Path, required=True, help="folder to write")
+    options = parser.parse_args(arguments)
+    count = merge(options.model, options.deltas, options.output)
+    print(f"{options.output}: {count:,} rows set")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,178 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+```bash
+OMP_NUM_THREADS=1 python -m training.row_optimizer_speed
+```
+
+Times one optimizer step for n-gram tables of 100 thousand, 1 million and 10 million rows: `RowwiseAdamW` beside
+torch's SparseAdam and fused AdamW. Writes JSON, Markdown and a chart. The largest table takes 10 GB with AdamW.
+
+One optimizer's tables take turns, a step each, so that a busy moment of the machine falls on all sizes alike. The
+ratio of two sizes is the median over those turns. A step reads new random rows; its gradient arrives uncoalesced.
+Sparse operations wait for each other's threads, so the figures are of one thread.
+"""
+
+import argparse
+import json
+import os
+import platform
+import time
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+from statistics import median
+
+import torch
+from matplotlib.figure import Figure
+from torch import nn
+
+from training.row_optimizer import RowwiseAdamW
+
+SIZES = (100_000, 1_000_000, 10_000_000)
+WIDTH = 64
+READS = 4096  # a step's rows, with repeats
+# A step of a larger table may take so many times that of the smallest one.
+TARGETS = {1_000_000: 1.5, 10_000_000: 2.0}
+ROWWISE = "row-wise AdamW"
+
+OPTIMIZERS: dict[str, Callable[[nn.Embedding], torch.optim.Optimizer]] = {
+    ROWWISE: lambda table: RowwiseAdamW([{"params": table.parameters(), "rowwise": True}]),
+    "SparseAdam": lambda table: torch.optim.SparseAdam(list(table.parameters())),
+    "fused AdamW": lambda table: torch.optim.AdamW(table.parameters(), fused=True),
+}
+
+
+class Case:
+    """One table with its optimizer."""
+
+    def __init__(self, name: str, rows: int):
+        # Any values do; drawing 640 million of them would take longer than the steps.
+        weights = torch.full((rows, WIDTH), 0.02)
+        self.table = nn.Embedding(rows, WIDTH, _weight=weights, sparse=name != "fused AdamW")
+        self.optimizer = OPTIMIZERS[name](self.table)
+        self.generator = torch.Generator().manual_seed(rows)
+        self.upstream = torch.randn(READS, WIDTH, generator=self.generator)
+
+    def seconds(self) -> tuple[float, float]:
+        """Of a lookup with its gradient, and of the step after."""
+        ids = torch.randint(self.table.num_embeddings, (READS,), generator=self.generator)
+        begin = time.perf_counter()
+        self.table(ids).backward(self.upstream)
+        middle = time.perf_counter()
+        self.optimizer.step()
+        end = time.perf_counter()
+        self.optimizer.zero_grad()
+        return middle - begin, end - middle
+
+    def state_bytes_per_row(self) -> float:
+        tensors = [x for state in self.optimizer.state.values() for x in state.values() if torch.is_tensor(x)]
+        return sum(x.nbytes for x in tensors if x.dim()) / self.table.num_embeddings
+
+
+def measure(name: str, sizes: tuple[int, ...], repeats: int) -> list[dict]:
+    """One entry a size: median milliseconds, state, and the median ratio to the smallest size."""
+    cases = [Case(name, rows) for rows in sizes]
+    for _ in range(3):  # the first step makes the state
+        for case in cases:
+            case.seconds()
+    times = [[case.seconds() for case in cases] for _ in range(repeats)]  # [repeats][sizes]
+    return [
+        {
+            "optimizer": name,
+            "rows": case.table.num_embeddings,
+            "gradient_ms": 1000 * median(turn[i][0] for turn in times),
+            "step_ms": 1000 * median(turn[i][1] for turn in times),
+            "ratio_to_smallest": median(turn[i][1] / turn[0][1] for turn in times),
+            "state_bytes_per_row": case.state_bytes_per_row(),
+        }
+        for i, case in enumerate(cases)
+    ]
+
+
+def judged(measured: list[dict]) -> list[dict]:
+    """Each target beside what was seen."""
+    verdicts = [
+        {
+            "target": f"a step at {entry['rows']:,} rows: at most {TARGETS[entry['rows']]} x that at {SIZES[0]:,}",
+            "seen": round(entry["ratio_to_smallest"], 2),
+            "met": entry["ratio_to_smallest"] <= TARGETS[entry["rows"]],
+        }
+        for entry in measured
+        if entry["optimizer"] == ROWWISE and entry["rows"] in TARGETS
+    ]
+    state = max(entry["state_bytes_per_row"] for entry in measured if entry["optimizer"] == ROWWISE)
+    return [*verdicts, {"target": "at most 8 bytes of state a row", "seen": state, "met": state <= 8}]
+
+
+def as_markdown(results: dict) -> str:
+    lines = [
+        "# Optimizer steps for n-gram tables",
+        "",
+        f"{results['date']}, torch {results['torch']}, {results['cpu']}, {results['threads']} thread(s), load "
+        f"{results['load']}. Tables of width {WIDTH} in float32; a step reads {READS} random rows. Medians of "
+        f"{results['repeats']} steps.",
+        "",
+        "| optimizer | rows | gradient, ms | step, ms | x smallest | state, bytes a row |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
+    lines += [
+        f"| {e['optimizer']} | {e['rows']:,} | {e['gradient_ms']:.2f} | {e['step_ms']:.2f} "
+        f"| {e['ratio_to_smallest']:.2f} | {e['state_bytes_per_row']:.0f} |"
+        for e in results["measured"]
+    ]
+    lines += ["", "| target | seen | |", "|---|---:|---|"]
+    lines += [f"| {v['target']} | {v['seen']:g} | {'met' if v['met'] else 'missed'} |" for v in results["verdicts"]]
+    return "\n".join(lines) + "\n"
+
+
+def draw(measured: list[dict], path: Path) -> None:
+    """Step time by rows, one line an optimizer."""
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
+    for name in OPTIMIZERS:
+        entries = [entry for entry in measured if entry["optimizer"] == name]
+        axes.plot([e["rows"] for e in entries], [e["step_ms"] for e in entries], marker="o", label=name)
+    axes.set(xscale="log", yscale="log", xlabel="rows of the table", ylabel="ms a step", title="Optimizer step")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(path, dpi=120)
+
+
+def processor_name() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def main(arguments: list[str] | None = None) -> dict:
+    parser = argparse.ArgumentParser(description="Times optimizer steps for n-gram tables.")
+    parser.add_argument("--output", type=Path, default=Path("eval/results"))
+    parser.add_argument("--repeats", type=int, default=15, help="steps of every table; the median counts")
+    parser.add_argument("--sizes", type=int, nargs="+", default=SIZES, help="rows of the tables, smallest first")
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    load = [round(value, 2) for value in os.getloadavg()]
+    measured = [entry for name in OPTIMIZERS for entry in measure(name, tuple(options.sizes), options.repeats)]
+    results = {
+        "date": datetime.now().isoformat(timespec="minutes"),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "cpu": processor_name(),
+        "threads": torch.get_num_threads(),
+        "load": load,
+        "repeats": options.repeats,
+        "measured": measured,
+        "verdicts": judged(measured),
+    }
+    options.output.mkdir(parents=True, exist_ok=True)
+    (options.output / "row_optimizer_speed.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    markdown = as_markdown(results)
+    (options.output / "row_optimizer_speed.md").write_text(markdown, encoding="utf-8")
+    draw(measured, options.output / "row_optimizer_speed.png")
+    print(markdown)
+    return results
+
+
+if __name__ == "__main__":
+    main()
