@@ -172,6 +172,19 @@ def test_training_writes_the_merged_model_when_asked(tmp_path, base_in):
     assert "adapter_config.json" not in files
 
 
+@pytest.mark.parametrize("placement", ["host", "disk"])
+def test_rows_trained_beside_the_adapter_are_merged_too(tmp_path, placement):
+    chat = write_tiny_chat(tmp_path)
+    where = ["--model_init_kwargs", f'{{"ngram_tables": "{placement}"}}', "--tables", "row_sparse"]
+    trainer = train(chat, tmp_path / "out", "--save_strategy", "no", "--merge_adapter", *where)
+    merged = LongCatLiteForCausalLM.from_pretrained(tmp_path / "out" / "merged").eval()
+    with torch.no_grad():
+        expected = trainer.model.eval()(input_ids=IDS).logits
+        torch.testing.assert_close(merged(IDS).logits, expected, atol=1e-5, rtol=0)
+    before, after = LongCatLiteForCausalLM.from_pretrained(chat / "model").state_dict(), merged.state_dict()
+    assert any(not torch.equal(before[name], after[name]) for name in before if ".embedders." in name)
+
+
 def test_nothing_to_merge_is_named(tmp_path):
     chat = write_tiny_chat(tmp_path)
     options = ["--model_name_or_path", str(chat / "model"), "--dataset_name", str(chat / "data"), "--use_cpu"]

@@ -109,6 +109,7 @@ def test_two_steps_of_it_run_on_a_tiny_model(recipe, chat, wide, tmp_path):
     written = {path.name for path in (tmp_path / "out").iterdir()}
     assert written & {"model.safetensors", "adapter_model.safetensors"}
     assert {"training_metrics.json", "training_curves.png", "trainer_state.json"} <= written
+    assert ("ngram_row_delta.safetensors" in written) == (recipe.stem == "sft_tables")
 
 
 # Two more processes, each of which imports everything.

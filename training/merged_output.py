@@ -2,6 +2,7 @@
 """A trained adapter merged into the model it was trained on, as a folder that loads by itself.
 
 The base is read anew, on the CPU and in full: one that was held in 4 bits for training would round the merged weights.
+Table rows that were trained beside the adapter come along.
 """
 
 import shutil
@@ -12,6 +13,8 @@ from typing import Any
 
 from peft import PeftConfig, PeftModel
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
+
+from modeling_longcat_lite import ROW_DELTA_FILE
 
 
 @dataclass
@@ -38,6 +41,8 @@ def write_merged(
     base = PeftConfig.from_pretrained(str(adapter)).base_model_name_or_path
     model = AutoModelForCausalLM.from_pretrained(base, **model_options)
     merged: Any = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
+    if (adapter / ROW_DELTA_FILE).is_file():
+        merged.load_ngram_rows(adapter)
     output.parent.mkdir(parents=True, exist_ok=True)
     writing = Path(tempfile.mkdtemp(prefix=f".{output.name}-", dir=output.parent))
     try:

@@ -34,7 +34,9 @@ was logged lies in the output folder as JSON and as a plot.
 import argparse
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, Literal
+
+from training.router_arguments import RouterArguments
 
 
 @dataclass
@@ -49,13 +51,29 @@ class DraftArguments:
     )
 
 
-def main(script_args, training_args, model_args, dataset_args, draft_args, output_args):
+@dataclass
+class TableArguments:
+    """Training the n-gram tables."""
+
+    tables: Literal["frozen", "row_sparse", "all"] = field(
+        default="all",
+        metadata={
+            "help": "`frozen`; `row_sparse`: the rows that a step reads, with 8 bytes of state a row, also of tables "
+            "on host or disk; `all`: as any other weight, for small tables. Tables on host or disk are frozen with it."
+        },
+    )
+    table_learning_rate: float | None = field(
+        default=None, metadata={"help": "Of tables with `row_sparse`; `learning_rate` by default."}
+    )
+
+
+def main(
+    script_args, training_args, model_args, dataset_args, draft_args, table_args, router_args, output_args
+):  # one of each type of `make_parser`
     from trl import get_peft_config, get_quantization_config
 
     # Registers the architecture with the Auto classes, through which the trainer loads the model.
     import modeling_longcat_lite  # noqa: F401
-    from training.draft_loss import DraftHeadTrainer
-    from training.resumable_trainer import ResumableSFTTrainer
     from training.row_loading import load_rows
     from training.trainer_run import checkpoint_to_resume, set_model_options, train_and_save
     from training.training_curves import TrainingCurves
@@ -68,10 +86,7 @@ def main(script_args, training_args, model_args, dataset_args, draft_args, outpu
         check_chat_template(training_args, model_args)
     train_rows, test_rows = load_rows(script_args, training_args, dataset_args, "sft")
     set_model_options(training_args, model_args)
-    trainer_class: Any = ResumableSFTTrainer
-    if draft_args.draft_loss_weight:
-        trainer_class = partial(DraftHeadTrainer, **vars(draft_args))
-    trainer = trainer_class(
+    trainer = make_trainer_class(draft_args, table_args, router_args)(
         model=model_args.model_name_or_path,
         args=training_args,
         train_dataset=train_rows,
@@ -81,6 +96,21 @@ def main(script_args, training_args, model_args, dataset_args, draft_args, outpu
         callbacks=[TrainingCurves()],
     )
     return train_and_save(trainer, script_args, output_args)
+
+
+def make_trainer_class(draft_args: DraftArguments, table_args: TableArguments, router_args: RouterArguments) -> Any:
+    """An SFT trainer that trains draft head and tables as asked, and watches or controls the routers."""
+    from training.draft_loss import DraftHeadTrainer
+    from training.resumable_trainer import ResumableSFTTrainer
+    from training.router_control import with_router_control
+    from training.row_trainer import TableTrainerMixin
+
+    base: Any = ResumableSFTTrainer
+    options = vars(table_args)
+    if draft_args.draft_loss_weight:
+        base, options = DraftHeadTrainer, options | vars(draft_args)
+    trained = type(f"Table{base.__name__}", (TableTrainerMixin, base), {})
+    return with_router_control(partial(trained, **options), router_args)
 
 
 def check_arguments(training_args):
@@ -121,7 +151,7 @@ def make_parser(subparsers: argparse._SubParsersAction | None = None, prog: str 
     from training.merged_output import OutputArguments
 
     trl_types: Any = (ScriptArguments, SFTConfig, ModelConfig, DatasetMixtureConfig)
-    own_types: Any = (DraftArguments, OutputArguments)
+    own_types: Any = (DraftArguments, TableArguments, RouterArguments, OutputArguments)
     if subparsers is not None:
         return subparsers.add_parser("sft", help="Run the SFT training script", dataclass_types=trl_types + own_types)
     return LongCatParser(trl_types, own_types, prog=prog)
