@@ -145,13 +145,13 @@ def own_values(parsed) -> dict:
 def test_keys_of_ours_come_from_a_second_file(tmp_path):
     ours = tmp_path / "ours.yaml"
     ours.write_text("draft_loss_weight: 0.25\ndraft_head_only: true\nmerge_adapter: false\n")
-    options = ["--output_dir", "x", "--longcat_config", str(ours)]
+    options = ["--output_dir", "x", "--use_cpu", "--longcat_config", str(ours)]
     values = own_values(own_parser().parse_args_and_config(options))
     assert (values["draft_loss_weight"], values["draft_head_only"], values["merge_adapter"]) == (0.25, True, False)
     options += ["--draft_loss_weight", "0.5"]
     assert own_values(own_parser().parse_args_and_config(options))["draft_loss_weight"] == 0.5
     # In front of the file as well.
-    options = ["--draft_loss_weight", "0.5", *options[:4]]
+    options = ["--draft_loss_weight", "0.5", *options[:5]]
     assert own_values(own_parser().parse_args_and_config(options))["draft_loss_weight"] == 0.5
 
 
