@@ -67,9 +67,7 @@ class TableArguments:
     )
 
 
-def main(
-    script_args, training_args, model_args, dataset_args, draft_args, table_args, router_args, output_args
-):  # one of each type of `make_parser`
+def main(script_args, training_args, model_args, dataset_args, draft_args, table_args, router_args, output_args):
     from trl import get_peft_config, get_quantization_config
 
     # Registers the architecture with the Auto classes, through which the trainer loads the model.
