@@ -19,7 +19,7 @@ def rows_of(path):
 
 def test_pairs_prefer_the_answer_to_the_question(tmp_path):
     chats = chat_rows(6)
-    write_rows(tmp_path / "train.jsonl", [*chats, chats[0]])
+    write_rows(tmp_path / "train.jsonl", [*chats, *chat_rows(8), *chats])  # the last two of eight once only
     write_rows(tmp_path / "test.jsonl", chats[:2])
     main(["--conversations", str(tmp_path), "--output", str(tmp_path / "out"), "--rows", "5"])
     answers = {chat["messages"][0]["content"]: chat["messages"][1]["content"] for chat in chats}

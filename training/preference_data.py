@@ -3,7 +3,7 @@
 
     python -m training.preference_data --conversations outputs/demo/data --output outputs/preferences
 
-    conversation      Q1 -> A1                                    first question and answer of each, repeats left out
+    conversation      Q1 -> A1                                    first question and answer of each
     pairs/            prompt Q1, chosen A1, rejected A7           the answer to another question
     prompts/          prompt Q1, answer A1                        for a reward that compares
 
@@ -13,6 +13,7 @@ Nothing is downloaded and everything is seeded: the same conversations give the 
 import argparse
 import json
 import random
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -21,12 +22,17 @@ SPLITS = ("train", "test")
 
 
 def first_turns(rows: Iterable[dict[str, Any]]) -> dict[str, str]:
-    """First question to first answer of each `{"messages": [...]}` row; a question told again is left out."""
-    turns: dict[str, str] = {}
+    """First question to first answer of `{"messages": [...]}` rows, each once.
+
+    Where some are repeated, as the core of the demo is, only those that are most often: a model knows them well enough
+    to be right now and then, which is what preferences and rewards build on.
+    """
+    turns: Counter[tuple[str, str]] = Counter()
     for row in rows:
         texts = {message["role"]: message["content"] for message in reversed(row["messages"])}
-        turns.setdefault(texts["user"], texts["assistant"])
-    return turns
+        turns[texts["user"], texts["assistant"]] += 1
+    most = max(turns.values(), default=0)
+    return {question: answer for (question, answer), count in turns.items() if count == most}
 
 
 def preference_pairs(turns: dict[str, str]) -> list[dict[str, Any]]:
