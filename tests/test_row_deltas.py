@@ -113,6 +113,21 @@ def test_resuming_repeats_the_uninterrupted_run_bit_for_bit(chat, resident, tmp_
     assert torch.equal(logits(resumed.model), logits(expected.model))
 
 
+@pytest.mark.parametrize("lora", [None, LORA], ids=["whole", "lora"])
+def test_the_best_model_has_its_rows(chat, tmp_path, lora):
+    every_step = {f"{what}_strategy": "steps" for what in ("eval", "save")} | {"eval_steps": 1, "save_steps": 1}
+    # The loss falls, so the one that is called best here is the first.
+    first = {"metric_for_best_model": "loss", "greater_is_better": True, "load_best_model_at_end": True}
+    on_disk = {"tables": BY_ROWS, "init": {"ngram_tables": "disk"}, "peft_config": lora}
+    trainer = trained(chat, tmp_path, **on_disk, **every_step, **first)
+    best = trainer.state.best_model_checkpoint
+    assert best.endswith("checkpoint-1")
+    trainer.save_model(tmp_path / "saved")
+    saved, kept = (read_row_delta(folder, trainer.model.config) for folder in (tmp_path / "saved", best))
+    for (ids, rows), (best_ids, best_rows) in zip(saved, kept, strict=True):
+        assert torch.equal(ids, best_ids) and torch.equal(rows, best_rows)
+
+
 def test_rows_travel_beside_an_adapter(chat, tmp_path):
     trainer = trained(chat, tmp_path, tables=BY_ROWS, init={"ngram_tables": "disk"}, peft_config=LORA)
     trainer.save_model(tmp_path / "adapter")

@@ -149,6 +149,21 @@ def test_a_common_norm_clips_dense_and_sparse_gradients():
         torch.testing.assert_close(ours, theirs)
 
 
+@pytest.mark.parametrize("width", [3, 4, 64, 256])
+@pytest.mark.parametrize("at_once", [1, 7, 33])
+def test_a_row_has_the_same_bits_whatever_rows_it_is_updated_with(width, at_once):
+    generator = torch.Generator().manual_seed(0)
+    rows, gradients = (torch.randn(100, width, generator=generator) for _ in range(2))
+    moments = torch.rand(100, generator=generator)
+    stamps = torch.randint(500, (100,), generator=generator, dtype=torch.int32)
+    whole = update_rows(rows, gradients, moments, stamps, step=500, lr=0.1)
+    pieces = zip(*(x.split(at_once) for x in (rows, gradients, moments, stamps)), strict=True)
+    for found, expected in zip(
+        zip(*(update_rows(*x, step=500, lr=0.1) for x in pieces), strict=True), whole, strict=True
+    ):
+        assert torch.equal(torch.cat(found), expected)
+
+
 def test_a_small_step_is_lost_in_bfloat16_and_counts_in_float32():
     gradient, moments, stamps = torch.ones(1, 4), torch.zeros(1), torch.zeros(1, dtype=torch.int32)
     for dtype, moves in ((torch.bfloat16, False), (torch.float32, True)):

@@ -49,6 +49,7 @@ def made(chat: Path, output: Path, peft_config=None, init=None, tables: dict | N
         model=LongCatLiteForCausalLM.from_pretrained(chat / "model", **{"dtype": torch.float32, **(init or {})}),
         args=SFTConfig(output_dir=str(output), **arguments),
         train_dataset=load_dataset("json", data_files=str(chat / "data" / "train.jsonl"), split="train"),
+        eval_dataset=load_dataset("json", data_files=str(chat / "data" / "test.jsonl"), split="train"),
         peft_config=peft_config,
         **(tables or {}),
     )

@@ -6,6 +6,9 @@ to a parameter that only stands for the tables, and `RowwiseAdamW` writes new ro
 checkpoint is never written. What is saved is the overlay, `ngram_row_delta.safetensors`: megabytes, which travel
 beside a LoRA adapter or the weights (`modeling_longcat_lite/ngram_row_delta.py`).
 
+Rows of a delta that was loaded before learn on from there, and are saved with the rest. A checkpoint of the trainer
+holds rows twice: in its delta and, with second moments and stamps, in the optimizer's state, from which it resumes.
+
 The numbers are those of tables that are parameters, bit for bit: rows are summed, clipped and updated in one order.
 
 Shapes: n rows in the overlay, U distinct rows touched, W row width.

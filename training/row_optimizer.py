@@ -27,6 +27,7 @@ from typing import Any, Protocol
 import torch
 
 TABLE_BETAS = (0.0, 0.95)
+PIECE = 2**16  # values updated at a time
 
 
 def update_rows(
@@ -49,10 +50,12 @@ def update_rows(
         step (`int`): Counted from 1.
     """
     gradients = gradients.float()
-    faded = second_moments * torch.pow(beta, (step - stamps).float())
-    second_moments = faded + (1 - beta) * gradients.square().mean(dim=1)
+    # In float64: a power in float32 depends, in its last bit, on where in a vector it stands.
+    fading = torch.pow(beta, (step - stamps).double()).float()
+    mean_squares = torch.linalg.vector_norm(gradients, dim=1).square() / gradients.shape[1]
+    second_moments = fading * second_moments + (1 - beta) * mean_squares
     scale = lr / ((second_moments / (1 - beta**step)).sqrt() + eps)  # [U]
-    return (rows.float() - scale[:, None] * gradients).to(rows.dtype), second_moments
+    return torch.addcmul(rows.float(), gradients, scale[:, None], value=-1).to(rows.dtype), second_moments
 
 
 def sum_rows(gradient: torch.Tensor) -> torch.Tensor:
@@ -123,7 +126,9 @@ class TableInMemory:
         return each[0], each[1], each[2]
 
     def write(self, touched: torch.Tensor, rows: torch.Tensor, second_moments: torch.Tensor, step: int) -> None:
-        self.table[touched], self.second_moments[touched], self.stamps[touched] = rows, second_moments, step
+        self.table.index_copy_(0, touched, rows)
+        self.second_moments.index_copy_(0, touched, second_moments)
+        self.stamps.index_fill_(0, touched, step)
 
 
 class RowwiseAdamW(torch.optim.AdamW):
@@ -182,11 +187,15 @@ class RowwiseAdamW(torch.optim.AdamW):
         state["step"] += 1
         step = int(state["step"])
         gradient = sum_rows(gradient)
-        touched, store = gradient._indices()[0], self._stores.get(table) or TableInMemory(table, state)
-        rows, moments, stamps = store.read(touched)
+        touched, values, stored = gradient._indices()[0], gradient._values(), self._stores.get(table)
+        store = TableInMemory(table, state) if stored is None else stored
         beta, rate = float(group["betas"][1]), float(group["lr"])
-        rows, moments = update_rows(rows, gradient._values(), moments, stamps, step, rate, beta, group["eps"])
-        store.write(touched, rows, moments, step)
+        # On a processor in pieces, which are still in its cache when they are written.
+        in_pieces = stored is None and table.device.type == "cpu"
+        at_once = max(1, PIECE // table.shape[1] if in_pieces else len(touched))
+        for piece, of_piece in zip(touched.split(at_once), values.split(at_once), strict=True):
+            rows, moments, stamps = store.read(piece)
+            store.write(piece, *update_rows(rows, of_piece, moments, stamps, step, rate, beta, group["eps"]), step)
 
     def state_dict(self) -> dict[str, Any]:
         """As of every optimizer; rows that are stored elsewhere are in it."""
