@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from trl.trainer.utils import add_fused_lm_head
 
 from modeling_longcat_lite import LongCatLiteForCausalLM
 
@@ -78,16 +79,47 @@ def test_a_boolean_mask_of_the_callers_own(model, documents):
     torch.testing.assert_close(model(ids, attention_mask=causal).logits, model(ids).logits, atol=TOLERANCE, rtol=0)
 
 
-def test_gradients_of_packed_equal_those_of_separate(documents):
-    def table_gradient(run) -> torch.Tensor:
-        model = LongCatLiteForCausalLM.from_pretrained(BASE, attn_implementation="sdpa")
-        run(model).square().sum().backward()
-        return torch.cat([table.weight.grad.flatten() for table in model.model.ngram_embeddings.embedders])
+def loss_and_gradients(model, rows) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """Of (ids, positions) rows, over all their tokens but the first of each document."""
+    model.zero_grad()
+    losses, count = [], 0
+    for ids, positions in rows:
+        labels = ids.masked_fill(positions == 0, -100)
+        # `num_items_in_batch` 1 makes it a sum.
+        losses.append(model(ids, position_ids=positions, labels=labels, num_items_in_batch=1).loss)
+        count += (labels != -100).sum()
+    loss = torch.stack(losses).sum() / count
+    loss.backward()
+    gradients = {name: weights.grad.clone() for name, weights in model.named_parameters() if weights.grad is not None}
+    return loss.detach(), gradients
 
+
+def test_loss_and_gradients_of_packed_equal_those_of_separate(model, documents):
     ids, position_ids, positions = packed(documents, (0, 0, 0))
-    together = table_gradient(lambda model: model(ids, position_ids=position_ids).logits)
-    apart = table_gradient(lambda model: separate(model, documents, positions))
-    torch.testing.assert_close(together, apart, atol=TOLERANCE * apart.abs().max().item(), rtol=0)
+    loss, gradients = loss_and_gradients(model, [(ids, position_ids)])
+    apart = [(d[None], p[None]) for d, p in zip(documents, positions, strict=True)]
+    expected_loss, expected = loss_and_gradients(model, apart)
+    torch.testing.assert_close(loss, expected_loss, atol=TOLERANCE, rtol=0)
+    assert gradients.keys() == expected.keys()
+    assert {name.split(".")[1] for name in expected} >= {"ngram_embeddings", "embed_tokens", "layers", "norm"}
+    for name, gradient in gradients.items():
+        atol = min(TOLERANCE, 1e-4 * expected[name].abs().max().item() + 1e-7)  # also where gradients are small
+        torch.testing.assert_close(
+            gradient, expected[name], atol=atol, rtol=0, msg=lambda text, name=name: name + text
+        )
+    # What would be learned if the boundaries were not known is something else.
+    merged_loss, merged = loss_and_gradients(model, [(ids, torch.arange(ids.shape[1])[None])])
+    table = "model.ngram_embeddings.embedders.0.weight"
+    assert (merged_loss - loss).abs() > 1e-3 and not torch.allclose(merged[table], gradients[table], atol=1e-4)
+
+
+def test_the_loss_of_trl_is_that_of_the_model(model, documents):
+    ids, position_ids, _ = packed(documents, (0, 0, 0))
+    labels = ids.masked_fill(position_ids == 0, -100)
+    expected = model(ids, position_ids=position_ids, labels=labels).loss
+    add_fused_lm_head(model)
+    fused = model(input_ids=ids, position_ids=position_ids, labels=labels, fused_lm_head=True).loss
+    torch.testing.assert_close(fused, expected, atol=TOLERANCE, rtol=0)
 
 
 @torch.no_grad()

@@ -11,6 +11,17 @@ from modeling_longcat_lite import LongCatLiteForCausalLM
 from tokenization.train_tokenizer import train_tokenizer
 
 ANSWERS = ("Return the length.", "Join the strings.", "Print to the standard stream.", "Sort the list in place.")
+# Widths of a model that 4-bit kernels take: multiples of 64.
+WIDTHS_OF_64 = {
+    "hidden_size": 192,
+    "ffn_hidden_size": 128,
+    "expert_ffn_hidden_size": 64,
+    "q_lora_rank": 64,
+    "kv_lora_rank": 64,
+    "qk_nope_head_dim": 32,
+    "qk_rope_head_dim": 32,
+    "v_head_dim": 32,
+}
 
 
 def chat_rows(count: int) -> list[dict]:

@@ -1,41 +1,111 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checks on the rows of a chat data set, made before training starts so that a mistake is named and not trained on."""
+"""Checks on the rows of a data set, made before training starts so that a mistake is named and not trained on.
 
+    {"messages": [...]}                          a chat                       training.sft
+    {"prompt": ..., "completion": ...}           text or messages, each       training.sft
+    {"text": "..."}                              plain text                   training.sft
+    {"prompt": ..., "chosen": ..., "rejected": ...}                           training.dpo
+    {"prompt": ...}                              and what the reward reads    training.grpo
+
+Any of them may have a `tools` column: a list of function schemas, or that list as JSON.
+"""
+
+import json
+from collections.abc import Iterable
 from typing import Any
 
 from datasets import Dataset, IterableDataset
 
 ROLES = ("system", "user", "assistant", "tool")
+# Columns that make a row complete, by task; the first set that is there counts.
+FORMS: dict[str, tuple[tuple[str, ...], ...]] = {
+    "sft": (("messages",), ("prompt", "completion"), ("text",), ("input_ids",)),
+    "dpo": (("prompt", "chosen", "rejected"), ("chosen", "rejected")),
+    "grpo": (("prompt",),),
+}
+ANSWERS = ("messages", "completion", "chosen", "rejected")
 
 
-def check_chat_rows(rows: Dataset | IterableDataset, split: str) -> None:
-    """Raise a `ValueError` that names the first row of `rows` whose `messages` cannot be trained on.
-
-    Data sets without a `messages` column (plain text, prompt and completion) are left to TRL, and so are streams.
+def check_rows(rows: Dataset | IterableDataset, split: str, task: str = "sft") -> None:
+    """Raise a `ValueError` that names the first row that cannot be trained on. Streams are left to TRL.
 
     Args:
         rows (`Dataset` or `IterableDataset`): The data set.
         split (`str`): Its name, for the error message.
+        task (`str`, *optional*, defaults to `"sft"`): `"sft"`, `"dpo"` or `"grpo"`.
     """
-    if not isinstance(rows, Dataset) or "messages" not in rows.column_names:
+    if not isinstance(rows, Dataset):
         return
-    for index, messages in enumerate(rows["messages"]):
-        problem = problem_of(messages)
+    form = next((form for form in FORMS[task] if set(form) <= set(rows.column_names)), None)
+    if form is None:
+        wanted = ", or ".join(" and ".join(f"`{name}`" for name in form) for form in FORMS[task])
+        raise ValueError(f"`{split}` has the columns {', '.join(rows.column_names)}; training.{task} reads {wanted}")
+    read = [name for name in (*form, "tools") if name in rows.column_names]
+    for index, row in enumerate(rows.select_columns(read)):
+        problem = problem_of(row, form)
         if problem:
             raise ValueError(f"row {index} of `{split}`: {problem}")
 
 
-def problem_of(messages: Any) -> str | None:
-    """What keeps a conversation from being trained on, or `None`."""
+def problem_of(row: dict[str, Any], form: Iterable[str]) -> str | None:
+    """What keeps a row from being trained on, or `None`."""
+    kinds = set()
+    for name in form:
+        if name == "input_ids":
+            continue
+        value = row[name]
+        kinds.add(type(value))
+        problem = problem_of_text(name, value) if isinstance(value, str) else problem_of_messages(name, value)
+        if problem:
+            return problem
+    if len(kinds) > 1:
+        return f"{' and '.join(f'`{name}`' for name in form)} must all be text, or all lists of messages"
+    return problem_of_tools(row.get("tools"))
+
+
+def problem_of_text(name: str, value: str) -> str | None:
+    """Plain text will do everywhere but in `messages`; an empty answer teaches nothing."""
+    if name == "messages":
+        return "`messages` is a string, must be a list of messages"
+    return f"`{name}` is empty, so nothing in it would be learned" if name in ANSWERS and not value else None
+
+
+def problem_of_messages(name: str, messages: Any) -> str | None:
+    """What is wrong with a list of messages, or `None`."""
+    if name == "text":
+        return f"`text` must be a string, found {type(messages).__name__}"
     if not isinstance(messages, list) or not messages:
-        return "`messages` must be a list with at least one message"
+        return f"`{name}` must be {'' if name == 'messages' else 'text or '}a list with at least one message"
     for turn, message in enumerate(messages):
+        if not isinstance(message, dict):
+            return f"`{name}[{turn}]` must have `role` and `content`, found {type(message).__name__}"
         role = message.get("role")
         if role not in ROLES:
-            return f"`messages[{turn}].role` is {role!r}, choose from {', '.join(ROLES)}"
+            return f"`{name}[{turn}].role` is {role!r}, choose from {', '.join(ROLES)}"
         # An assistant turn may consist of tool calls alone.
         if message.get("content") is None and not message.get("tool_calls"):
-            return f"`messages[{turn}].content` is missing"
-    if all(message["role"] != "assistant" for message in messages):
-        return "`messages` has no assistant turn, so nothing in it would be learned"
+            return f"`{name}[{turn}].content` is missing"
+    if name in ANSWERS and all(message["role"] != "assistant" for message in messages):
+        return f"`{name}` has no assistant turn, so nothing in it would be learned"
     return None
+
+
+def problem_of_tools(tools: Any) -> str | None:
+    """What is wrong with the `tools` column, or `None`."""
+    if isinstance(tools, str):
+        try:
+            tools = json.loads(tools)
+        except json.JSONDecodeError as error:
+            return f"`tools` is not JSON: {error}"
+    if tools is None:
+        return None
+    if not isinstance(tools, list):
+        return f"`tools` must be a list of function schemas, found {type(tools).__name__}"
+    for index, tool in enumerate(tools):
+        schema = (tool.get("function") or tool) if isinstance(tool, dict) else {}
+        if not schema.get("name"):
+            return f"`tools[{index}]` has no name"
+    return None
+
+
+__all__ = ["FORMS", "check_rows"]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`SFTTrainer` whose checkpoints give back every weight.
+"""TRL's trainers with checkpoints that give back every weight.
 
 A LongCat checkpoint stores each expert by itself, as the released one does, while the model stacks them. The Trainer
 resumes by handing the file to `load_state_dict`, which knows nothing of that: the experts would silently keep what
@@ -10,12 +10,15 @@ from typing import Any
 
 from peft import PeftModel
 from torch import nn
-from transformers import PreTrainedModel
-from trl import SFTTrainer
+from transformers import PreTrainedModel, Trainer
+from trl import DPOTrainer, GRPOTrainer, SFTTrainer
 
 
-class ResumableSFTTrainer(SFTTrainer):
-    """Resumes, and loads the best model, through `from_pretrained`. Adapters and sharded runs stay as they are."""
+class ResumableTrainer(Trainer):
+    """Resumes, and loads the best model, through `from_pretrained`. Adapters and sharded runs stay as they are.
+
+    Stands before a trainer of TRL in the bases of a class.
+    """
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         target = self.model if model is None else model
@@ -34,3 +37,18 @@ class ResumableSFTTrainer(SFTTrainer):
             return
         assert self.state.best_model_checkpoint is not None
         self._load_from_checkpoint(self.state.best_model_checkpoint)
+
+
+class ResumableSFTTrainer(ResumableTrainer, SFTTrainer):
+    """Supervised fine-tuning."""
+
+
+class ResumableDPOTrainer(ResumableTrainer, DPOTrainer):
+    """Preferences (arXiv 2305.18290)."""
+
+
+class ResumableGRPOTrainer(ResumableTrainer, GRPOTrainer):
+    """Rewards (arXiv 2402.03300)."""
+
+
+__all__ = ["ResumableDPOTrainer", "ResumableGRPOTrainer", "ResumableSFTTrainer", "ResumableTrainer"]

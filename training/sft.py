@@ -25,20 +25,23 @@ python -m training.sft --config training/recipes/demo.yaml --draft_loss_weight 0
     --model_name_or_path outputs/demo-joint --output_dir outputs/demo-draft
 ```
 
-An option on the command line overrides the recipe. `--resume_from_checkpoint last` goes on after an interruption;
-`--push_to_hub` ships the weights with the model's code.
+An option on the command line overrides the recipe. `--longcat_config FILE` reads the options that are not TRL's from
+a second file. `--resume_from_checkpoint last` goes on after an interruption; `--merge_adapter` writes the model with
+its adapter merged too; `--push_to_hub` ships the weights with the model's code. Loss, learning rate and all else that
+was logged lies in the output folder as JSON and as a plot.
 """
 
 import argparse
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+from training.router_arguments import RouterArguments
 
 
 @dataclass
 class DraftArguments:
-    """What this script adds to TRL's arguments."""
+    """Training the draft head."""
 
     draft_loss_weight: float = field(
         default=0.0, metadata={"help": "Weight of the draft head's loss beside the trunk's; 0 leaves the head frozen."}
@@ -48,80 +51,68 @@ class DraftArguments:
     )
 
 
-def main(script_args, training_args, model_args, dataset_args, draft_args):
+@dataclass
+class TableArguments:
+    """Training the n-gram tables."""
+
+    tables: Literal["frozen", "row_sparse", "all"] = field(
+        default="all",
+        metadata={
+            "help": "`frozen`; `row_sparse`: the rows that a step reads, with 8 bytes of state a row, also of tables "
+            "on host or disk; `all`: as any other weight, for small tables. Tables on host or disk are frozen with it."
+        },
+    )
+    table_learning_rate: float | None = field(
+        default=None, metadata={"help": "Of tables with `row_sparse`; `learning_rate` by default."}
+    )
+
+
+def main(script_args, training_args, model_args, dataset_args, draft_args, table_args, router_args, output_args):
     from trl import get_peft_config, get_quantization_config
 
     # Registers the architecture with the Auto classes, through which the trainer loads the model.
     import modeling_longcat_lite  # noqa: F401
-    from training.draft_loss import DraftHeadTrainer
-    from training.resumable_trainer import ResumableSFTTrainer
+    from training.row_loading import load_rows
+    from training.trainer_run import checkpoint_to_resume, set_model_options, train_and_save
+    from training.training_curves import TrainingCurves
 
-    check_arguments(script_args, training_args, dataset_args)
+    check_arguments(training_args)
     if draft_args.draft_head_only and not draft_args.draft_loss_weight:
         raise ValueError("`draft_head_only` trains nothing without a `draft_loss_weight`")
-    training_args.model_init_kwargs = {
-        "revision": model_args.model_revision,
-        "trust_remote_code": training_args.trust_remote_code,
-        "attn_implementation": model_args.attn_implementation,
-        "dtype": model_args.dtype,
-        **(training_args.model_init_kwargs or {}),
-    }
-
-    train_rows, test_rows = load_rows(script_args, training_args, dataset_args)
-
-    # Train
-    trainer_class: Any = ResumableSFTTrainer
-    if draft_args.draft_loss_weight:
-        trainer_class = partial(DraftHeadTrainer, **vars(draft_args))
-    trainer = trainer_class(
+    checkpoint_to_resume(training_args)  # named before the model is loaded
+    if training_args.assistant_only_loss:
+        check_chat_template(training_args, model_args)
+    train_rows, test_rows = load_rows(script_args, training_args, dataset_args, "sft")
+    set_model_options(training_args, model_args)
+    trainer = make_trainer_class(draft_args, table_args, router_args)(
         model=model_args.model_name_or_path,
         args=training_args,
         train_dataset=train_rows,
         eval_dataset=test_rows,
         quantization_config=get_quantization_config(model_args),
         peft_config=get_peft_config(model_args),
+        callbacks=[TrainingCurves()],
     )
-    trainer.train(resume_from_checkpoint=checkpoint_to_resume(training_args))
-
-    # Save and push
-    trainer.save_model(training_args.output_dir)
-    trainer.save_state()
-    trainer.accelerator.print(f"Model saved to {training_args.output_dir}")
-    if training_args.push_to_hub:
-        trainer.push_to_hub(dataset_name=script_args.dataset_name)
-        trainer.accelerator.print(f"Model pushed to the Hub as {trainer.hub_model_id}")
-    trainer.end()
-    return trainer
+    return train_and_save(trainer, script_args, output_args)
 
 
-def load_rows(script_args, training_args, dataset_args):
-    """The checked rows to train on, and those to evaluate on or `None`."""
-    from datasets import load_dataset
-    from trl import get_dataset
+def make_trainer_class(draft_args: DraftArguments, table_args: TableArguments, router_args: RouterArguments) -> Any:
+    """An SFT trainer that trains draft head and tables as asked, and watches or controls the routers."""
+    from training.draft_loss import DraftHeadTrainer
+    from training.resumable_trainer import ResumableSFTTrainer
+    from training.router_control import with_router_control
+    from training.row_trainer import TableTrainerMixin
 
-    from training.chat_rows import check_chat_rows
-
-    if dataset_args.datasets:
-        dataset = get_dataset(dataset_args)
-    else:
-        dataset = load_dataset(
-            script_args.dataset_name, name=script_args.dataset_config, streaming=script_args.dataset_streaming
-        )
-    evaluated = training_args.eval_strategy != "no" or training_args.eval_on_start
-    splits = [script_args.dataset_train_split] + evaluated * [script_args.dataset_test_split]
-    for split in splits:
-        if split not in dataset:
-            raise ValueError(f"the data set has no split `{split}`, it has {', '.join(dataset)}")
-        check_chat_rows(dataset[split], split)
-    return dataset[splits[0]], dataset[splits[-1]] if evaluated else None
+    base: Any = ResumableSFTTrainer
+    options = vars(table_args)
+    if draft_args.draft_loss_weight:
+        base, options = DraftHeadTrainer, options | vars(draft_args)
+    trained = type(f"Table{base.__name__}", (TableTrainerMixin, base), {})
+    return with_router_control(partial(trained, **options), router_args)
 
 
-def check_arguments(script_args, training_args, dataset_args):
-    """Raise a `ValueError` for what would fail late, or not fail and train on the wrong thing."""
-    if not dataset_args.datasets and not script_args.dataset_name:
-        raise ValueError("`dataset_name` or `datasets` must be given")
-    if dataset_args.datasets and script_args.dataset_name:
-        raise ValueError("`dataset_name` and `datasets` are both given, choose one")
+def check_arguments(training_args):
+    """Raise a `ValueError` for what would not fail and train on the wrong thing."""
     if training_args.packing and training_args.packing_strategy == "wrapped":
         raise ValueError(
             "`packing_strategy: wrapped` tells the model nothing of where a document ends, so attention and n-grams "
@@ -129,26 +120,39 @@ def check_arguments(script_args, training_args, dataset_args):
         )
 
 
-def checkpoint_to_resume(training_args):
-    """The path to resume from; `last` is the newest checkpoint in the output folder."""
-    from transformers.trainer_utils import get_last_checkpoint
+def check_chat_template(training_args, model_args):
+    """Raise a `ValueError` where the chat template does not mark what the assistant says."""
+    from pathlib import Path
 
-    if training_args.resume_from_checkpoint != "last":
-        return training_args.resume_from_checkpoint
-    output = training_args.output_dir
-    checkpoint = get_last_checkpoint(output) if Path(output).is_dir() else None
-    if checkpoint is None:
-        raise ValueError(f"`resume_from_checkpoint: last`: there is no checkpoint in {training_args.output_dir}")
-    return checkpoint
+    from transformers import AutoTokenizer
+    from trl.chat_template_utils import has_generation_markers
+
+    source = training_args.chat_template_path
+    if source and Path(source).is_file():
+        template = Path(source).read_text(encoding="utf-8")
+    else:
+        source = source or model_args.model_name_or_path
+        template = AutoTokenizer.from_pretrained(
+            source, trust_remote_code=training_args.trust_remote_code
+        ).chat_template
+    if not template or not has_generation_markers(template):
+        raise ValueError(
+            f"`assistant_only_loss` trains what {{% generation %}} marks, and the chat template of {source} marks "
+            "nothing; set `chat_template_path: tokenization/chat_template_training.jinja`"
+        )
 
 
 def make_parser(subparsers: argparse._SubParsersAction | None = None, prog: str | None = None):
-    from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments, SFTConfig, TrlParser
+    from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments, SFTConfig
 
-    dataclass_types: Any = (ScriptArguments, SFTConfig, ModelConfig, DatasetMixtureConfig, DraftArguments)
+    from training.longcat_config import LongCatParser
+    from training.merged_output import OutputArguments
+
+    trl_types: Any = (ScriptArguments, SFTConfig, ModelConfig, DatasetMixtureConfig)
+    own_types: Any = (DraftArguments, TableArguments, RouterArguments, OutputArguments)
     if subparsers is not None:
-        return subparsers.add_parser("sft", help="Run the SFT training script", dataclass_types=dataclass_types)
-    return TrlParser(dataclass_types, prog=prog)
+        return subparsers.add_parser("sft", help="Run the SFT training script", dataclass_types=trl_types + own_types)
+    return LongCatParser(trl_types, own_types, prog=prog)
 
 
 if __name__ == "__main__":

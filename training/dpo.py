@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+# From a recipe, on pairs made from the demo's conversations
+```bash
+python -m training.preference_data --conversations outputs/demo/data --output outputs/preferences
+python -m training.dpo --config training/recipes/dpo.yaml
+```
+
+# LoRA on your own preferences, a folder of JSON Lines files with {"prompt": ..., "chosen": ..., "rejected": ...} rows
+```bash
+python -m training.dpo --config training/recipes/dpo.yaml --dataset_name my-preferences \
+    --use_peft --lora_target_modules q_a_proj q_b_proj o_proj --output_dir outputs/my-adapter
+```
+
+Direct preference optimization (arXiv 2305.18290). Options as in `training.sft`: the command line overrides the recipe,
+`--resume_from_checkpoint last`, `--merge_adapter`, `--push_to_hub`.
+"""
+
+import argparse
+from typing import Any
+
+
+def main(script_args, training_args, model_args, dataset_args, output_args):
+    from trl import get_peft_config, get_quantization_config
+
+    # Registers the architecture with the Auto classes, through which the trainer loads the model.
+    import modeling_longcat_lite  # noqa: F401
+    from training.resumable_trainer import ResumableDPOTrainer
+    from training.row_loading import load_rows
+    from training.trainer_run import set_model_options, train_and_save
+    from training.training_curves import TrainingCurves
+
+    train_rows, test_rows = load_rows(script_args, training_args, dataset_args, "dpo")
+    set_model_options(training_args, model_args)
+    trainer = ResumableDPOTrainer(
+        model=model_args.model_name_or_path,
+        args=training_args,
+        train_dataset=train_rows,
+        eval_dataset=test_rows,
+        quantization_config=get_quantization_config(model_args),
+        peft_config=get_peft_config(model_args),
+        callbacks=[TrainingCurves()],
+    )
+    return train_and_save(trainer, script_args, output_args)
+
+
+def make_parser(subparsers: argparse._SubParsersAction | None = None, prog: str | None = None):
+    from trl import DatasetMixtureConfig, DPOConfig, ModelConfig, ScriptArguments
+
+    from training.longcat_config import LongCatParser
+    from training.merged_output import OutputArguments
+
+    trl_types: Any = (ScriptArguments, DPOConfig, ModelConfig, DatasetMixtureConfig)
+    own_types: Any = (OutputArguments,)
+    if subparsers is not None:
+        return subparsers.add_parser("dpo", help="Run the DPO training script", dataclass_types=trl_types + own_types)
+    return LongCatParser(trl_types, own_types, prog=prog)
+
+
+if __name__ == "__main__":
+    main(*make_parser().parse_args_and_config())

@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+# From a recipe, on questions of the demo whose answers are known
+```bash
+python -m training.preference_data --conversations outputs/demo/data --output outputs/preferences
+python -m training.grpo --config training/recipes/grpo.yaml
+```
+
+# With rewards of your own: functions by their import path, or by their name in `trl.rewards`
+```bash
+python -m training.grpo --config training/recipes/grpo.yaml --dataset_name my-prompts \
+    --reward_funcs my_package.rewards.right_answer think_format_reward --output_dir outputs/my-model
+```
+
+Group relative policy optimization (arXiv 2402.03300). A reward gets the completions and every column of the rows but
+`prompt`. Options as in `training.sft`: the command line overrides the recipe, `--resume_from_checkpoint last`,
+`--merge_adapter`, `--push_to_hub`.
+"""
+
+import argparse
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+
+def main(script_args, training_args, model_args, dataset_args, output_args):
+    from trl import get_peft_config, get_quantization_config
+
+    # Registers the architecture with the Auto classes, through which the trainer loads the model.
+    import modeling_longcat_lite  # noqa: F401
+    from training.resumable_trainer import ResumableGRPOTrainer
+    from training.row_loading import load_rows
+    from training.trainer_run import set_model_options, train_and_save
+    from training.training_curves import TrainingCurves
+
+    rewards: list[Any] = [reward_function(name) for name in script_args.reward_funcs or []]
+    if script_args.reward_model_name_or_path:
+        rewards.append(script_args.reward_model_name_or_path)
+    if not rewards:
+        raise ValueError("`reward_funcs` or `reward_model_name_or_path` must be given")
+    train_rows, test_rows = load_rows(script_args, training_args, dataset_args, "grpo")
+    set_model_options(training_args, model_args)
+    trainer = ResumableGRPOTrainer(
+        model=model_args.model_name_or_path,
+        reward_funcs=rewards,
+        args=training_args,
+        train_dataset=train_rows,
+        eval_dataset=test_rows,
+        quantization_config=get_quantization_config(model_args),
+        peft_config=get_peft_config(model_args),
+        callbacks=[TrainingCurves()],
+    )
+    return train_and_save(trainer, script_args, output_args)
+
+
+def reward_function(name: str) -> Callable:
+    """A function by its import path, or by its name in `trl.rewards`.
+
+    Raises:
+        `ValueError`: there is no such function.
+    """
+    module, _, function = name.rpartition(".")
+    try:
+        return getattr(importlib.import_module(module or "trl.rewards"), function)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"`reward_funcs`: there is no function `{name}` ({error})") from error
+
+
+def make_parser(subparsers: argparse._SubParsersAction | None = None, prog: str | None = None):
+    from trl import DatasetMixtureConfig, GRPOConfig, ModelConfig
+    from trl.scripts.grpo import GRPOScriptArguments
+
+    from training.longcat_config import LongCatParser
+    from training.merged_output import OutputArguments
+
+    trl_types: Any = (GRPOScriptArguments, GRPOConfig, ModelConfig, DatasetMixtureConfig)
+    own_types: Any = (OutputArguments,)
+    if subparsers is not None:
+        return subparsers.add_parser("grpo", help="Run the GRPO script", dataclass_types=trl_types + own_types)
+    return LongCatParser(trl_types, own_types, prog=prog)
+
+
+if __name__ == "__main__":
+    main(*make_parser().parse_args_and_config())

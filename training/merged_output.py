@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A trained adapter merged into the model it was trained on, as a folder that loads by itself.
+
+The base is read anew, on the CPU and in full: one that was held in 4 bits for training would round the merged weights.
+Table rows that were trained beside the adapter come along.
+"""
+
+import shutil
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from peft import PeftConfig, PeftModel
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
+
+from modeling_longcat_lite import ROW_DELTA_FILE
+
+
+@dataclass
+class OutputArguments:
+    """What is written beside TRL's output."""
+
+    merge_adapter: bool = field(
+        default=False,
+        metadata={"help": "Also write the model with the adapter merged into it, to `merged` in the output folder."},
+    )
+
+
+def write_merged(
+    adapter: Path, output: Path, tokenizer: PreTrainedTokenizerBase | None = None, **model_options: Any
+) -> None:
+    """Write `output` beside itself and rename it, so that never half a model stands there; an older one is replaced.
+
+    Args:
+        adapter (`Path`): Folder of a saved adapter, which names its base.
+        output (`Path`): Folder to write.
+        tokenizer (`PreTrainedTokenizerBase`, *optional*): To save with the model.
+        model_options: As for `from_pretrained` of the base: `dtype`, `trust_remote_code`, `ngram_tables`, ...
+    """
+    base = PeftConfig.from_pretrained(str(adapter)).base_model_name_or_path
+    model = AutoModelForCausalLM.from_pretrained(base, **model_options)
+    merged: Any = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
+    if (adapter / ROW_DELTA_FILE).is_file():
+        merged.load_ngram_rows(adapter)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    writing = Path(tempfile.mkdtemp(prefix=f".{output.name}-", dir=output.parent))
+    try:
+        merged.save_pretrained(writing)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(writing)
+        writing.chmod(0o755)  # mkdtemp lets nobody else read
+        if output.exists():
+            shutil.rmtree(output)
+        writing.rename(output)
+    except BaseException:
+        shutil.rmtree(writing, ignore_errors=True)
+        raise
+
+
+__all__ = ["OutputArguments", "write_merged"]

@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What `training.sft`, `training.dpo` and `training.grpo` do alike around their trainer."""
+
+from pathlib import Path
+from typing import Any
+
+from peft import PeftModel
+from transformers.trainer_utils import get_last_checkpoint
+
+from training.merged_output import OutputArguments, write_merged
+
+
+def set_model_options(training_args: Any, model_args: Any) -> None:
+    """Put what [`~trl.ModelConfig`] says of loading into `model_init_kwargs`, which win, as TRL's scripts do."""
+    training_args.model_init_kwargs = {
+        "revision": model_args.model_revision,
+        "trust_remote_code": training_args.trust_remote_code,
+        "attn_implementation": model_args.attn_implementation,
+        "dtype": model_args.dtype,
+        **(training_args.model_init_kwargs or {}),
+    }
+
+
+def checkpoint_to_resume(training_args: Any) -> str | None:
+    """The path to resume from; `last` is the newest checkpoint in the output folder."""
+    if training_args.resume_from_checkpoint != "last":
+        return training_args.resume_from_checkpoint
+    output = training_args.output_dir
+    checkpoint = get_last_checkpoint(output) if Path(output).is_dir() else None
+    if checkpoint is None:
+        raise ValueError(f"`resume_from_checkpoint: last`: there is no checkpoint in {training_args.output_dir}")
+    return checkpoint
+
+
+def train_and_save(trainer: Any, script_args: Any, output_args: OutputArguments) -> Any:
+    """Train, save, merge and push as asked; returns the trainer."""
+    if output_args.merge_adapter and not isinstance(trainer.model, PeftModel):
+        raise ValueError("`merge_adapter` merges an adapter, and none is trained: add `use_peft` or leave it out")
+    trainer.train(resume_from_checkpoint=checkpoint_to_resume(trainer.args))
+    output = Path(trainer.args.output_dir)
+    trainer.save_model(str(output))
+    trainer.save_state()
+    trainer.accelerator.print(f"Model saved to {output}")
+    if output_args.merge_adapter:
+        if trainer.accelerator.is_main_process:
+            write_merged(output, output / "merged", trainer.processing_class, **trainer.args.model_init_kwargs)
+        trainer.accelerator.wait_for_everyone()
+        trainer.accelerator.print(f"Merged model saved to {output / 'merged'}")
+    if trainer.args.push_to_hub:
+        trainer.push_to_hub(dataset_name=script_args.dataset_name)
+        trainer.accelerator.print(f"Model pushed to the Hub as {trainer.hub_model_id}")
+    trainer.end()
+    return trainer
+
+
+__all__ = ["checkpoint_to_resume", "set_model_options", "train_and_save"]
