@@ -144,7 +144,7 @@ def test_mistaken_options_are_named(tiny, tmp_path, options, problem):
 
 def test_a_checkpoint_says_what_it_was_trained_at():
     check_original_length(LongCatLiteConfig(), 32768)
-    with pytest.raises(ValueError, match="`rope_parameters.original_max_position_embeddings` is 32768"):
+    with pytest.raises(ValueError, match=r"`rope_parameters\.original_max_position_embeddings` is 32768"):
         check_original_length(LongCatLiteConfig(), 65536)
     with pytest.raises(ValueError, match="`max_position_embeddings` is 8192"):
         check_original_length(LongCatLiteConfig(rope_parameters=PLAIN_ROPE, max_position_embeddings=8192), 32768)

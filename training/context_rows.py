@@ -145,4 +145,5 @@ __all__ = [
     "short_rows",
     "stage_blocks",
     "tokenized",
+    "windows",
 ]

@@ -33,6 +33,7 @@ VALUES = (
     *("pearl", "pine", "plum", "quartz"),
 )
 HELD_OUT_PERCENT = 10
+RECALL_SHARE = 0.35  # of the lines of a training document with needles
 # Test data and generated tables are not written by people, and some distributions leave them out.
 SKIPPED_FOLDERS = frozenset({"__pycache__", "encodings", "idlelib", "lib2to3", "site-packages", "test", "tests"})
 SKIPPED_FOLDERS |= {"dist-packages", "turtledemo", "pydoc_data"}
@@ -68,19 +69,19 @@ def statement(key: str, value: str) -> str:
 def recall_document(
     documents: list[str], tokenizer: PreTrainedTokenizerBase, tokens: int, pairs: int, draw: random.Random
 ) -> str:
-    """A training document of about `tokens` tokens in which a third of the lines state a pair or come back to one.
+    """A training document of about `tokens` tokens: pairs stated over its first half, and come back to all the way.
 
-    Pairs appear over the whole document; which one it comes back to is drawn evenly, so all distances occur.
+    Every third line or so comes back to a pair, which one is drawn evenly: all distances occur.
     """
     drawn = list(zip(draw.sample(KEYS, pairs), draw.choices(VALUES, k=pairs), strict=True))
+    places = [0.0, *sorted(draw.uniform(0, tokens / 2) for _ in range(pairs - 1))]
     lines: list[str] = []
     length, stated = 0, 0
     for line in library_lines(documents, draw):
-        chance = draw.random()
-        if chance < 0.2 and stated:
-            line = statement(*drawn[draw.randrange(stated)])
-        elif stated < pairs and chance < 0.2 + 0.4 * (length * pairs < stated * tokens * 0.5 or not stated):
+        if stated < pairs and length >= places[stated]:
             line, stated = statement(*drawn[stated]), stated + 1
+        elif draw.random() < RECALL_SHARE:
+            line = statement(*drawn[draw.randrange(stated)])
         lines.append(line)
         length += len(tokenizer(line + "\n")["input_ids"])
         if length >= tokens:

@@ -10,10 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from datasets import load_dataset
 from matplotlib.figure import Figure
+from transformers import AutoTokenizer
 
+from modeling_longcat_lite import LongCatLiteConfig, LongCatLiteForCausalLM
 from training import yarn_study as study
 from training.context_measures import found, losses_by_position
+from training.context_rows import short_rows, tokenized, windows
+from training.long_documents import library_documents, needle_row
 
 BIN = 128  # positions that a point of the plot is the mean of
 LIBRARIES = ("torch", "transformers", "trl")
@@ -21,11 +26,6 @@ LIBRARIES = ("torch", "transformers", "trl")
 
 def measure(name: str, folder: Path, extended: Path) -> dict[str, Any]:
     """All figures of one model; `YaRN, not trained` is the base model under the configuration in `extended`."""
-    from transformers import AutoTokenizer
-
-    from modeling_longcat_lite import LongCatLiteConfig, LongCatLiteForCausalLM
-    from training.long_documents import library_documents
-
     config = LongCatLiteConfig.from_pretrained(extended if name == "YaRN, not trained" else folder)
     model = LongCatLiteForCausalLM.from_pretrained(folder, config=config, dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(study.OUTPUT / "base")
@@ -41,8 +41,6 @@ def measure(name: str, folder: Path, extended: Path) -> dict[str, Any]:
 
 def needles(model, tokenizer, documents: list[str]) -> dict[str, list[float]]:
     """Share of needles found, per length and depth; the rows are the same for every model."""
-    from training.long_documents import needle_row
-
     shares: dict[str, list[float]] = {}
     for length in study.LENGTHS:
         shares[str(length)] = []
@@ -56,18 +54,13 @@ def needles(model, tokenizer, documents: list[str]) -> dict[str, list[float]]:
 
 
 def text_rows(documents: list[str], tokenizer, length: int) -> torch.Tensor:
-    """Rows of real text, each the beginning of a document: `[R, length]`."""
-    ids = (tokenizer(text)["input_ids"] for text in documents)
-    rows = [document[:length] for document in ids if len(document) >= length][: study.LOSS_ROWS]
-    return torch.tensor(rows)
+    """Windows of real text, drawn from all there are: `[R, length]`."""
+    rows = [window for text in documents for window in windows(tokenizer(text)["input_ids"], length)]
+    return torch.tensor(random.Random(study.SEED).sample(rows, min(study.LOSS_ROWS, len(rows))))
 
 
 def short_loss(model, tokenizer) -> float:
     """Mean loss on held-out rows of the original length, text and needles, as `extend_context` measures it."""
-    from datasets import load_dataset
-
-    from training.context_rows import short_rows, tokenized
-
     documents = load_dataset(str(study.OUTPUT / "short"))["test"]
     rows = short_rows(tokenized(documents, tokenizer, "text", "test"), study.ORIGINAL)
     return float(losses_by_position(model, rows.with_format("torch")["input_ids"][:]).mean())

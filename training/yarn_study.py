@@ -27,7 +27,9 @@ SEED = 0
 VOCABULARY = 768
 ORIGINAL, LONGEST = 256, 2048
 BASE_STEPS, BASE_ROWS = 1500, 16
-SHORT_DOCUMENTS, LONG_DOCUMENTS = 8000, 160
+SHORT_RECALLS, LONG_RECALLS, TEST_RECALLS = 16_000, 400, 300  # documents with needles
+LONG_TEXTS, TEST_EXCERPTS = 150, 150  # documents without; the short mix has all of them
+EXCERPT_CHARS = 1500
 LENGTHS = (256, 512, 1024, 2048)
 DEPTHS = (0.0, 0.25, 0.5, 0.75, 0.95)
 NEEDLES, DISTRACTORS = 16, 3  # rows per length and depth; other pairs in each
@@ -132,12 +134,18 @@ def write_documents():
 
     draw = random.Random(SEED)
     train, held_out = library_documents(held_out=False), library_documents(held_out=True)
-    sentences = [statement(draw.choice(KEYS), draw.choice(VALUES)) for _ in range(200_000)]
+    sentences = [statement(draw.choice(KEYS), draw.choice(VALUES)) for _ in range(400_000)]
     tokenizer = train_tokenizer([*train, *sentences], VOCABULARY, model_max_length=LONGEST)
-    for name, tokens, pairs, count in (("short", ORIGINAL, 4, SHORT_DOCUMENTS), ("long", LONGEST, 16, LONG_DOCUMENTS)):
-        for split, texts, number in (("train", train, count), ("test", held_out, count // 20)):
-            needles = [recall_document(texts, tokenizer, tokens, pairs, draw) for _ in range(number)]
-            write_jsonl(OUTPUT / name / f"{split}.jsonl", draw.sample(texts, len(texts)) + needles)
+
+    def recalls(texts: list[str], tokens: int, pairs: int, count: int) -> list[str]:
+        return [recall_document(texts, tokenizer, tokens, pairs, draw) for _ in range(count)]
+
+    short = recalls(train, ORIGINAL, 4, SHORT_RECALLS) + train
+    excerpts = [text[:EXCERPT_CHARS] for text in draw.sample(held_out, min(TEST_EXCERPTS, len(held_out)))]
+    long = recalls(train, LONGEST, 16, LONG_RECALLS) + draw.sample(train, min(LONG_TEXTS, len(train)))
+    write_jsonl(OUTPUT / "short" / "train.jsonl", draw.sample(short, len(short)))
+    write_jsonl(OUTPUT / "short" / "test.jsonl", excerpts + recalls(held_out, ORIGINAL, 4, TEST_RECALLS))
+    write_jsonl(OUTPUT / "long" / "train.jsonl", long)
     return tokenizer
 
 
