@@ -87,7 +87,11 @@ class NgramEmbedding(nn.Module):
         tables = self._plain_weights(self.embedders._modules.values(), word_embeds) if resident else None
         if tables is not None and codes is not None and kernel_applies(codes, tables):
             return gather_ngram_rows(codes, tables, self.residues, self.sizes, self.eos_token_ids)
-        ids = self.ids(codes) if row_ids is None else row_ids.movedim(-1, 0)  # [S, B, T]
+        if codes is None:
+            assert row_ids is not None
+            ids = row_ids.movedim(-1, 0)  # [S, B, T]
+        else:
+            ids = self.ids(codes)
         if not resident:
             return self._gathered(word_embeds, ids)
         if tables is None:

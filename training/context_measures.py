@@ -4,15 +4,16 @@
 Shapes: R rows, T tokens.
 """
 
+from typing import Any
+
 import torch
 from torch.nn.functional import cross_entropy
-from transformers import PreTrainedModel
 
 ROWS_AT_ONCE = 4
 
 
 @torch.no_grad()
-def losses_by_position(model: PreTrainedModel, rows: torch.Tensor) -> torch.Tensor:
+def losses_by_position(model: Any, rows: torch.Tensor) -> torch.Tensor:
     """Nats of token t + 1 behind tokens 0 to t, mean over the rows: `[T - 1]` float32 from `[R, T]` ids."""
     total = torch.zeros(rows.shape[1] - 1)
     for part in rows.split(ROWS_AT_ONCE):
@@ -22,7 +23,7 @@ def losses_by_position(model: PreTrainedModel, rows: torch.Tensor) -> torch.Tens
 
 
 @torch.no_grad()
-def found(model: PreTrainedModel, rows: torch.Tensor, answers: list[list[int]]) -> list[bool]:
+def found(model: Any, rows: torch.Tensor, answers: list[list[int]]) -> list[bool]:
     """For each of `[R, T]` rows, whether the model goes on with its answer, token by token and greedily."""
     right = []
     for part, wanted in zip(rows.split(ROWS_AT_ONCE), batched(answers, ROWS_AT_ONCE), strict=True):

@@ -116,7 +116,7 @@ def drawn(rows: Dataset | None, count: int, draw: random.Random) -> list[int]:
     return indices[:count]
 
 
-def lazy_blocks(blocks: list[tuple[str, list[int]]], sources: dict[str, Dataset | None]) -> Dataset:
+def lazy_blocks(blocks: list[tuple[str, list[int]]], sources: dict[str, Any]) -> Dataset:
     """A data set that fetches the rows of a block when it is asked for."""
 
     def fetch(batch: dict) -> dict:

@@ -91,7 +91,7 @@ def fields_of(kind: type, written: Any, prefix: str) -> dict[str, Any]:
     if missing:
         raise ValueError(f"`{prefix}{missing[0]}` is missing")
     for name, value in written.items():
-        numbers = {int: int, float: (int, float), int | None: int}.get(known[name].type)
+        numbers: Any = {int: int, float: (int, float), int | None: int}.get(known[name].type)
         absent = value is None and known[name].default is None
         if numbers and not absent and (isinstance(value, bool) or not isinstance(value, numbers)):
             raise ValueError(f"`{prefix}{name}` must be a number, got {value!r} (YAML wants 1.0e-5, not 1e-5)")

@@ -52,10 +52,10 @@ class ShardedRowsSFTTrainer(ResumableSFTTrainer):
                 "two dimensions only, and would lose the n-grams; use `parallelism_config_cp_size`"
             )
         if parallelism.cp_enabled:
-            config: Any = self.accelerator.unwrap_model(self.model).config
-            if config.use_ngram_embedding:
-                self.data_collator = WholeRowNgrams(self.data_collator, config)
-            drop_masks(self.model)
+            model: Any = self.accelerator.unwrap_model(self.model)
+            if model.config.use_ngram_embedding:
+                self.data_collator = WholeRowNgrams(self.data_collator, model.config)
+            drop_masks(model)
 
     def _prepare_context_parallel_inputs(self, model: nn.Module, inputs: dict) -> tuple[Callable, dict]:
         context, inputs = super()._prepare_context_parallel_inputs(model, inputs)
