@@ -51,12 +51,12 @@ def test_a_row_too_short_for_its_needles_is_named(tokenizer):
         needle_row(TEXTS, tokenizer, 16, 0.5, 3, random.Random(0))
 
 
-def test_a_training_document_comes_back_to_its_pairs(tokenizer):
-    text = recall_document(TEXTS, tokenizer, 512, 4, random.Random(0))
+def test_a_training_document_comes_back_to_its_pairs():
+    text = recall_document(TEXTS, 900, 4, random.Random(0))
     stated = [line for line in text.splitlines() if line.startswith("Key ")]
     assert len(set(stated)) == len({line.split()[1] for line in stated}) == 4
     assert len(stated) > 8
-    assert 480 <= len(tokenizer(text + "\n")["input_ids"]) < 600
+    assert 900 <= len(text) < 1000
 
 
 def test_measures_are_those_of_plain_loops():

@@ -66,15 +66,14 @@ def statement(key: str, value: str) -> str:
     return f"Key {key} {value}."
 
 
-def recall_document(
-    documents: list[str], tokenizer: PreTrainedTokenizerBase, tokens: int, pairs: int, draw: random.Random
-) -> str:
-    """A training document of about `tokens` tokens: pairs stated over its first half, and come back to all the way.
+def recall_document(documents: list[str], characters: int, pairs: int, draw: random.Random) -> str:
+    """A training document of at least `characters` characters that states pairs and comes back to them.
 
-    Every third line or so comes back to a pair, which one is drawn evenly: all distances occur.
+    They are stated over its first half. Every third line or so comes back to one of them, drawn evenly: all distances
+    occur.
     """
     drawn = list(zip(draw.sample(KEYS, pairs), draw.choices(VALUES, k=pairs), strict=True))
-    places = [0.0, *sorted(draw.uniform(0, tokens / 2) for _ in range(pairs - 1))]
+    places = [0.0, *sorted(draw.uniform(0, characters / 2) for _ in range(pairs - 1))]
     lines: list[str] = []
     length, stated = 0, 0
     for line in library_lines(documents, draw):
@@ -83,8 +82,8 @@ def recall_document(
         elif draw.random() < RECALL_SHARE:
             line = statement(*drawn[draw.randrange(stated)])
         lines.append(line)
-        length += len(tokenizer(line + "\n")["input_ids"])
-        if length >= tokens:
+        length += len(line) + 1
+        if length > characters:
             break
     return "\n".join(lines)
 

@@ -28,8 +28,9 @@ VOCABULARY = 768
 ORIGINAL, LONGEST = 256, 2048
 BASE_STEPS, BASE_ROWS = 2400, 8
 SHORT_RECALLS, LONG_RECALLS, TEST_RECALLS = 16_000, 400, 300  # documents with needles
-LONG_TEXTS, TEST_EXCERPTS = 150, 150  # documents without; the short mix has all of them
+SHORT_TEXTS, LONG_TEXTS, TEST_EXCERPTS = 500, 150, 150  # documents without
 EXCERPT_CHARS = 1500
+CHARS_A_TOKEN = 3  # rather more than there are, so that a long document fills a long row
 LENGTHS = (256, 512, 1024, 2048)
 DEPTHS = (0.0, 0.25, 0.5, 0.75, 0.95)
 NEEDLES, DISTRACTORS = 16, 3  # rows per length and depth; other pairs in each
@@ -138,9 +139,9 @@ def write_documents():
     tokenizer = train_tokenizer([*train, *sentences], VOCABULARY, model_max_length=LONGEST)
 
     def recalls(texts: list[str], tokens: int, pairs: int, count: int) -> list[str]:
-        return [recall_document(texts, tokenizer, tokens, pairs, draw) for _ in range(count)]
+        return [recall_document(texts, tokens * CHARS_A_TOKEN, pairs, draw) for _ in range(count)]
 
-    short = recalls(train, ORIGINAL, 4, SHORT_RECALLS) + train
+    short = recalls(train, ORIGINAL, 4, SHORT_RECALLS) + draw.sample(train, min(SHORT_TEXTS, len(train)))
     excerpts = [text[:EXCERPT_CHARS] for text in draw.sample(held_out, min(TEST_EXCERPTS, len(held_out)))]
     long = recalls(train, LONGEST, 16, LONG_RECALLS) + draw.sample(train, min(LONG_TEXTS, len(train)))
     write_jsonl(OUTPUT / "short" / "train.jsonl", draw.sample(short, len(short)))
