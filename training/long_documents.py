@@ -33,7 +33,7 @@ VALUES = (
     *("pearl", "pine", "plum", "quartz"),
 )
 HELD_OUT_PERCENT = 10
-RECALL_SHARE = 0.35  # of the lines of a training document with needles
+RECALL_SHARE = 0.6  # of the lines of a training document with needles
 # Test data and generated tables are not written by people, and some distributions leave them out.
 SKIPPED_FOLDERS = frozenset({"__pycache__", "encodings", "idlelib", "lib2to3", "site-packages", "test", "tests"})
 SKIPPED_FOLDERS |= {"dist-packages", "turtledemo", "pydoc_data"}
@@ -69,7 +69,7 @@ def statement(key: str, value: str) -> str:
 def recall_document(documents: list[str], characters: int, pairs: int, draw: random.Random) -> str:
     """A training document of at least `characters` characters that states pairs and comes back to them.
 
-    They are stated over its first half. Every third line or so comes back to one of them, drawn evenly: all distances
+    They are stated over its first half. Most other lines come back to one of them, drawn evenly: all distances
     occur.
     """
     drawn = list(zip(draw.sample(KEYS, pairs), draw.choices(VALUES, k=pairs), strict=True))

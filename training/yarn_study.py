@@ -26,9 +26,10 @@ RECIPES = Path("training/recipes")
 SEED = 0
 VOCABULARY = 768
 ORIGINAL, LONGEST = 256, 2048
-BASE_STEPS, BASE_ROWS = 2400, 8
+BASE_STEPS, BASE_ROWS, BASE_RATE = 3000, 8, 4e-3
 SHORT_RECALLS, LONG_RECALLS, TEST_RECALLS = 16_000, 400, 300  # documents with needles
-SHORT_TEXTS, LONG_TEXTS, TEST_EXCERPTS = 500, 150, 150  # documents without
+SHORT_TEXTS, LONG_TEXTS, TEST_EXCERPTS = 200, 150, 150  # documents without
+SHORT_PAIRS, LONG_PAIRS = 8, 24  # in a document with needles
 EXCERPT_CHARS = 1500
 CHARS_A_TOKEN = 3  # rather more than there are, so that a long document fills a long row
 LENGTHS = (256, 512, 1024, 2048)
@@ -43,7 +44,7 @@ MODEL: dict[str, Any] = {
     "expert_ffn_hidden_size": 48,
     "q_lora_rank": 64,
     "kv_lora_rank": 48,
-    "qk_nope_head_dim": 8,
+    "qk_nope_head_dim": 16,
     "qk_rope_head_dim": 16,
     "v_head_dim": 24,
     "n_routed_experts": 4,
@@ -111,8 +112,8 @@ def write_base(folder: Path) -> None:
     ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
     config = LongCatLiteConfig(vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id, **ends, **MODEL)
     model = LongCatLiteForCausalLM(config).train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, betas=(0.9, 0.98), weight_decay=0.0, fused=True)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=BASE_STEPS, pct_start=0.05)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=BASE_RATE, betas=(0.9, 0.98), weight_decay=0.0, fused=True)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, BASE_RATE, total_steps=BASE_STEPS, pct_start=0.05)
     order = torch.Generator().manual_seed(SEED)
     for step in range(BASE_STEPS):
         batch = rows[torch.randint(len(rows), (BASE_ROWS,), generator=order)]
@@ -141,11 +142,11 @@ def write_documents():
     def recalls(texts: list[str], tokens: int, pairs: int, count: int) -> list[str]:
         return [recall_document(texts, tokens * CHARS_A_TOKEN, pairs, draw) for _ in range(count)]
 
-    short = recalls(train, ORIGINAL, 4, SHORT_RECALLS) + draw.sample(train, min(SHORT_TEXTS, len(train)))
+    short = recalls(train, ORIGINAL, SHORT_PAIRS, SHORT_RECALLS) + draw.sample(train, min(SHORT_TEXTS, len(train)))
     excerpts = [text[:EXCERPT_CHARS] for text in draw.sample(held_out, min(TEST_EXCERPTS, len(held_out)))]
-    long = recalls(train, LONGEST, 16, LONG_RECALLS) + draw.sample(train, min(LONG_TEXTS, len(train)))
+    long = recalls(train, LONGEST, LONG_PAIRS, LONG_RECALLS) + draw.sample(train, min(LONG_TEXTS, len(train)))
     write_jsonl(OUTPUT / "short" / "train.jsonl", draw.sample(short, len(short)))
-    write_jsonl(OUTPUT / "short" / "test.jsonl", excerpts + recalls(held_out, ORIGINAL, 4, TEST_RECALLS))
+    write_jsonl(OUTPUT / "short" / "test.jsonl", excerpts + recalls(held_out, ORIGINAL, SHORT_PAIRS, TEST_RECALLS))
     write_jsonl(OUTPUT / "long" / "train.jsonl", long)
     return tokenizer
 
