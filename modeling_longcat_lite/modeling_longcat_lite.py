@@ -136,6 +136,7 @@ class LongCatLiteModel(LongCatLitePreTrainedModel):
         inputs_embeds: torch.FloatTensor | None = None,
         ngram_input_ids: torch.LongTensor | None = None,
         ngram_attention_mask: torch.Tensor | None = None,
+        ngram_row_ids: torch.LongTensor | None = None,
         trunk_embeds: torch.FloatTensor | None = None,
         use_cache: bool | None = None,
         **kwargs,
@@ -152,6 +153,9 @@ class LongCatLiteModel(LongCatLitePreTrainedModel):
                 Word rows in place of `input_ids`; needs `ngram_input_ids`.
             ngram_input_ids (`torch.LongTensor` of shape `[B, T]`, *optional*): The tokens for the n-grams alone.
             ngram_attention_mask (`torch.Tensor` of shape `[B, T]`, *optional*): Padding, beside a 4D `attention_mask`.
+            ngram_row_ids (`torch.LongTensor` of shape `[B, T, S]`, *optional*):
+                The table rows of every token, where `input_ids` are a part of a row that was split: the package's
+                `ngram_row_ids` of the whole row, sub-tables last. Without a cache.
             trunk_embeds (`torch.FloatTensor` of shape `[B, T, D]`, *optional*):
                 What the first layer reads, where drafting has looked it up already; `input_ids` go to the cache.
             use_cache (`bool`, *optional*): Return a cache.
@@ -165,11 +169,13 @@ class LongCatLiteModel(LongCatLitePreTrainedModel):
         mask_arguments = causal_mask_arguments(attention_mask, position_ids, past_key_values)
 
         codes = None
-        if self.ngram_embeddings is not None:
+        if ngram_row_ids is not None:
+            self._check_row_ids(ngram_row_ids, word_embeds, past_key_values)
+        elif self.ngram_embeddings is not None:
             # Before the layers fill the cache: the window is what it held, then this forward's tokens.
             visible = attention_mask if ngram_attention_mask is None else ngram_attention_mask
             codes = self._token_window(tokens, visible, position_ids, past_key_values)
-        hidden_states = self.embed(word_embeds, codes) if trunk_embeds is None else trunk_embeds
+        hidden_states = self.embed(word_embeds, codes, ngram_row_ids) if trunk_embeds is None else trunk_embeds
 
         if position_ids is None:
             past = 0 if past_key_values is None else past_key_values.get_seq_length()
@@ -187,10 +193,13 @@ class LongCatLiteModel(LongCatLitePreTrainedModel):
             )
         return MoeModelOutputWithPast(last_hidden_state=self.norm(hidden_states), past_key_values=past_key_values)
 
-    def embed(self, word_embeds: torch.Tensor, codes: torch.Tensor | None) -> torch.Tensor:
-        """Word rows `[B, T, D]` and codes that end with their tokens to what the first layer reads, `[B, T, D]`."""
+    def embed(
+        self, word_embeds: torch.Tensor, codes: torch.Tensor | None, row_ids: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Word rows `[B, T, D]` and codes that end with their tokens, or row ids `[B, T, S]`, to what the first layer
+        reads, `[B, T, D]`."""
         if self.ngram_embeddings is not None:
-            word_embeds = self.ngram_embeddings(word_embeds, codes)
+            word_embeds = self.ngram_embeddings(word_embeds, codes, row_ids)
         return self.embedding_amplification(word_embeds)
 
     def embed_tokens_with_history(self, input_ids: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
@@ -216,6 +225,13 @@ class LongCatLiteModel(LongCatLitePreTrainedModel):
                 raise ValueError(f"`ngram_input_ids` has shape {list(tokens.shape)}, the other input {list(shape)}.")
             check_token_ids(tokens, self.config.vocab_size)
         return tokens
+
+    def _check_row_ids(self, row_ids: torch.Tensor, word_embeds: torch.Tensor, past_key_values: Cache | None):
+        wanted = [*word_embeds.shape[:2], self.config.num_subtables]
+        if self.ngram_embeddings is None or list(row_ids.shape) != wanted:
+            raise ValueError(f"`ngram_row_ids` has shape {list(row_ids.shape)}, this model and input want {wanted}.")
+        if past_key_values is not None:
+            raise ValueError("`ngram_row_ids` gives a cache no tokens to go on from: pass `use_cache=False`.")
 
     def _cache_with_history(self, past_key_values: Cache | None, use_cache, word_embeds) -> Cache | None:
         if past_key_values is None and use_cache:

@@ -63,9 +63,11 @@ class NgramEmbedding(nn.Module):
         contexts = ngram_contexts(codes, self.max_ngram_order, self.eos_token_ids)
         return ngram_ids(contexts, self.residues, self.sizes)
 
-    def forward(self, word_embeds: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
-        """`[B, T, D]` word rows and `[B, N - 1 + T]` codes to `[B, T, D]`."""
-        rows = self._rows(word_embeds, codes)  # [B, T, S * W]
+    def forward(
+        self, word_embeds: torch.Tensor, codes: torch.Tensor | None, row_ids: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """`[B, T, D]` word rows and `[B, N - 1 + T]` codes, or `[B, T, S]` row ids in their place, to `[B, T, D]`."""
+        rows = self._rows(word_embeds, codes, row_ids)  # [B, T, S * W]
         if self._plain_weights([self.post_proj], word_embeds) is not None:
             scale, projection = 1 / self.num_terms, self.post_proj.weight.t()
             words = word_embeds.flatten(0, 1)  # [B T, D]
@@ -77,29 +79,36 @@ class NgramEmbedding(nn.Module):
         if self.tables is not None:
             self.tables.prefetch(self.ids(codes))
 
-    def _rows(self, word_embeds: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
+    def _rows(
+        self, word_embeds: torch.Tensor, codes: torch.Tensor | None, row_ids: torch.Tensor | None
+    ) -> torch.Tensor:
         """The rows of all tables side by side, `[B, T, S * W]`."""
-        if self.placement != "resident":
-            return self._gathered(word_embeds, codes)
-        tables = self._plain_weights(self.embedders._modules.values(), word_embeds)
+        resident = self.placement == "resident"
+        tables = self._plain_weights(self.embedders._modules.values(), word_embeds) if resident else None
+        if tables is not None and codes is not None and kernel_applies(codes, tables):
+            return gather_ngram_rows(codes, tables, self.residues, self.sizes, self.eos_token_ids)
+        if codes is None:
+            assert row_ids is not None
+            ids = row_ids.movedim(-1, 0)  # [S, B, T]
+        else:
+            ids = self.ids(codes)
+        if not resident:
+            return self._gathered(word_embeds, ids)
         if tables is None:
             # `to`: a device map may spread the tables over devices, and leaves each result where its table is.
             device = word_embeds.device
-            each = [table(ids).to(device) for table, ids in zip(self.embedders, self.ids(codes).unbind(), strict=True)]
+            each = [table(rows).to(device) for table, rows in zip(self.embedders, ids.unbind(), strict=True)]
             if self.table_bits < 16:
                 return dequantize_rows(torch.stack(each, dim=-2), self.table_bits, word_embeds.dtype).flatten(-2)
             return torch.cat(each, dim=-1)
-        if kernel_applies(codes, tables):
-            return gather_ngram_rows(codes, tables, self.residues, self.sizes, self.eos_token_ids)
         # One lookup a table: as separate tensors they stay memory-mapped, without a copy of 58 GiB.
-        return torch.cat(list(map(torch.embedding, tables, self.ids(codes).unbind())), dim=-1)
+        return torch.cat(list(map(torch.embedding, tables, ids.unbind())), dim=-1)
 
-    def _gathered(self, word_embeds: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
+    def _gathered(self, word_embeds: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
         if self.tables is None:
             raise ValueError(
                 f'`ngram_tables="{self.placement}"` reads the tables of a checkpoint: load one with `from_pretrained`.'
             )
-        ids = self.ids(codes)
         if torch.compiler.is_compiling():
             return gather_rows(ids, word_embeds, self.tables.handle)
         return self.tables.gather(ids, word_embeds.device, word_embeds.dtype)
@@ -135,13 +144,15 @@ class NgramEmbedding(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 
-def ngram_row_ids(config: LongCatLiteConfig, input_ids: torch.Tensor) -> torch.Tensor:
+def ngram_row_ids(
+    config: LongCatLiteConfig, input_ids: torch.Tensor, position_ids: torch.Tensor | None = None
+) -> torch.Tensor:
     """The row that each token of whole sequences reads of each sub-table: `[S, B, T]` int64 from `[B, T]`.
 
-    A function of config and tokens: no table and no weight is made.
+    A function of config, tokens and, where documents are packed, positions: no table and no weight is made.
     """
     order = config.max_ngram_order
-    codes = nn.functional.pad(encode_tokens(input_ids), (order - 1, 0), value=HIDDEN)  # [B, N - 1 + T]
+    codes = nn.functional.pad(encode_tokens(input_ids, position_ids), (order - 1, 0), value=HIDDEN)  # [B, N - 1 + T]
     return ngram_ids(ngram_contexts(codes, order, segment_ends(config)), **NgramEmbedding.hash_constants(config))
 
 

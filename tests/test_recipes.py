@@ -14,16 +14,19 @@ import yaml
 from tiny_chat import WIDTHS_OF_64, chat_rows, write_rows, write_tiny_chat
 
 from model_cards.build_hub_repo import build_hub_repo
-from training import sft
+from training import extend_context, sft
 from training.longcat_config import LongCatParser
 from training.preference_data import write_preferences
 
 OURS = sorted(Path("training/recipes").glob("*.longcat.yaml"))
-RECIPES = sorted(set(Path("training/recipes").glob("*.yaml")) - set(OURS))
+STAGES = sorted(Path("training/recipes").glob("*.stages.yaml"))
+RECIPES = sorted(set(Path("training/recipes").glob("*.yaml")) - {*OURS, *STAGES})
+STAGED = [path for path in RECIPES if path.with_suffix(".stages.yaml") in STAGES]
 OVERRIDES = yaml.safe_load(Path("tests/recipe_overrides.yaml").read_text(encoding="utf-8"))
 
 FULL = [pytest.param(name, marks=pytest.mark.full) for name in ("dpo", "grpo")]
 each_recipe = pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+each_trained_once = pytest.mark.parametrize("recipe", sorted(set(RECIPES) - set(STAGED)), ids=lambda path: path.stem)
 
 
 @pytest.fixture(scope="module")
@@ -43,8 +46,8 @@ def wide(tmp_path_factory) -> Path:
 
 
 def task_of(recipe: Path) -> str:
-    """`sft`, `dpo` or `grpo`: the script that the head launches."""
-    launch = re.search(rf"python -m training\.(\w+) --config training/recipes/{recipe.name}", recipe.read_text())
+    """`sft`, `dpo`, `grpo` or `extend_context`: the script that the head launches."""
+    launch = re.search(rf"-m[\s#\\]+training\.(\w+) --config training/recipes/{recipe.name}", recipe.read_text())
     assert launch, f"{recipe} does not say how to launch it"
     return launch[1]
 
@@ -58,7 +61,7 @@ def overridden(recipe: Path, model: Path, data: Path, output: Path) -> Path:
     """The recipe with the overrides for tests in it, as a file beside `output`."""
     keys = yaml.safe_load(recipe.read_text(encoding="utf-8"))
     rows = {"outputs/preferences/pairs": "preferences/pairs", "outputs/preferences/prompts": "preferences/prompts"}
-    rows["outputs/text"] = "text"
+    rows |= {"outputs/text": "text", **dict.fromkeys(["outputs/yarn-demo/long", "long-documents"], "documents")}
     paths = {
         "model_name_or_path": str(model),
         "dataset_name": str(data / rows.get(keys["dataset_name"], "data")),
@@ -71,7 +74,8 @@ def overridden(recipe: Path, model: Path, data: Path, output: Path) -> Path:
 
 def test_there_are_recipes():
     assert {path.stem for path in RECIPES} >= {
-        *("demo", "sft_full", "sft_lora", "sft_qlora", "sft_tables", "dpo", "grpo", "pretrain_8k")
+        *("demo", "sft_full", "sft_lora", "sft_qlora", "sft_tables", "dpo", "grpo", "pretrain_8k"),
+        *("yarn_demo", "yarn_256k"),
     }
     assert {path.with_suffix("").with_suffix(".yaml") for path in OURS} <= set(RECIPES)
 
@@ -89,7 +93,8 @@ def test_head_says_what_it_needs_how_to_launch_and_how_to_override(recipe):
 @each_recipe
 def test_keys_are_those_of_trl(recipe):
     # Unknown keys raise.
-    parser = importlib.import_module(f"trl.scripts.{task_of(recipe)}").make_parser()
+    task = "sft" if recipe in STAGED else task_of(recipe)
+    parser = importlib.import_module(f"trl.scripts.{task}").make_parser()
     parsed = parser.parse_args_and_config(["--config", str(recipe), "--use_cpu"])
     given = yaml.safe_load(recipe.read_text(encoding="utf-8"))
     values = {name: value for part in parsed for name, value in vars(part).items()}
@@ -97,7 +102,31 @@ def test_keys_are_those_of_trl(recipe):
     assert isinstance(given["learning_rate"], float)
 
 
-@each_recipe
+@pytest.mark.parametrize("recipe", STAGED, ids=lambda path: path.stem)
+def test_two_steps_of_each_of_its_stages_run_on_a_tiny_model(recipe, tmp_path):
+    """The recipe's stages, 16 tokens for what it extends from."""
+    stages = yaml.safe_load(recipe.with_suffix(".stages.yaml").read_text(encoding="utf-8"))
+    smaller = stages["original_length"] // 16
+    stages |= {"original_length": 16, "short_loss_tolerance": 99.0}
+    stages.pop("short_dataset_name")
+    if "max_position_embeddings" in stages:
+        stages["max_position_embeddings"] //= smaller
+    for stage in stages["stages"]:
+        stage |= {"steps": 2, "max_length": stage["max_length"] // smaller}
+    (tmp_path / "stages.yaml").write_text(yaml.safe_dump(stages))
+    chat = write_tiny_chat(tmp_path / "chat", max_position_embeddings=16)
+    for split in ("train", "test"):
+        texts = ["the list in place " * 60, "a short one", "sort the strings " * 70, "another one"]
+        write_rows(chat / "documents" / f"{split}.jsonl", [{"text": text} for text in texts])
+    config = overridden(recipe, chat / "model", chat, tmp_path / "out")
+    options = ["--config", str(config), "--stages", str(tmp_path / "stages.yaml")]
+    extend_context.main(*extend_context.make_parser().parse_args_and_config(options))
+    records = json.loads((tmp_path / "out" / "stages.json").read_text())
+    assert [record["stage"] for record in records] == ["before", *range(1, len(stages["stages"]) + 1)]
+    assert (tmp_path / "out" / "model.safetensors").is_file()
+
+
+@each_trained_once
 def test_two_steps_of_it_run_on_a_tiny_model(recipe, chat, wide, tmp_path):
     script = importlib.import_module(f"training.{task_of(recipe)}")
     model = (wide if "load_in_4bit: true" in recipe.read_text() else chat) / "model"

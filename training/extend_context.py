@@ -1,0 +1,256 @@
+# SPDX-License-Identifier: Apache-2.0
+"""
+# A longer context in stages, by YaRN: a small model on a CPU; `python -m training.yarn_study` writes what it needs
+```bash
+python -m training.extend_context \
+    --config training/recipes/yarn_demo.yaml --stages training/recipes/yarn_demo.stages.yaml
+```
+
+# LongCat-Flash-Lite from its 32k stage to 256k, on 64 GPUs
+```bash
+accelerate launch --config_file training/accelerate_configs/context_parallel.yaml -m training.extend_context \
+    --config training/recipes/yarn_256k.yaml --stages training/recipes/yarn_256k.stages.yaml
+```
+
+The recipe holds TRL's keys; the stages file what TRL does not know (see `context_stages`). Data sets are documents, a
+`text` or `input_ids` column, with a training split to learn from and a test split for the loss at the original length.
+That loss is measured before the first stage, under the checkpoint's own RoPE, and after each; where it has risen by
+more than `short_loss_tolerance`, the run stops behind the stage, which is saved.
+
+Each stage is saved as `stage-1-MAX_LENGTH` and so on, the last one in the output folder itself, with `stages.json`.
+`--resume_from_checkpoint last` skips finished stages and goes on inside the one that was interrupted.
+"""
+
+import argparse
+import copy
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+RECORD = "stages.json"
+
+
+@dataclass
+class StageArguments:
+    """What this script adds to TRL's arguments."""
+
+    stages: str | None = field(default=None, metadata={"help": "YAML file with the stages, see `context_stages`."})
+
+
+def main(script_args, training_args, model_args, dataset_args, stage_args):
+    from transformers import AutoTokenizer
+
+    from modeling_longcat_lite import LongCatLiteConfig
+    from training.context_stages import check_original_length, read_stages
+
+    check_arguments(script_args, training_args, model_args, dataset_args, stage_args)
+    stages = read_stages(stage_args.stages)
+    config = LongCatLiteConfig.from_pretrained(model_args.model_name_or_path, revision=model_args.model_revision)
+    check_original_length(config, stages.original_length)
+    tokenizer = AutoTokenizer.from_pretrained(model_args.model_name_or_path, revision=model_args.model_revision)
+    run = ContextExtension(stages, config, tokenizer, script_args, training_args, model_args)
+    run.load_documents(dataset_args)
+    return run.train()
+
+
+class ContextExtension:
+    """The stages of one run, one after the other; each goes on from the folder of the one before."""
+
+    def __init__(self, stages, config, tokenizer, script_args, training_args, model_args):
+        self.stages, self.config, self.tokenizer = stages, config, tokenizer
+        self.script_args, self.training_args, self.model_args = script_args, training_args, model_args
+        self.output = Path(training_args.output_dir)
+
+    def load_documents(self, dataset_args):
+        """Read, tokenize and cut; a stage that no document is long enough for is named before anything is trained."""
+        from training.context_rows import check_rows, long_rows, short_rows, tokenized
+
+        train, test, field_name = *self._splits(), self.training_args.dataset_text_field
+        documents = load_documents(self.script_args, dataset_args)
+        short = documents
+        if self.stages.short_dataset_name:
+            short = load_documents(None, None, self.stages.short_dataset_name)
+        for name, splits, wanted in (("dataset_name", documents, [train]), ("short data", short, [train, test])):
+            for split in wanted:
+                if split not in splits:
+                    raise ValueError(f"`{name}` has no split `{split}`, it has {', '.join(splits)}")
+        original = self.stages.original_length
+        long_documents = tokenized(documents[train], self.tokenizer, field_name, train)
+        self.long = []
+        for index, stage in enumerate(self.stages.stages):
+            rows = long_rows(long_documents, stage.max_length)
+            if stage.long_share > 0:
+                check_rows(rows, long_documents, stage.max_length, f"stages[{index}].max_length")
+            self.long.append(rows)
+        short_documents = {
+            split: tokenized(short[split], self.tokenizer, field_name, split) for split in (train, test)
+        }
+        self.short, self.short_test = (short_rows(short_documents[split], original) for split in (train, test))
+        for split, rows in ((train, self.short), (test, self.short_test)):
+            check_rows(rows, short_documents[split], original, "original_length")
+
+    def _splits(self) -> tuple[str, str]:
+        return self.script_args.dataset_train_split, self.script_args.dataset_test_split
+
+    def train(self):
+        """Run the stages; returns the last trainer, whose `stage_records` say what was measured."""
+        from training.context_stages import stage_config
+
+        path = self.output / RECORD
+        resuming = self.training_args.resume_from_checkpoint == "last"
+        records = json.loads(path.read_text(encoding="utf-8")) if resuming and path.is_file() else []
+        if not records:
+            records.append({"stage": "before", "short_loss": self._short_loss_before()})
+        source = self.model_args.model_name_or_path
+        trainer = None
+        for index, stage in enumerate(self.stages.stages):
+            folder = self._folder(index)
+            if index + 1 >= len(records):
+                trainer = None  # its memory is free before the next model is loaded
+                trainer = self._trainer(source, stage_config(self.config, self.stages, stage), index)
+                trainer.train(resume_from_checkpoint=last_checkpoint(folder) if resuming else None)
+                self._finish(trainer, index, records)
+            source = str(folder)
+        if trainer is None:
+            raise ValueError(f"{path}: every stage has been trained; give another `output_dir` to train again")
+        trainer.save_model(str(self.output))
+        if self.training_args.push_to_hub:
+            trainer.push_to_hub(dataset_name=self.script_args.dataset_name)
+        trainer.end()
+        return trainer
+
+    def _short_loss_before(self) -> float:
+        """Of the checkpoint as it is, under its own RoPE.
+
+        Sharded models cannot be evaluated without an optimizer: this is the evaluation before a step that is thrown
+        away.
+        """
+        trainer = self._trainer(self.model_args.model_name_or_path, self.config, 0)
+        trainer.args.eval_on_start, trainer.args.max_steps, trainer.args.save_strategy = True, 1, "no"
+        trainer.args.gradient_accumulation_steps = 1
+        trainer.train()
+        return next(entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry)
+
+    def _folder(self, index: int) -> Path:
+        return self.output / f"stage-{index + 1}-{self.stages.stages[index].max_length}"
+
+    def _trainer(self, source: str, config, index: int) -> Any:
+        """A trainer of one stage, with the model loaded under `config`."""
+        from modeling_longcat_lite import LongCatLiteForCausalLM
+        from training.context_rows import collate_block, evaluation_blocks, stage_blocks
+        from training.sequence_shards import ShardedRowsSFTTrainer
+
+        stage, original = self.stages.stages[index], self.stages.original_length
+        args = copy.deepcopy(self.training_args)
+        options = args.model_init_kwargs or {}
+        args.model_init_kwargs, args.resume_from_checkpoint = None, None
+        args.output_dir, args.max_steps, args.max_length = str(self._folder(index)), stage.steps, stage.max_length
+        args.dataset_kwargs = {"skip_prepare_dataset": True}
+        args.remove_unused_columns = False
+        model = LongCatLiteForCausalLM.from_pretrained(
+            source,
+            config=config,
+            dtype=self.model_args.dtype or "float32",
+            attn_implementation=self.model_args.attn_implementation,
+            **options,
+        )
+        count = stage.steps * args.gradient_accumulation_steps * args.world_size
+        trainer = ShardedRowsSFTTrainer(
+            model=model,
+            args=args,
+            train_dataset=stage_blocks(self.long[index], self.short, stage, original, count, args.seed + index),
+            eval_dataset=evaluation_blocks(self.short_test, max(1, stage.max_length // original)),
+            data_collator=collate_block,
+            processing_class=self.tokenizer,
+        )
+        check_parallelism(trainer.accelerator.parallelism_config, original)
+        return trainer
+
+    def _finish(self, trainer: Any, index: int, records: list[dict]):
+        """Measure, save, write down, and stop where the short loss has risen too far."""
+        stage, first = self.stages.stages[index], records[0]["short_loss"]
+        loss = trainer.evaluate()["eval_loss"]
+        trainer.save_model(str(self._folder(index)))
+        trainer.save_state()
+        records.append({"stage": index + 1, **vars(stage), "short_loss": loss, "short_loss_ratio": loss / first})
+        trainer.stage_records = records
+        if trainer.is_world_process_zero():
+            path = self.output / RECORD
+            beside = path.with_suffix(".partial")
+            beside.write_text(json.dumps(records, indent=2) + "\n", encoding="utf-8")
+            beside.replace(path)
+        trainer.accelerator.print(
+            f"stage {index + 1}: rows of {stage.max_length} tokens, factor {stage.factor}; short loss {loss:.4f}, "
+            f"{loss / first:.4f} of before"
+        )
+        if self.stages.stop_when_short_loss_rises and loss > first * (1 + self.stages.short_loss_tolerance):
+            raise RuntimeError(
+                f"stage {index + 1}: the loss on rows of {self.stages.original_length} tokens rose from {first:.4f} "
+                f"to {loss:.4f}, by more than `short_loss_tolerance` {self.stages.short_loss_tolerance}. The stage is "
+                f"saved in {self._folder(index)}; lower `long_share` or the learning rate"
+            )
+
+
+def load_documents(script_args, dataset_args, name: str | None = None):
+    """The splits of a data set by its name, or of the mixture that the recipe describes."""
+    from datasets import load_dataset
+    from trl import get_dataset
+
+    if name is not None:
+        return load_dataset(name)
+    if dataset_args.datasets:
+        return get_dataset(dataset_args)
+    return load_dataset(script_args.dataset_name, name=script_args.dataset_config)
+
+
+def check_arguments(script_args, training_args, model_args, dataset_args, stage_args):
+    """Raise a `ValueError` for options that this script cannot honour."""
+    if not stage_args.stages:
+        raise ValueError("`stages` must be given: a YAML file such as training/recipes/yarn_demo.stages.yaml")
+    if bool(dataset_args.datasets) == bool(script_args.dataset_name):
+        raise ValueError("give one of `dataset_name` and `datasets`")
+    if script_args.dataset_streaming:
+        raise ValueError("`dataset_streaming`: windows are drawn from the whole data set; turn it off")
+    if training_args.packing or training_args.padding_free:
+        raise ValueError(
+            "`packing` and `padding_free` begin every document at position 0, so that short ones never exercise a "
+            "long position; turn both off, rows are filled here"
+        )
+    for name in ("per_device_train_batch_size", "per_device_eval_batch_size"):
+        if getattr(training_args, name) != 1:
+            raise ValueError(f"`{name}` must be 1: a batch is a block of `max_length` tokens; accumulate gradients")
+    if model_args.use_peft:
+        raise ValueError("`use_peft`: each stage goes on from the weights of the one before; merge adapters instead")
+    if training_args.load_best_model_at_end or training_args.eval_strategy != "no":
+        raise ValueError("`eval_strategy` and `load_best_model_at_end`: each stage is evaluated once, at its end")
+
+
+def check_parallelism(parallelism, original_length: int):
+    """Rows of both lengths have to divide into what context parallelism hands out."""
+    size = 1 if parallelism is None else parallelism.cp_size
+    if size > 1 and original_length % (2 * size):
+        raise ValueError(
+            f"`original_length` {original_length} must be a multiple of twice `parallelism_config_cp_size` ({size}): "
+            "a process gets two chunks of every row"
+        )
+
+
+def last_checkpoint(folder: Path) -> str | None:
+    """The newest checkpoint of an interrupted stage, if there is one."""
+    from transformers.trainer_utils import get_last_checkpoint
+
+    return get_last_checkpoint(str(folder)) if folder.is_dir() else None
+
+
+def make_parser(subparsers: argparse._SubParsersAction | None = None, prog: str | None = None):
+    from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments, SFTConfig, TrlParser
+
+    dataclass_types: Any = (ScriptArguments, SFTConfig, ModelConfig, DatasetMixtureConfig, StageArguments)
+    if subparsers is not None:
+        return subparsers.add_parser("extend-context", help="Extend the context", dataclass_types=dataclass_types)
+    return TrlParser(dataclass_types, prog=prog)
+
+
+if __name__ == "__main__":
+    main(*make_parser().parse_args_and_config())

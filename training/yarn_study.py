@@ -1,0 +1,182 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What YaRN does for a model trained at 256 tokens that is extended to 2,048, and what it does without its parts.
+
+    python -m training.yarn_study
+
+Trains a small model on rows of 256 tokens, extends it with `training.extend_context` by the demo recipe, and again
+without the short mix, and with plain RoPE; then measures all of them: needles found by length and depth, loss by
+position on held-out text, loss on rows of 256 tokens. Writes eval/results/yarn_demo.{json,md,png}; the models stay in
+outputs/yarn-demo. `--reuse` keeps what is already there. Everything is seeded.
+"""
+
+import argparse
+import json
+import os
+import random
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+OUTPUT = Path("outputs/yarn-demo")
+RESULTS = Path("eval/results")
+RECIPES = Path("training/recipes")
+SEED = 0
+VOCABULARY = 768
+ORIGINAL, LONGEST = 256, 2048
+BASE_STEPS, BASE_ROWS, BASE_RATE = 3000, 8, 4e-3
+SHORT_RECALLS, LONG_RECALLS, TEST_RECALLS = 16_000, 400, 300  # documents with needles
+SHORT_TEXTS, LONG_TEXTS, TEST_EXCERPTS = 200, 150, 150  # documents without
+SHORT_PAIRS, LONG_PAIRS = 8, 24  # in a document with needles
+EXCERPT_CHARS = 1500
+CHARS_A_TOKEN = 3  # rather more than there are, so that a long document fills a long row
+LENGTHS = (256, 512, 1024, 2048)
+DEPTHS = (0.0, 0.25, 0.5, 0.75, 0.95)
+NEEDLES, DISTRACTORS = 16, 3  # rows per length and depth; other pairs in each
+LOSS_ROWS = 48
+MODEL: dict[str, Any] = {
+    "hidden_size": 96,
+    "num_layers": 2,
+    "num_attention_heads": 4,
+    "ffn_hidden_size": 192,
+    "expert_ffn_hidden_size": 48,
+    "q_lora_rank": 64,
+    "kv_lora_rank": 48,
+    "qk_nope_head_dim": 16,
+    "qk_rope_head_dim": 16,
+    "v_head_dim": 24,
+    "n_routed_experts": 4,
+    "zero_expert_num": 2,
+    "moe_topk": 2,
+    "routed_scaling_factor": 1.0,
+    "emb_neighbor_num": 4,
+    "emb_split_num": 2,
+    "ngram_vocab_size_ratio": 5.37,
+    "embedding_amplification": "layer_norm",
+    "num_nextn_predict_layers": 0,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
+    "max_position_embeddings": ORIGINAL,
+}
+# What differs from the demo's stages file.
+VARIANTS: dict[str, dict[str, Any]] = {
+    "YaRN": {},
+    "YaRN, no short mix": {"long_share": 1.0},
+    "plain RoPE": {"rope_type": "default"},
+}
+
+
+def main(arguments):
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    os.environ["HF_DATASETS_CACHE"] = str(OUTPUT.resolve() / "cache")
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    from training.yarn_report import measure, write_results
+
+    if not arguments.reuse:
+        shutil.rmtree(OUTPUT, ignore_errors=True)
+    seconds: dict[str, float] = {}
+    folders = {"before": OUTPUT / "base", "YaRN, not trained": OUTPUT / "base"}
+    timed("base", seconds, folders["before"], write_base)
+    for name, changes in VARIANTS.items():
+        folders[name] = OUTPUT / name.replace(",", "").replace(" ", "-").lower()
+        timed(name, seconds, folders[name], lambda folder, changes=changes: extend(folder, changes))
+    rows = {name: measure(name, folder, folders["YaRN"]) for name, folder in folders.items()}
+    stages = yaml.safe_load((RECIPES / "yarn_demo.stages.yaml").read_text(encoding="utf-8"))
+    write_results(RESULTS, rows, stages, seconds)
+
+
+def timed(name: str, seconds: dict[str, float], folder: Path, make) -> None:
+    """Make a model's folder unless it is there."""
+    if (folder / "model.safetensors").is_file():
+        return
+    begin = time.perf_counter()
+    make(folder)
+    seconds[name] = round(time.perf_counter() - begin, 1)
+
+
+def write_base(folder: Path) -> None:
+    """Documents, tokenizer, and a model trained on rows of the original length."""
+    import torch
+    from datasets import load_dataset
+    from transformers import set_seed
+
+    from modeling_longcat_lite import LongCatLiteConfig, LongCatLiteForCausalLM
+    from training.context_rows import short_rows, tokenized
+
+    tokenizer = write_documents()
+    documents = load_dataset(str(OUTPUT / "short"))["train"]
+    rows = short_rows(tokenized(documents, tokenizer, "text", "train"), ORIGINAL).with_format("torch")["input_ids"][:]
+    set_seed(SEED)
+    ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+    config = LongCatLiteConfig(vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id, **ends, **MODEL)
+    model = LongCatLiteForCausalLM(config).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=BASE_RATE, betas=(0.9, 0.98), weight_decay=0.0, fused=True)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, BASE_RATE, total_steps=BASE_STEPS, pct_start=0.05)
+    order = torch.Generator().manual_seed(SEED)
+    for step in range(BASE_STEPS):
+        batch = rows[torch.randint(len(rows), (BASE_ROWS,), generator=order)]
+        loss = model(batch, labels=batch, use_cache=False).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+        if step % 100 == 0:
+            print(f"base: step {step} of {BASE_STEPS}, loss {loss.item():.3f}", flush=True)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def write_documents():
+    """Short and long documents as JSON Lines, both of library text and of needles; returns their tokenizer."""
+    from tokenization.train_tokenizer import train_tokenizer
+    from training.long_documents import KEYS, VALUES, library_documents, recall_document, statement
+
+    draw = random.Random(SEED)
+    train, held_out = library_documents(held_out=False), library_documents(held_out=True)
+    sentences = [statement(draw.choice(KEYS), draw.choice(VALUES)) for _ in range(400_000)]
+    tokenizer = train_tokenizer([*train, *sentences], VOCABULARY, model_max_length=LONGEST)
+
+    def recalls(texts: list[str], tokens: int, pairs: int, count: int) -> list[str]:
+        return [recall_document(texts, tokens * CHARS_A_TOKEN, pairs, draw) for _ in range(count)]
+
+    short = recalls(train, ORIGINAL, SHORT_PAIRS, SHORT_RECALLS) + draw.sample(train, min(SHORT_TEXTS, len(train)))
+    excerpts = [text[:EXCERPT_CHARS] for text in draw.sample(held_out, min(TEST_EXCERPTS, len(held_out)))]
+    long = recalls(train, LONGEST, LONG_PAIRS, LONG_RECALLS) + draw.sample(train, min(LONG_TEXTS, len(train)))
+    write_jsonl(OUTPUT / "short" / "train.jsonl", draw.sample(short, len(short)))
+    write_jsonl(OUTPUT / "short" / "test.jsonl", excerpts + recalls(held_out, ORIGINAL, SHORT_PAIRS, TEST_RECALLS))
+    write_jsonl(OUTPUT / "long" / "train.jsonl", long)
+    return tokenizer
+
+
+def write_jsonl(path: Path, texts: list[str]) -> None:
+    """Rows of `text`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
+
+
+def extend(folder: Path, changes: dict[str, Any]) -> None:
+    """`python -m training.extend_context` by the demo recipe, with `changes` to its stages."""
+    from training import extend_context
+
+    stages = yaml.safe_load((RECIPES / "yarn_demo.stages.yaml").read_text(encoding="utf-8"))
+    stages["stop_when_short_loss_rises"] = False  # a row to compare is one in any case
+    if "long_share" in changes:
+        stages["stages"] = [stage | {"long_share": changes["long_share"]} for stage in stages["stages"]]
+    stages |= {name: value for name, value in changes.items() if name in stages or name == "rope_type"}
+    file = OUTPUT / f"{folder.name}.stages.yaml"
+    file.write_text(yaml.safe_dump(stages), encoding="utf-8")
+    options = ["--config", str(RECIPES / "yarn_demo.yaml"), "--stages", str(file), "--output_dir", str(folder)]
+    extend_context.main(*extend_context.make_parser().parse_args_and_config(options))
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m training.yarn_study", description=__doc__.split("\n")[0])
+    parser.add_argument("--reuse", action="store_true", help="keep models that are already in outputs/yarn-demo")
+    return parser
+
+
+if __name__ == "__main__":
+    main(make_parser().parse_args())
