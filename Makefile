@@ -6,7 +6,7 @@ TORCH ?= torch==2.13.0
 BIN := .venv/bin
 PYTEST := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --durations 10
 
-.PHONY: install demo draft bits test test-fast test-full lint typing format bench clean
+.PHONY: install demo draft bits yarn test test-fast test-full lint typing format bench clean
 
 install: .venv/.installed
 
@@ -43,6 +43,10 @@ bits: install outputs/demo/report.json
 	$(BIN)/python -m eval.quantization_report --model outputs/demo/model --converted outputs/demo-int8 outputs/demo-int4 \
 		--trained-rows outputs/demo/data/train.jsonl --held-out outputs/demo/data/test.jsonl
 
+# From 256 to 2,048 tokens by YaRN: a small model trained, extended four ways and measured.
+yarn: install
+	OMP_NUM_THREADS=1 $(BIN)/python -m training.yarn_study
+
 outputs/demo/report.json:
 	$(MAKE) demo
 
@@ -71,6 +75,8 @@ bench: install
 	$(BIN)/python -m eval.parameter_report
 	$(BIN)/python -m eval.generation_speed
 	$(BIN)/python -m eval.table_placement
+	$(BIN)/python -m eval.step_time
+	OMP_NUM_THREADS=1 $(BIN)/python -m eval.row_optimizer_speed
 
 clean:
 	rm -rf .venv build dist *.egg-info
