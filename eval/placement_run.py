@@ -237,14 +237,15 @@ class Case:
 def measure_case(folder: Path, placement: str, state: str, plan: Plan, seed: int) -> dict:
     """Load, decode, prefill and memory of one placement; times in seconds, those of decoding per token."""
     case = Case(folder, placement, state, plan, seed)
-    measured: dict = {"placement": placement, "state": state, "load": case.load}
+    # Memory before times: what many runs and the bare reads leave in the heap is not the placement's.
+    memory_in_use = case.memory_in_use()
+    measured: dict = {"placement": placement, "state": state, "load": case.load, "memory": memory_in_use}
     measured["decode"] = [case.decode_run() for _ in range(plan.decode_repeats)]
     if state != "evicted":
         prefill(case.model, case.random(plan.prefill_tokens // 8))
         measured["prefill"] = case.prefill_runs(case.random(plan.prefill_tokens) for _ in count())
     if (placement, state) == ("disk", "cold"):
         measured["text_prefill"] = case.prefill_runs(text_tokens(plan.prefill_tokens))
-    measured["memory"] = case.memory_in_use()
     return measured
 
 
