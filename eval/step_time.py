@@ -20,12 +20,12 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from torch import nn
 from torch.nn.functional import cross_entropy
-from training.row_optimizer import RowwiseAdamW
 
 from eval.machine import describe_machine, load_average
 from eval.paired_timing import PairedTimes, time_paired
 from eval.report_files import markdown_table, write_report
 from eval.speed_models import Shape, build_models, parse_shape, random_tokens
+from training.row_optimizer import RowwiseAdamW
 
 NAME = "step_time"
 THEIRS = "in-tree"
