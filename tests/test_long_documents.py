@@ -1,62 +1,58 @@
 # SPDX-License-Identifier: Apache-2.0
 """Documents with needles, and what is measured on them."""
 
+import itertools
 import random
 
 import pytest
 import torch
 from conftest import tiny_config
-from tiny_chat import ANSWERS
 
 from modeling_longcat_lite import LongCatLiteForCausalLM
 from tokenization.train_tokenizer import train_tokenizer
 from training.context_measures import found, losses_by_position
-from training.long_documents import KEYS, VALUES, library_documents, needle_row, recall_document, statement
-
-TEXTS = ["def first():\n    return 1\n" * 30, "import os\n\nprint(os.name)\n" * 30]
+from training.long_documents import FILLER, KEYS, MENTIONS, VALUES, needle_row, recall_document
 
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return train_tokenizer([*ANSWERS, *TEXTS], vocab_size=300, model_max_length=512)
+    draw = random.Random(0)
+    return train_tokenizer([recall_document(256, 16, draw) for _ in range(60)], 377, model_max_length=512)
 
 
-def test_keys_and_values_are_told_apart():
-    assert len({*KEYS, *VALUES}) == len(KEYS) + len(VALUES)
-
-
-def test_no_file_is_on_both_sides():
-    train, held_out = library_documents(held_out=False), library_documents(held_out=True)
-    assert len(train) > 5 * len(held_out) > 50
-    assert train == library_documents(held_out=False)
-    assert len({*train} & {*held_out}) < 3  # files of the same text, `__init__.py` of a line
+def test_keys_values_and_filler_are_told_apart():
+    assert len({*KEYS, *VALUES, *FILLER}) == len(KEYS) + len(VALUES) + len(FILLER)
 
 
 @pytest.mark.parametrize("depth", [0.0, 0.5, 1.0])
 def test_a_needle_stands_at_its_depth(tokenizer, depth):
-    row, answer = needle_row(TEXTS, tokenizer, 256, depth, 2, random.Random(0))
-    assert len(row) == 256
-    text, value = tokenizer.decode(row), tokenizer.decode(answer).strip()
-    key = text.split()[-1]
-    assert key in KEYS and value in VALUES
-    assert text.endswith(f"Key {key}") and text.count(f"Key {key}") == 2
-    before = text[: text.index(statement(key, value))]
-    pairs = 3 * len(tokenizer(statement(key, value) + "\n")["input_ids"])
-    assert abs(len(tokenizer(before)["input_ids"]) - depth * 256) <= pairs
-    assert needle_row(TEXTS, tokenizer, 256, depth, 2, random.Random(0)) == (row, answer)
+    row, answer = needle_row(tokenizer, 256, depth, 2, random.Random(0))
+    words, (value,) = tokenizer.decode(row).split(), tokenizer.decode(answer).split()
+    assert len(row) == len(words) == 256
+    key = words[-1]
+    assert key in KEYS and value in VALUES and words.count(key) == 2
+    place = words.index(key)
+    assert words[place + 1] == value
+    assert abs(place - depth * 256) <= 6  # the pairs and the question
+    assert needle_row(tokenizer, 256, depth, 2, random.Random(0)) == (row, answer)
 
 
-def test_a_row_too_short_for_its_needles_is_named(tokenizer):
-    with pytest.raises(ValueError, match="`tokens` is 16"):
-        needle_row(TEXTS, tokenizer, 16, 0.5, 3, random.Random(0))
+def test_what_gives_no_row_is_named(tokenizer):
+    with pytest.raises(ValueError, match="`tokens` is 8, but 4 pairs and the question alone need 9"):
+        needle_row(tokenizer, 8, 0.5, 3, random.Random(0))
+    with pytest.raises(ValueError, match="`words` is 16, but 4 mentions of 3 pairs alone need 24"):
+        recall_document(16, 3, random.Random(0))
+    with pytest.raises(ValueError, match="`tokenizer` has no token for some of the words"):
+        needle_row(train_tokenizer(["fog"], 300), 64, 0.5, 3, random.Random(0))
 
 
 def test_a_training_document_comes_back_to_its_pairs():
-    text = recall_document(TEXTS, 900, 4, random.Random(0))
-    stated = [line for line in text.splitlines() if line.startswith("Key ")]
-    assert len(set(stated)) == len({line.split()[1] for line in stated}) == 4
-    assert len(stated) > 8
-    assert 900 <= len(text) < 1000
+    words = recall_document(128, 4, random.Random(0)).split()
+    said = [(key, value) for key, value in itertools.pairwise(words) if key in KEYS]
+    assert len(words) == 128
+    assert len(said) == 4 * MENTIONS
+    assert len(set(said)) == len({key for key, _ in said}) == 4
+    assert all(value in VALUES for _, value in said)
 
 
 def test_measures_are_those_of_plain_loops():

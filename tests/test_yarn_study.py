@@ -5,13 +5,13 @@ import json
 
 import pytest
 
-from training import yarn_report, yarn_study
+from training import yarn_study
 
 
 @pytest.mark.slow
 def test_the_study(tmp_path, monkeypatch):
-    sizes = {"BASE_STEPS": 2, "BASE_ROWS": 2, "SHORT_RECALLS": 4, "LONG_RECALLS": 2, "TEST_RECALLS": 2}
-    sizes |= {"LONG_TEXTS": 2, "TEST_EXCERPTS": 2, "NEEDLES": 1, "LOSS_ROWS": 2, "DEPTHS": (0.5,), "LENGTHS": (256,)}
+    sizes = {"CURRICULUM": ((64, 1), (256, 1)), "DOCUMENTS": 300, "LONG_DOCUMENTS": 2, "TEST_DOCUMENTS": 2}
+    sizes |= {"NEEDLES": 1, "LOSS_ROWS": 2, "DEPTHS": (0.5,), "LENGTHS": (256,)}
     for name, value in sizes.items():
         monkeypatch.setattr(yarn_study, name, value)
     recipes, results = tmp_path / "recipes", tmp_path / "results"
@@ -30,9 +30,6 @@ stages:
     monkeypatch.setattr(yarn_study, "OUTPUT", tmp_path / "out")
     monkeypatch.setattr(yarn_study, "RECIPES", recipes)
     monkeypatch.setattr(yarn_study, "RESULTS", results)
-    library = yarn_report.library_documents(held_out=True)[:12]
-    for module in ("training.long_documents", "training.yarn_report"):
-        monkeypatch.setattr(f"{module}.library_documents", lambda held_out: library)
     yarn_study.main(yarn_study.make_parser().parse_args([]))
     written = json.loads((results / "yarn_demo.json").read_text())
     assert list(written["models"]) == ["before", "YaRN, not trained", *yarn_study.VARIANTS]

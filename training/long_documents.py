@@ -1,130 +1,85 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Long and short documents without a download: sources of Python's standard library, and needles hidden in them.
+"""Short and long documents without a download, in which pairs of a key and a value come back.
 
-A needle is a sentence that pairs a key with a value, `Key alder oak.`; behind `Key alder` the text before says what
-comes, and nothing else does. Keys and values are drawn anew for every document. Training documents state some pairs
-and come back to them later, at distances from a few lines to the whole document:
+    fule fele fune kelo rint kola rent fete file fite kola rent fine kelo rint kola rent feme ...
 
-    import os                Key alder oak.        def main():        Key plum fir.      ...      Key alder oak.
+Keys (`k...`) and values (`r...`) are paired anew for every document: behind a key only the text before says what
+comes. Around the pairs stands filler (`f...`), a walk over words of which each has two successors; it is learned at
+once, so that what is left of the loss says how many values are found. A document to train on says each of its pairs a
+few times, at places drawn evenly over it, so that the distances between them are those of the whole document. A row
+to measure with says each once, one of them at a given depth, and ends where that one is asked for.
 
-A document to measure with states a few pairs, one of them at a given depth, and ends where that one is asked for. The
-others are there so that a model which finds just any value is right only as often as chance.
-
-The same Python and the same seed give the same documents.
+The same seed gives the same documents.
 """
 
+import itertools
 import random
-import sysconfig
-from collections.abc import Iterator
-from hashlib import sha256
-from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-# Short, and each as common as the others.
-KEYS = (
-    *("alder", "amber", "apple", "arrow", "ash", "badge", "basil", "bell", "birch", "blade", "bone", "brick"),
-    *("cedar", "chalk", "clay", "clover", "coal", "copper", "coral", "cork", "daisy", "dune", "eagle", "ember"),
-    *("fern", "flint", "frost", "garnet"),
-)
-VALUES = (
-    *("ginger", "glass", "grape", "hazel", "heron", "holly", "iron", "ivory", "jade", "jasmine", "kelp", "lava"),
-    *("lemon", "lilac", "lotus", "maple", "marble", "mint", "moss", "oak", "olive", "onyx", "opal", "otter"),
-    *("pearl", "pine", "plum", "quartz"),
-)
-HELD_OUT_PERCENT = 10
-RECALL_SHARE = 0.6  # of the lines of a training document with needles
-# Test data and generated tables are not written by people, and some distributions leave them out.
-SKIPPED_FOLDERS = frozenset({"__pycache__", "encodings", "idlelib", "lib2to3", "site-packages", "test", "tests"})
-SKIPPED_FOLDERS |= {"dist-packages", "turtledemo", "pydoc_data"}
+KEYS = tuple("k" + "".join(letters) for letters in itertools.product("aeiou", "lmn", "ao"))
+VALUES = tuple("r" + "".join(letters) for letters in itertools.product("aeiou", "lmn", "t"))
+FILLER = tuple("f" + "".join(letters) for letters in itertools.product("aeiou", "lmnst", "e"))
+SUCCESSORS = {word: random.Random(word).sample(FILLER, 2) for word in FILLER}
+MENTIONS = 4  # of each pair in a training document
 
 
-def library_documents(held_out: bool) -> list[str]:
-    """Source files of the standard library, sorted by path, of one side; the side depends on the path alone."""
-    root = Path(sysconfig.get_path("stdlib"))
-    paths = {path.relative_to(root).as_posix(): path for path in root.rglob("*.py")}
-    kept = []
-    for name in sorted(paths):
-        parts = set(Path(name).parts)
-        is_built = "_sysconfigdata" in name or any(part.startswith("config-") for part in parts)
-        on_side = (int(sha256(name.encode()).hexdigest(), 16) % 100 < HELD_OUT_PERCENT) == held_out
-        if on_side and not is_built and SKIPPED_FOLDERS.isdisjoint(parts):
-            kept.append(paths[name].read_text(encoding="utf-8", errors="ignore"))
-    return [text for text in kept if text.strip()]
+def filler(words: int, draw: random.Random) -> list[str]:
+    """A walk of `words` filler words."""
+    walk = [draw.choice(FILLER)]
+    while len(walk) < words:
+        walk.append(draw.choice(SUCCESSORS[walk[-1]]))
+    return walk[:words]
 
 
-def library_lines(documents: list[str], draw: random.Random) -> Iterator[str]:
-    """Lines of the documents without end, each document from a line drawn at random."""
-    while True:
-        lines = draw.choice(documents).splitlines()
-        begin = draw.randrange(len(lines))
-        yield from (line for line in lines[begin : begin + 40] if line.strip())
+def woven(places: list[int], pairs: list[tuple[str, str]], words: list[str]) -> list[str]:
+    """`words` with each pair in front of the word at its place."""
+    woven: list[str] = []
+    done = 0
+    for place, pair in sorted(zip(places, pairs, strict=True), key=lambda placed: placed[0]):
+        woven += [*words[done:place], *pair]
+        done = place
+    return woven + words[done:]
 
 
-def statement(key: str, value: str) -> str:
-    """The sentence of a pair."""
-    return f"Key {key} {value}."
+def as_text(words: list[str]) -> str:
+    """The words, each behind a space, the first too: a token is a word with its space."""
+    return "".join(f" {word}" for word in words)
 
 
-def recall_document(documents: list[str], characters: int, pairs: int, draw: random.Random) -> str:
-    """A training document of at least `characters` characters that states pairs and comes back to them.
-
-    They are stated over its first half. Most other lines come back to one of them, drawn evenly: all distances
-    occur.
-    """
-    drawn = list(zip(draw.sample(KEYS, pairs), draw.choices(VALUES, k=pairs), strict=True))
-    places = [0.0, *sorted(draw.uniform(0, characters / 2) for _ in range(pairs - 1))]
-    lines: list[str] = []
-    length, stated = 0, 0
-    for line in library_lines(documents, draw):
-        if stated < pairs and length >= places[stated]:
-            line, stated = statement(*drawn[stated]), stated + 1
-        elif draw.random() < RECALL_SHARE:
-            line = statement(*drawn[draw.randrange(stated)])
-        lines.append(line)
-        length += len(line) + 1
-        if length > characters:
-            break
-    return "\n".join(lines)
+def recall_document(words: int, pairs: int, draw: random.Random) -> str:
+    """A training document of `words` words that says each of `pairs` pairs `MENTIONS` times."""
+    drawn = list(zip(draw.sample(KEYS, pairs), draw.choices(VALUES, k=pairs), strict=True)) * MENTIONS
+    draw.shuffle(drawn)
+    room = words - 2 * len(drawn)
+    if room < 0:
+        raise ValueError(f"`words` is {words}, but {MENTIONS} mentions of {pairs} pairs alone need {words - room}")
+    places = [draw.randrange(room + 1) for _ in drawn]
+    return as_text(woven(places, drawn, filler(room, draw)))
 
 
 def needle_row(
-    documents: list[str],
-    tokenizer: PreTrainedTokenizerBase,
-    tokens: int,
-    depth: float,
-    distractors: int,
-    draw: random.Random,
+    tokenizer: PreTrainedTokenizerBase, tokens: int, depth: float, distractors: int, draw: random.Random
 ) -> tuple[list[int], list[int]]:
     """A row of exactly `tokens` tokens that ends by asking for a pair, and the tokens of the answer.
 
     Args:
-        documents (`list[str]`): Where the text around comes from.
+        tokenizer (`PreTrainedTokenizerBase`): One with a token for each of the words.
         tokens (`int`): Length of the row.
         depth (`float`): Where the pair stands: 0 at the beginning, 1 right before the question.
-        distractors (`int`): Other pairs, at places drawn at random.
+        distractors (`int`): Other pairs, with other values, at places drawn at random.
     """
-    keys, values = draw.sample(KEYS, distractors + 1), draw.sample(VALUES, distractors + 1)
-    sentences = [tokenizer(statement(*pair) + "\n")["input_ids"] for pair in zip(keys, values, strict=True)]
-    question = tokenizer(f"Key {keys[0]}")["input_ids"]
-    answer = tokenizer(statement(keys[0], values[0]))["input_ids"][len(question) : -1]
-    room = tokens - len(question) - sum(map(len, sentences))
+    count = distractors + 1
+    pairs = list(zip(draw.sample(KEYS, count), draw.sample(VALUES, count), strict=True))
+    room = tokens - 2 * count - 1
     if room < 0:
-        raise ValueError(
-            f"`tokens` is {tokens}, but {distractors + 1} pairs and the question alone need {tokens - room}"
-        )
-    filler: list[int] = []
-    for line in library_lines(documents, draw):
-        filler += tokenizer(line + "\n")["input_ids"]
-        if len(filler) > room:
-            break
+        raise ValueError(f"`tokens` is {tokens}, but {count} pairs and the question alone need {tokens - room}")
     places = [round(depth * room), *(draw.randrange(room + 1) for _ in range(distractors))]
-    row: list[int] = []
-    done = 0
-    for place, sentence in sorted(zip(places, sentences, strict=True)):
-        row += filler[done:place] + sentence
-        done = place
-    return row + filler[done:room] + question, answer
+    key, value = pairs[0]
+    row = tokenizer(as_text([*woven(places, pairs, filler(room, draw)), key, value]))["input_ids"]
+    if len(row) != tokens + 1:
+        raise ValueError(f"`tokenizer` has no token for some of the words: {tokens + 1} of them are {len(row)} tokens")
+    return row[:-1], row[-1:]
 
 
-__all__ = ["library_documents", "needle_row", "recall_document", "statement"]
+__all__ = ["FILLER", "KEYS", "VALUES", "needle_row", "recall_document"]

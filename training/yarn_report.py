@@ -17,8 +17,8 @@ from transformers import AutoTokenizer
 from modeling_longcat_lite import LongCatLiteConfig, LongCatLiteForCausalLM
 from training import yarn_study as study
 from training.context_measures import found, losses_by_position
-from training.context_rows import short_rows, tokenized, windows
-from training.long_documents import library_documents, needle_row
+from training.context_rows import long_rows, short_rows, tokenized
+from training.long_documents import needle_row
 
 BIN = 128  # positions that a point of the plot is the mean of
 LIBRARIES = ("torch", "transformers", "trl")
@@ -29,17 +29,16 @@ def measure(name: str, folder: Path, extended: Path) -> dict[str, Any]:
     config = LongCatLiteConfig.from_pretrained(extended if name == "YaRN, not trained" else folder)
     model = LongCatLiteForCausalLM.from_pretrained(folder, config=config, dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(study.OUTPUT / "base")
-    held_out = library_documents(held_out=True)
-    positions = losses_by_position(model, text_rows(held_out, tokenizer, study.LONGEST))
+    positions = losses_by_position(model, long_test_rows(tokenizer))
     return {
-        "needles": needles(model, tokenizer, held_out),
+        "needles": needles(model, tokenizer),
         "short_loss": short_loss(model, tokenizer),
         "loss_by_position": [round(float(part.mean()), 4) for part in positions.split(BIN)],
         "last_quarter_loss": float(positions[-study.LONGEST // 4 :].mean()),
     }
 
 
-def needles(model, tokenizer, documents: list[str]) -> dict[str, list[float]]:
+def needles(model, tokenizer) -> dict[str, list[float]]:
     """Share of needles found, per length and depth; the rows are the same for every model."""
     shares: dict[str, list[float]] = {}
     for length in study.LENGTHS:
@@ -47,20 +46,22 @@ def needles(model, tokenizer, documents: list[str]) -> dict[str, list[float]]:
         for depth in study.DEPTHS:
             draw = random.Random(f"{length} {depth}")
             options = (length, depth, study.DISTRACTORS, draw)
-            drawn = [needle_row(documents, tokenizer, *options) for _ in range(study.NEEDLES)]
+            drawn = [needle_row(tokenizer, *options) for _ in range(study.NEEDLES)]
             right = found(model, torch.tensor([row for row, _ in drawn]), [answer for _, answer in drawn])
             shares[str(length)].append(sum(right) / len(right))
     return shares
 
 
-def text_rows(documents: list[str], tokenizer, length: int) -> torch.Tensor:
-    """Windows of real text, drawn from all there are: `[R, length]`."""
-    rows = [window for text in documents for window in windows(tokenizer(text)["input_ids"], length)]
-    return torch.tensor(random.Random(study.SEED).sample(rows, min(study.LOSS_ROWS, len(rows))))
+def long_test_rows(tokenizer) -> torch.Tensor:
+    """Held-out rows of the longest length: `[R, T]`."""
+    documents = load_dataset(str(study.OUTPUT / "long"))["test"]
+    return long_rows(tokenized(documents, tokenizer, "text", "test"), study.LONGEST).with_format("torch")["input_ids"][
+        :
+    ]
 
 
 def short_loss(model, tokenizer) -> float:
-    """Mean loss on held-out rows of the original length, text and needles, as `extend_context` measures it."""
+    """Mean loss on held-out rows of the original length, as `extend_context` measures it."""
     documents = load_dataset(str(study.OUTPUT / "short"))["test"]
     rows = short_rows(tokenized(documents, tokenizer, "text", "test"), study.ORIGINAL)
     return float(losses_by_position(model, rows.with_format("torch")["input_ids"][:]).mean())
@@ -73,7 +74,7 @@ def write_results(output: Path, rows: dict[str, dict], stages: dict, seconds: di
         "versions": {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}},
         "threads": torch.get_num_threads(),
         "training_seconds": seconds,
-        "base": {"steps": study.BASE_STEPS, "rows_a_step": study.BASE_ROWS, "length": study.ORIGINAL},
+        "base": {"length_and_steps": study.CURRICULUM, "tokens_a_step": study.BASE_TOKENS},
         "stages": stages,
         "depths": study.DEPTHS,
         "needles_per_point": study.NEEDLES,
@@ -105,13 +106,14 @@ def as_markdown(results: dict) -> str:
         f"{stage['steps']} steps at {stage['max_length']:,} with factor {stage['factor']}"
         for stage in results["stages"]["stages"]
     )
+    base_steps = sum(steps for _, steps in results["base"]["length_and_steps"])
     return f"""# Context extension of a small model: {study.ORIGINAL} to {study.LONGEST:,} tokens
 
-`python -m training.yarn_study`, {results["date"]}. A model trained at {study.ORIGINAL} tokens for
-{results["base"]["steps"]} steps, extended by `training/recipes/yarn_demo.yaml`: {stages}. {len(study.LENGTHS)} lengths
-of {count} needles each, over {len(results["depths"])} depths; {results["distractors"]} other pairs stand in each row,
-so that any of the values at hand is right {1 / (results["distractors"] + 1):.0%} of the time. Losses are nats a token
-on held-out text. The short loss of YaRN is {"" if within else "not "}within {tolerance:.0%} of before.
+`python -m training.yarn_study`, {results["date"]}. A model trained on rows of up to {study.ORIGINAL} tokens for
+{base_steps} steps, extended by `training/recipes/yarn_demo.yaml`: {stages}. {len(study.LENGTHS)} lengths of {count}
+needles each, over {len(results["depths"])} depths; {results["distractors"]} other pairs stand in each row, so that any
+of the values at hand is right {1 / (results["distractors"] + 1):.1%} of the time. Losses are nats a token on held-out
+documents. The short loss of YaRN is {"" if within else "not "}within {tolerance:.0%} of before.
 
 {chr(10).join(lines)}
 

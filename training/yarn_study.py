@@ -3,10 +3,12 @@
 
     python -m training.yarn_study
 
-Trains a small model on rows of 256 tokens, extends it with `training.extend_context` by the demo recipe, and again
-without the short mix, and with plain RoPE; then measures all of them: needles found by length and depth, loss by
-position on held-out text, loss on rows of 256 tokens. Writes eval/results/yarn_demo.{json,md,png}; the models stay in
-outputs/yarn-demo. `--reuse` keeps what is already there. Everything is seeded.
+Trains a small model on rows of up to 256 tokens, until it finds what stands behind a key (see `long_documents`);
+extends it with `training.extend_context` by the demo recipe, and again without the short mix, and with plain RoPE;
+then measures all of them: needles found by length and depth, loss by position on held-out documents, loss on rows of
+256 tokens. `YaRN, not trained` is the base model with nothing but its configuration changed. Takes some ten minutes
+of one core. Writes eval/results/yarn_demo.{json,md,png}; the models stay in outputs/yarn-demo. `--reuse` keeps what is
+already there. Everything is seeded.
 """
 
 import argparse
@@ -24,21 +26,19 @@ OUTPUT = Path("outputs/yarn-demo")
 RESULTS = Path("eval/results")
 RECIPES = Path("training/recipes")
 SEED = 0
-VOCABULARY = 768
+VOCABULARY = 377  # bytes, special tokens, and all words of the documents
 ORIGINAL, LONGEST = 256, 2048
-BASE_STEPS, BASE_ROWS, BASE_RATE = 3000, 8, 4e-3
-SHORT_RECALLS, LONG_RECALLS, TEST_RECALLS = 16_000, 400, 300  # documents with needles
-SHORT_TEXTS, LONG_TEXTS, TEST_EXCERPTS = 200, 150, 150  # documents without
-SHORT_PAIRS, LONG_PAIRS = 8, 24  # in a document with needles
-EXCERPT_CHARS = 1500
-CHARS_A_TOKEN = 3  # rather more than there are, so that a long document fills a long row
+# Rows of these lengths for so many steps each: pairs that stand close together teach what to look for.
+CURRICULUM = ((64, 350), (128, 150), (ORIGINAL, 500))
+BASE_TOKENS, BASE_RATE = 1024, 4e-3  # of a step
+DOCUMENTS, LONG_DOCUMENTS, TEST_DOCUMENTS = 3000, 240, 96
 LENGTHS = (256, 512, 1024, 2048)
 DEPTHS = (0.0, 0.25, 0.5, 0.75, 0.95)
-NEEDLES, DISTRACTORS = 16, 3  # rows per length and depth; other pairs in each
-LOSS_ROWS = 48
+NEEDLES, DISTRACTORS = 16, 7  # rows per length and depth; other pairs in each
+LOSS_ROWS = 32
 MODEL: dict[str, Any] = {
     "hidden_size": 96,
-    "num_layers": 2,
+    "num_layers": 1,
     "num_attention_heads": 4,
     "ffn_hidden_size": 192,
     "expert_ffn_hidden_size": 48,
@@ -51,10 +51,11 @@ MODEL: dict[str, Any] = {
     "zero_expert_num": 2,
     "moe_topk": 2,
     "routed_scaling_factor": 1.0,
-    "emb_neighbor_num": 4,
+    "emb_neighbor_num": 2,
     "emb_split_num": 2,
     "ngram_vocab_size_ratio": 5.37,
     "embedding_amplification": "layer_norm",
+    "initializer_range": 0.1,  # about hidden_size ** -0.5; with a fifth of it attention learns nothing for long
     "num_nextn_predict_layers": 0,
     "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
     "max_position_embeddings": ORIGINAL,
@@ -97,58 +98,56 @@ def timed(name: str, seconds: dict[str, float], folder: Path, make) -> None:
 
 
 def write_base(folder: Path) -> None:
-    """Documents, tokenizer, and a model trained on rows of the original length."""
+    """Documents, tokenizer, and a model trained on rows up to the original length."""
     import torch
-    from datasets import load_dataset
     from transformers import set_seed
 
     from modeling_longcat_lite import LongCatLiteConfig, LongCatLiteForCausalLM
-    from training.context_rows import short_rows, tokenized
 
     tokenizer = write_documents()
-    documents = load_dataset(str(OUTPUT / "short"))["train"]
-    rows = short_rows(tokenized(documents, tokenizer, "text", "train"), ORIGINAL).with_format("torch")["input_ids"][:]
     set_seed(SEED)
     ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
     config = LongCatLiteConfig(vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id, **ends, **MODEL)
     model = LongCatLiteForCausalLM(config).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=BASE_RATE, betas=(0.9, 0.98), weight_decay=0.0, fused=True)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, BASE_RATE, total_steps=BASE_STEPS, pct_start=0.05)
-    order = torch.Generator().manual_seed(SEED)
-    for step in range(BASE_STEPS):
-        batch = rows[torch.randint(len(rows), (BASE_ROWS,), generator=order)]
-        loss = model(batch, labels=batch, use_cache=False).loss
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad()
-        if step % 100 == 0:
-            print(f"base: step {step} of {BASE_STEPS}, loss {loss.item():.3f}", flush=True)
+    steps = sum(steps for _, steps in CURRICULUM)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, BASE_RATE, total_steps=steps, pct_start=0.08)
+    for length, steps in CURRICULUM:
+        rows = torch.tensor(tokenizer(documents(length - 1, DOCUMENTS, random.Random(length)))["input_ids"])
+        rows = torch.nn.functional.pad(rows, (0, 1), value=tokenizer.eos_token_id)
+        for step in range(steps):
+            batch = rows[torch.randint(len(rows), (BASE_TOKENS // length,))]
+            loss = model(batch, labels=batch, use_cache=False).loss
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad()
+            if step % 50 == 0:
+                print(f"base, rows of {length}: step {step} of {steps}, loss {loss.item():.3f}", flush=True)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 
 def write_documents():
-    """Short and long documents as JSON Lines, both of library text and of needles; returns their tokenizer."""
+    """Short and long documents as JSON Lines; returns their tokenizer."""
     from tokenization.train_tokenizer import train_tokenizer
-    from training.long_documents import KEYS, VALUES, library_documents, recall_document, statement
 
     draw = random.Random(SEED)
-    train, held_out = library_documents(held_out=False), library_documents(held_out=True)
-    sentences = [statement(draw.choice(KEYS), draw.choice(VALUES)) for _ in range(400_000)]
-    tokenizer = train_tokenizer([*train, *sentences], VOCABULARY, model_max_length=LONGEST)
+    short = documents(ORIGINAL - 1, DOCUMENTS, draw)
+    write_jsonl(OUTPUT / "short" / "train.jsonl", short)
+    write_jsonl(OUTPUT / "short" / "test.jsonl", documents(ORIGINAL - 1, TEST_DOCUMENTS, draw))
+    write_jsonl(OUTPUT / "long" / "train.jsonl", documents(LONGEST, LONG_DOCUMENTS, draw))
+    write_jsonl(OUTPUT / "long" / "test.jsonl", documents(LONGEST, LOSS_ROWS, draw))
+    return train_tokenizer(short, VOCABULARY, model_max_length=2 * LONGEST)
 
-    def recalls(texts: list[str], tokens: int, pairs: int, count: int) -> list[str]:
-        return [recall_document(texts, tokens * CHARS_A_TOKEN, pairs, draw) for _ in range(count)]
 
-    short = recalls(train, ORIGINAL, SHORT_PAIRS, SHORT_RECALLS) + draw.sample(train, min(SHORT_TEXTS, len(train)))
-    excerpts = [text[:EXCERPT_CHARS] for text in draw.sample(held_out, min(TEST_EXCERPTS, len(held_out)))]
-    long = recalls(train, LONGEST, LONG_PAIRS, LONG_RECALLS) + draw.sample(train, min(LONG_TEXTS, len(train)))
-    write_jsonl(OUTPUT / "short" / "train.jsonl", draw.sample(short, len(short)))
-    write_jsonl(OUTPUT / "short" / "test.jsonl", excerpts + recalls(held_out, ORIGINAL, SHORT_PAIRS, TEST_RECALLS))
-    write_jsonl(OUTPUT / "long" / "train.jsonl", long)
-    return tokenizer
+def documents(words: int, count: int, draw: random.Random) -> list[str]:
+    """Documents of so many words, in which one to three of four words belong to pairs while there are keys."""
+    from training.long_documents import KEYS, recall_document
+
+    most = min((words + 1) * 3 // 32, len(KEYS))
+    return [recall_document(words, draw.randint(most // 3, most), draw) for _ in range(count)]
 
 
 def write_jsonl(path: Path, texts: list[str]) -> None:
