@@ -2,6 +2,7 @@
 """The fine-tuning script: it trains, resumes bit-exactly with the experts, saves the code, and names mistakes."""
 
 import json
+import resource
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from huggingface_hub import HfApi, RepoUrl
 from huggingface_hub.constants import ENDPOINT
 from tiny_chat import chat_rows, write_rows, write_tiny_chat
+from transformers import TrainerCallback
 
 from modeling_longcat_lite import LongCatLiteForCausalLM
 from training import sft
@@ -112,6 +114,35 @@ def test_resuming_repeats_the_uninterrupted_run_bit_for_bit(chat, tmp_path):
     # The checkpoint holds the experts one by one: what plain load_state_dict cannot read.
     stored = json.loads((tmp_path / "parts" / "config.json").read_text())
     assert stored["auto_map"]["AutoModelForCausalLM"] == "modeling_longcat_lite.LongCatLiteForCausalLM"
+
+
+def test_a_full_disk_leaves_the_last_good_checkpoint(chat, tmp_path):
+    whole = run(chat, tmp_path / "whole")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    class FullDisk(TrainerCallback):
+        """After the first checkpoint, every write beyond some size fails."""
+
+        def on_save(self, args, state, control, **kwargs):
+            resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, limits[1]))
+
+    parts = tmp_path / "parts"
+    try:
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(Exception, match=r"File too large|os error 27"):
+            patch.setattr("training.training_curves.TrainingCurves", FullDisk)
+            run(chat, parts, "--save_strategy", "steps", "--save_steps", "2", "--save_total_limit", "1")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert {path.name for path in parts.glob("checkpoint-*")} == {"checkpoint-2", "checkpoint-4"}
+    LongCatLiteForCausalLM.from_pretrained(parts / "checkpoint-2")
+    assert losses(run(chat, parts, "--resume_from_checkpoint", "last")) == losses(whole)
+
+
+def test_a_checkpoint_of_another_config_is_named(chat, tmp_path):
+    other = write_tiny_chat(tmp_path / "other", num_layers=1)
+    run(other, tmp_path / "out", "--max_steps", "1", "--save_strategy", "steps", "--save_steps", "1")
+    with pytest.raises(ValueError, match=r"checkpoint-1 is of another model: its `num_layers` is 1, .* 2"):
+        run(chat, tmp_path / "out", "--resume_from_checkpoint", "last")
 
 
 @pytest.mark.parametrize("placement", ["host", "disk"])

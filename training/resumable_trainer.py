@@ -13,6 +13,25 @@ from torch import nn
 from transformers import PreTrainedModel, Trainer
 from trl import DPOTrainer, GRPOTrainer, SFTTrainer
 
+# What sizes a model; other fields of a config may differ between a checkpoint and the model that goes on from it.
+SHAPE = (
+    *("vocab_size", "hidden_size", "num_layers", "num_attention_heads", "ffn_hidden_size", "expert_ffn_hidden_size"),
+    *("q_lora_rank", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim"),
+    *("n_routed_experts", "zero_expert_num", "moe_topk"),
+    *("use_ngram_embedding", "emb_neighbor_num", "emb_split_num", "ngram_vocab_size_ratio", "ngram_base_vocab_size"),
+    *("ngram_table_bits", "num_nextn_predict_layers"),
+)
+
+
+def check_same_shape(saved: Any, config: Any, checkpoint: str) -> None:
+    """Raise a `ValueError` that names the field in which the config of a checkpoint differs from the model's."""
+    for field in SHAPE:
+        if getattr(saved, field) != getattr(config, field):
+            raise ValueError(
+                f"{checkpoint} is of another model: its `{field}` is {getattr(saved, field)}, "
+                f"that of the model to train {getattr(config, field)}"
+            )
+
 
 class ResumableTrainer(Trainer):
     """Resumes, and loads the best model, through `from_pretrained`. Adapters and sharded runs stay as they are.
@@ -29,6 +48,7 @@ class ResumableTrainer(Trainer):
         embedding: Any = target.base_model.ngram_embeddings
         placement = "resident" if embedding is None else embedding.placement
         saved: Any = type(target).from_pretrained(resume_from_checkpoint, dtype=target.dtype, ngram_tables=placement)
+        check_same_shape(saved.config, target.config, resume_from_checkpoint)
         target.load_state_dict(saved.state_dict(), strict=True)
 
     def _load_best_model(self) -> None:

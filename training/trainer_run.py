@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from peft import PeftModel
-from transformers.trainer_utils import get_last_checkpoint
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from training.merged_output import OutputArguments, write_merged
 
@@ -22,14 +23,18 @@ def set_model_options(training_args: Any, model_args: Any) -> None:
 
 
 def checkpoint_to_resume(training_args: Any) -> str | None:
-    """The path to resume from; `last` is the newest checkpoint in the output folder."""
+    """The path to resume from; `last` is the newest whole checkpoint in the output folder.
+
+    The trainer writes `trainer_state.json` behind everything else: a checkpoint without it was cut off, for want of
+    space for example.
+    """
     if training_args.resume_from_checkpoint != "last":
         return training_args.resume_from_checkpoint
-    output = training_args.output_dir
-    checkpoint = get_last_checkpoint(output) if Path(output).is_dir() else None
-    if checkpoint is None:
+    folders = Path(training_args.output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*")
+    whole = [path for path in folders if path.suffix == "" and (path / TRAINER_STATE_NAME).is_file()]
+    if not whole:
         raise ValueError(f"`resume_from_checkpoint: last`: there is no checkpoint in {training_args.output_dir}")
-    return checkpoint
+    return str(max(whole, key=lambda path: int(path.name.rpartition("-")[2])))
 
 
 def train_and_save(trainer: Any, script_args: Any, output_args: OutputArguments) -> Any:
