@@ -7,7 +7,8 @@
 A step is forward, loss, backward, clipping and AdamW on one packed row, at the shape of the demo's model. The model of
 transformers has no n-gram embedding and one implementation of its experts; this one computes n-grams on top. *Dense*
 updates the tables as any other weight, *row-sparse* the rows that the step read (`training/row_optimizer.py`),
-*frozen* none of them.
+*frozen* none of them. *Compiled* is the trunk under `torch.compile`, as `torch_compile: true` of a recipe has it; the
+loop over experts in transformers' model is no graph, and neither are sparse gradients.
 """
 
 import argparse
@@ -24,7 +25,7 @@ from torch.nn.functional import cross_entropy
 from eval.machine import describe_machine, load_average
 from eval.paired_timing import PairedTimes, time_paired
 from eval.report_files import markdown_table, write_report
-from eval.speed_models import Shape, build_models, parse_shape, random_tokens
+from eval.speed_models import Shape, build_models, no_compiler_reason, parse_shape, random_tokens
 from training.row_optimizer import RowwiseAdamW
 
 NAME = "step_time"
@@ -86,7 +87,15 @@ def our_step(model, tables: str, tokens: torch.Tensor) -> Callable[[], float]:
     return training_step(model, RowwiseAdamW(groups, fused=True), tokens)
 
 
-def measure(shape: Shape, tokens: int, repeats: int, seed: int) -> PairedTimes:
+def compiled_step(shape: Shape, tables: str, tokens: torch.Tensor, seed: int) -> Callable[[], float]:
+    """[`our_step`] with the trunk compiled; the first call compiles."""
+    model = build_models(shape, "fp32", seed).ours["grouped_mm"]
+    step = our_step(model, tables, tokens)
+    model.model.compile(dynamic=False)
+    return step
+
+
+def measure(shape: Shape, tokens: int, repeats: int, seed: int, compiled: bool) -> PairedTimes:
     """Paired seconds of all alternatives, each with weights of its own."""
     row = random_tokens(shape, 1, tokens)
     steps: dict[str, Callable[[], float]] = {}
@@ -97,6 +106,10 @@ def measure(shape: Shape, tokens: int, repeats: int, seed: int) -> PairedTimes:
         if not steps.get(THEIRS):
             theirs = models.theirs.train()
             steps[THEIRS] = training_step(theirs, torch.optim.AdamW(theirs.parameters(), fused=True), row)
+    if compiled:
+        torch._dynamo.reset()
+        for tables in ("dense", "frozen"):
+            steps[f"compiled, tables {tables}"] = compiled_step(shape, tables, row, seed)
     return time_paired(steps, repeats, calls=2, warm_up=3)
 
 
@@ -152,6 +165,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--threads", type=int, help="Threads of torch; its own choice (the cores) by default.")
     parser.add_argument("--shape", nargs="+", default=[], metavar="FIELD=VALUE", help="Changes to the demo's shape.")
+    parser.add_argument("--no-compile", action="store_true", help="Leave the compiled trunk out.")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, default=Path("eval/results"), help="Folder for JSON, Markdown and PNG.")
     return parser
@@ -162,7 +176,8 @@ def main(arguments: argparse.Namespace):
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     shape, load = parse_shape(arguments.shape, DEMO), load_average()
-    times = measure(shape, arguments.tokens, arguments.repeats, arguments.seed)
+    not_compiled = "`--no-compile` was given" if arguments.no_compile else no_compiler_reason()
+    times = measure(shape, arguments.tokens, arguments.repeats, arguments.seed, not not_compiled)
     results = {
         "machine": describe_machine(),
         "load_average": load,
@@ -170,6 +185,7 @@ def main(arguments: argparse.Namespace):
         "tokens": arguments.tokens,
         "repeats": arguments.repeats,
         "shape": asdict(shape),
+        "not_compiled": not_compiled,
         **summarize(times),
     }
     paths = write_report(arguments.output, NAME, results, as_markdown(results))
