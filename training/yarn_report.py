@@ -113,7 +113,9 @@ def as_markdown(results: dict) -> str:
 {base_steps} steps, extended by `training/recipes/yarn_demo.yaml`: {stages}. {len(study.LENGTHS)} lengths of {count}
 needles each, over {len(results["depths"])} depths; {results["distractors"]} other pairs stand in each row, so that any
 of the values at hand is right {1 / (results["distractors"] + 1):.1%} of the time. Losses are nats a token on held-out
-documents. The short loss of YaRN is {"" if within else "not "}within {tolerance:.0%} of before.
+documents, which are generated (`training/long_documents.py`): filler words with two successors each, and pairs that
+come back. They stand for no real text. The short loss of YaRN is {"" if within else "not "}within {tolerance:.0%} of
+before.
 
 {chr(10).join(lines)}
 
