@@ -11,8 +11,6 @@ import gc
 import json
 import sys
 import tempfile
-import threading
-import time
 from pathlib import Path
 
 import torch
@@ -30,22 +28,16 @@ def anonymous_bytes() -> int:
     return int(line.split()[1]) * 1024
 
 
-class Peak(threading.Thread):
-    """The most anonymous memory while a block runs, looked at every millisecond or two."""
+def forget_peak():
+    """Has the kernel count the most resident memory anew."""
+    Path("/proc/self/clear_refs").write_text("5")
 
-    def __enter__(self):
-        self.most, self.running = 0, True
-        self.start()
-        return self
 
-    def run(self):
-        while self.running:
-            self.most = max(self.most, anonymous_bytes())
-            time.sleep(0.001)
-
-    def __exit__(self, *_):
-        self.running = False
-        self.join()
+def peak_anonymous_bytes() -> int:
+    """The most anonymous memory since then: of all resident memory, less the pages of files."""
+    lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    most, of_files, shared = (1024 * int(lines[name].split()[0]) for name in ("VmHWM", "RssFile", "RssShmem"))
+    return most - of_files - shared
 
 
 def prefill(model, context: int, batch: int, chunk: int):
@@ -79,14 +71,15 @@ def measure(folder: str, placement: str, context: int, batch: int, chunk: int) -
     model = load(folder, placement)
     gc.collect()
     loaded = anonymous_bytes() - before
-    with Peak() as peak:
-        cache = prefill(model, context, batch, chunk)
+    forget_peak()
+    cache = prefill(model, context, batch, chunk)
+    peak = peak_anonymous_bytes() - before
     gc.collect()
     latents = [tensor for layer in cache.layers for tensor in (layer.keys, layer.values)]
     tables = model.model.ngram_embeddings.tables
     return {
         "loaded": loaded,
-        "peak": peak.most - before,
+        "peak": peak,
         "weights": sum(t.numel() * t.itemsize for t in [*model.parameters(), *model.buffers()]),
         "tables": sum(rows.numel() for rows in tables.rows) if placement == "host" else 0,
         "cache": sum(t.numel() * t.itemsize for t in [*latents, cache.token_history]),
