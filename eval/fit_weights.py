@@ -13,17 +13,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, cached_file
 
 from eval.parameter_report import PARTS
 from eval.table_reads import load_config, spoken_path
-from modeling_longcat_lite import LongCatLiteConfig, LongCatLiteForCausalLM
+from modeling_longcat_lite import FLOAT_DTYPES, LongCatLiteConfig, LongCatLiteForCausalLM, read_safetensors_header
 
 RELEASED = "meituan-longcat/LongCat-Flash-Lite"
 TABLES, BUFFERS = "n-gram tables", "buffers"
-DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -63,18 +61,12 @@ def header_dtypes(folder: Path) -> dict[str, torch.dtype]:
     Raises:
         `ValueError`: naming the file that cannot be read.
     """
-    dtypes = {}
-    for path in sorted(folder.glob("*.safetensors")):
-        try:
-            with safe_open(path, framework="pt") as file:
-                for name in file.keys():  # noqa: SIM118 (a safetensors handle is no mapping)
-                    stored = file.get_slice(name).get_dtype()
-                    if stored in DTYPES:
-                        dtypes[name] = DTYPES[stored]
-        except SafetensorError as error:
-            name = path.name
-            raise ValueError(f"{name} is truncated or not a safetensors file ({error}). Download it again.") from error
-    return dtypes
+    return {
+        name: FLOAT_DTYPES[tensor.dtype]
+        for path in sorted(folder.glob("*.safetensors"))
+        for name, tensor in read_safetensors_header(path)[0].items()
+        if tensor.dtype in FLOAT_DTYPES
+    }
 
 
 def hub_names(name: str) -> list[str]:

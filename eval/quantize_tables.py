@@ -27,6 +27,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 from eval.safetensors_rewrite import Replacement, rewrite
 from eval.units import parse_size
 from modeling_longcat_lite import (
+    FLOAT_DTYPES,
     LongCatLiteConfig,
     StoredTensor,
     packed_width,
@@ -35,7 +36,6 @@ from modeling_longcat_lite import (
 )
 
 TABLE = re.compile(r"(?P<table>.*ngram_embeddings\.embedders\.\d+)\.weight")
-DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 INDEX = "model.safetensors.index.json"
 # Bytes of memory a value takes while it is packed: as stored (4 at most), in float32, scaled, rounded, as integer.
 BYTES_PER_VALUE = 18
@@ -49,7 +49,7 @@ def quantized(file: BinaryIO, entry: StoredTensor, bits: int, block: int, name: 
         count = min(block, rows - begin)
         data = bytearray(file.read(count * entry.num_bytes // rows))
         try:
-            packed = quantize_rows(torch.frombuffer(data, dtype=DTYPES[entry.dtype]).view(count, width), bits)
+            packed = quantize_rows(torch.frombuffer(data, dtype=FLOAT_DTYPES[entry.dtype]).view(count, width), bits)
         except ValueError as error:
             raise ValueError(f"`{name}`, in the {count} rows from {begin}: {error}") from error
         yield packed.numpy().tobytes()
@@ -66,7 +66,7 @@ def replacements_of(entries: dict[str, StoredTensor], bits: int, memory: int, pa
         match = TABLE.fullmatch(name)
         if match is None:
             continue
-        if entry.dtype not in DTYPES or len(entry.shape) != 2:
+        if entry.dtype not in FLOAT_DTYPES or len(entry.shape) != 2:
             raise ValueError(f"`{name}` in {path} is {entry.dtype} {list(entry.shape)}: no floating-point table.")
         rows, width = entry.shape
         block = memory // (width * BYTES_PER_VALUE)

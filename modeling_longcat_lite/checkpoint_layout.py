@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from transformers.conversion_mapping import register_checkpoint_conversion_mapping
 from transformers.core_model_loading import (
     Concatenate,
@@ -21,6 +20,8 @@ from transformers.core_model_loading import (
     WeightRenaming,
 )
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
+
+from .safetensors_header import read_safetensors_header
 
 DRAFT_HEAD_PREFIX = "model.mtp."
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
@@ -81,15 +82,9 @@ def checkpoint_shapes(files: Sequence[str]) -> dict[str, tuple[list[int], str]]:
     Raises:
         `ValueError`: naming the file that is truncated or no safetensors file.
     """
-    shapes = {}
-    for path in files:
-        try:
-            with safe_open(path, framework="pt") as file:
-                for name in file.keys():  # noqa: SIM118 (a safetensors handle is no mapping)
-                    shapes[name] = (file.get_slice(name).get_shape(), path)
-        except SafetensorError as error:
-            raise ValueError(f"{path} is truncated or not a safetensors file ({error}). Download it again.") from error
-    return shapes
+    return {
+        name: (list(tensor.shape), path) for path in files for name, tensor in read_safetensors_header(path)[0].items()
+    }
 
 
 def check_against_model(

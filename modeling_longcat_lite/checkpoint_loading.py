@@ -51,13 +51,12 @@ class CheckpointLoadingMixin(PreTrainedModel):
             if kwargs.get("state_dict") is not None:
                 raise ValueError(f'`ngram_tables="{ngram_tables}"` reads files, and `state_dict` has none: drop one.')
             kwargs["ngram_tables"] = ngram_tables
+        changed_rows = None
         if pretrained_model_name_or_path is not None and kwargs.get("state_dict") is None:
             hub_arguments = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
             kwargs["has_draft_head"] = carries_draft_head(
                 pretrained_model_name_or_path, hub_arguments, kwargs.get("variant")
             )
-        changed_rows = None
-        if pretrained_model_name_or_path is not None and kwargs.get("state_dict") is None:
             changed_rows = cached_file(
                 pretrained_model_name_or_path,
                 ROW_DELTA_FILE,

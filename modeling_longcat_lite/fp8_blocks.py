@@ -8,6 +8,7 @@ Those of the released `kv_a_proj_with_mqa`, `[576, 3072]` in blocks of 128, do n
 from collections.abc import Iterable, Mapping, Sequence
 
 import torch
+from transformers.core_model_loading import WeightConverter
 from transformers.integrations.finegrained_fp8 import Fp8Dequantize
 
 SCALES = "_scale_inv"
@@ -56,7 +57,7 @@ def read_cut_blocks(conversions: Iterable) -> bool:
     """
     found = False
     for conversion in conversions:
-        operations = getattr(conversion, "operations", [])  # a renaming has none
+        operations = conversion.operations if isinstance(conversion, WeightConverter) else []
         for i, operation in enumerate(operations):
             if type(operation) is Fp8Dequantize:
                 operations[i], found = BlockDequantize(operation.hf_quantizer), True

@@ -32,10 +32,9 @@ import torch
 from .ngram_quantization import dequantize_rows
 from .ngram_row_cache import RowCache
 from .ngram_row_overlay import RowOverlay
-from .safetensors_header import read_safetensors_header
+from .safetensors_header import FLOAT_DTYPES, read_safetensors_header
 
 PLACEMENTS = ("resident", "host", "disk")
-DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 PACKED = {"U8": torch.uint8}
 PAGE = mmap.PAGESIZE
 CHUNK = 64 * 2**20  # bytes read at a time into host memory
@@ -68,7 +67,7 @@ def find_tables(
     Raises:
         `ValueError`: naming file and table: missing, of another shape or dtype, or cut off.
     """
-    found, dtypes = {}, PACKED if packed else DTYPES
+    found, dtypes = {}, PACKED if packed else FLOAT_DTYPES
     for path in files:
         tensors, _ = read_safetensors_header(path)
         for name in set(names) & tensors.keys():
@@ -204,7 +203,8 @@ class NgramTables:
         self.check()
         batch, length = ids.shape[1:]
         # One number per table and row, so that one pass finds the distinct ones, table by table.
-        distinct, places = row_keys(ids.cpu().flatten(1)).unique(return_inverse=True)  # [U], [S, B T]
+        firsts = torch.arange(len(ids)) << KEY_BITS
+        distinct, places = (ids.cpu().flatten(1) + firsts[:, None]).unique(return_inverse=True)  # [U], [S, B T]
         if self.kept is None:
             moved = self.read(distinct, device)  # [U, C]
         else:  # on the device of a model that may have moved since
@@ -237,7 +237,7 @@ class NgramTables:
 
     def keys(self, table: int, row_ids: torch.Tensor) -> torch.Tensor:
         """What rows of one table, by ids `[R]`, are called among those of all."""
-        return row_keys(row_ids[None], table)[0]
+        return row_ids + (table << KEY_BITS)
 
     @property
     def num_keys(self) -> int:
@@ -290,16 +290,10 @@ class NgramTables:
 
     def keep(self, row_ids: Sequence[torch.Tensor], device: torch.device) -> RowCache:
         """Keeps some rows of each table, `[any]` ids each, on `device`: they are read no more."""
-        keys = torch.cat([row_keys(ids.cpu()[None], table)[0] for table, ids in enumerate(row_ids)]).unique()
+        keys = torch.cat([self.keys(table, ids.cpu()) for table, ids in enumerate(row_ids)]).unique()
         self.check()
         self.kept = RowCache(keys, self.read(keys, device))
         return self.kept
-
-
-def row_keys(ids: torch.Tensor, first_table: int = 0) -> torch.Tensor:
-    """Row ids `[tables, ...]` to numbers that tell the tables' rows apart, table by table."""
-    tables = torch.arange(first_table, first_table + len(ids)) << KEY_BITS
-    return ids + tables.view(-1, *[1] * (ids.dim() - 1))
 
 
 HANDLES = itertools.count()

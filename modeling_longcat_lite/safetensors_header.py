@@ -9,6 +9,10 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
+
+FLOAT_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
 
 class StoredTensor(NamedTuple):
     """A tensor of a header. `dtype` is the format's name, `BF16` or `U8`; offsets are from the start of the file."""
@@ -32,19 +36,19 @@ def read_safetensors_header(path: str | os.PathLike) -> tuple[dict[str, StoredTe
     size = Path(path).stat().st_size
     with Path(path).open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
-        try:
-            header = json.loads(file.read(length)) if 8 + length <= size else None
-        except ValueError:
-            header = None
-    if not isinstance(header, dict):
-        raise ValueError(f"{path} is truncated or not a safetensors file. Download it again.")
-    metadata, tensors = header.pop("__metadata__", {}), {}
-    for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
-        begin, end = (8 + length + offset for offset in entry["data_offsets"])
-        if end > size:
+        text = file.read(length) if 8 + length <= size else b""
+    try:
+        header = json.loads(text)
+        metadata, tensors = header.pop("__metadata__", {}), {}
+        for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
+            begin, end = (8 + length + offset for offset in entry["data_offsets"])
+            tensors[name] = StoredTensor(entry["dtype"], tuple(entry["shape"]), begin, end)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ValueError(f"{path} is truncated or not a safetensors file. Download it again.") from error
+    for name, tensor in tensors.items():
+        if tensor.end > size:
             raise ValueError(f"{path} is truncated inside `{name}`. Download it again.")
-        tensors[name] = StoredTensor(entry["dtype"], tuple(entry["shape"]), begin, end)
     return tensors, metadata
 
 
-__all__ = ["StoredTensor", "read_safetensors_header"]
+__all__ = ["FLOAT_DTYPES", "StoredTensor", "read_safetensors_header"]

@@ -28,7 +28,7 @@ MAY_IMPORT = {
     "document_mask": set(),
     "rms_norm": set(),
     "rotary_embedding": set(),
-    "checkpoint_layout": set(),
+    "checkpoint_layout": {"safetensors_header"},
     "ngram_embedding": {
         "configuration_longcat_lite",
         "ngram_hashing",

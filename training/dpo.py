@@ -21,26 +21,12 @@ from typing import Any
 
 
 def main(script_args, training_args, model_args, dataset_args, output_args):
-    from trl import get_peft_config, get_quantization_config
-
     # Registers the architecture with the Auto classes, through which the trainer loads the model.
     import modeling_longcat_lite  # noqa: F401
     from training.resumable_trainer import ResumableDPOTrainer
-    from training.row_loading import load_rows
-    from training.trainer_run import set_model_options, train_and_save
-    from training.training_curves import TrainingCurves
+    from training.trainer_run import train_and_save, trainer_options
 
-    train_rows, test_rows = load_rows(script_args, training_args, dataset_args, "dpo")
-    set_model_options(training_args, model_args)
-    trainer = ResumableDPOTrainer(
-        model=model_args.model_name_or_path,
-        args=training_args,
-        train_dataset=train_rows,
-        eval_dataset=test_rows,
-        quantization_config=get_quantization_config(model_args),
-        peft_config=get_peft_config(model_args),
-        callbacks=[TrainingCurves()],
-    )
+    trainer = ResumableDPOTrainer(**trainer_options(script_args, training_args, model_args, dataset_args, "dpo"))
     return train_and_save(trainer, script_args, output_args)
 
 

@@ -24,32 +24,18 @@ from typing import Any
 
 
 def main(script_args, training_args, model_args, dataset_args, output_args):
-    from trl import get_peft_config, get_quantization_config
-
     # Registers the architecture with the Auto classes, through which the trainer loads the model.
     import modeling_longcat_lite  # noqa: F401
     from training.resumable_trainer import ResumableGRPOTrainer
-    from training.row_loading import load_rows
-    from training.trainer_run import set_model_options, train_and_save
-    from training.training_curves import TrainingCurves
+    from training.trainer_run import train_and_save, trainer_options
 
     rewards: list[Any] = [reward_function(name) for name in script_args.reward_funcs or []]
     if script_args.reward_model_name_or_path:
         rewards.append(script_args.reward_model_name_or_path)
     if not rewards:
         raise ValueError("`reward_funcs` or `reward_model_name_or_path` must be given")
-    train_rows, test_rows = load_rows(script_args, training_args, dataset_args, "grpo")
-    set_model_options(training_args, model_args)
-    trainer = ResumableGRPOTrainer(
-        model=model_args.model_name_or_path,
-        reward_funcs=rewards,
-        args=training_args,
-        train_dataset=train_rows,
-        eval_dataset=test_rows,
-        quantization_config=get_quantization_config(model_args),
-        peft_config=get_peft_config(model_args),
-        callbacks=[TrainingCurves()],
-    )
+    options = trainer_options(script_args, training_args, model_args, dataset_args, "grpo")
+    trainer = ResumableGRPOTrainer(reward_funcs=rewards, **options)
     return train_and_save(trainer, script_args, output_args)
 
 

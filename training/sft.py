@@ -68,13 +68,9 @@ class TableArguments:
 
 
 def main(script_args, training_args, model_args, dataset_args, draft_args, table_args, router_args, output_args):
-    from trl import get_peft_config, get_quantization_config
-
     # Registers the architecture with the Auto classes, through which the trainer loads the model.
     import modeling_longcat_lite  # noqa: F401
-    from training.row_loading import load_rows
-    from training.trainer_run import checkpoint_to_resume, set_model_options, train_and_save
-    from training.training_curves import TrainingCurves
+    from training.trainer_run import checkpoint_to_resume, train_and_save, trainer_options
 
     check_arguments(training_args)
     if draft_args.draft_head_only and not draft_args.draft_loss_weight:
@@ -82,17 +78,8 @@ def main(script_args, training_args, model_args, dataset_args, draft_args, table
     checkpoint_to_resume(training_args)  # named before the model is loaded
     if training_args.assistant_only_loss:
         check_chat_template(training_args, model_args)
-    train_rows, test_rows = load_rows(script_args, training_args, dataset_args, "sft")
-    set_model_options(training_args, model_args)
-    trainer = make_trainer_class(draft_args, table_args, router_args)(
-        model=model_args.model_name_or_path,
-        args=training_args,
-        train_dataset=train_rows,
-        eval_dataset=test_rows,
-        quantization_config=get_quantization_config(model_args),
-        peft_config=get_peft_config(model_args),
-        callbacks=[TrainingCurves()],
-    )
+    options = trainer_options(script_args, training_args, model_args, dataset_args, "sft")
+    trainer = make_trainer_class(draft_args, table_args, router_args)(**options)
     return train_and_save(trainer, script_args, output_args)
 
 

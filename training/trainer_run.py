@@ -7,8 +7,28 @@ from typing import Any
 from peft import PeftModel
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from trl import get_peft_config, get_quantization_config
 
+from training import training_curves
 from training.merged_output import OutputArguments, write_merged
+from training.row_loading import load_rows
+
+
+def trainer_options(
+    script_args: Any, training_args: Any, model_args: Any, dataset_args: Any, task: str
+) -> dict[str, Any]:
+    """What every trainer is made with: model, checked rows of `task` (see `row_loading`), adapter, curves."""
+    train_rows, test_rows = load_rows(script_args, training_args, dataset_args, task)
+    set_model_options(training_args, model_args)
+    return {
+        "model": model_args.model_name_or_path,
+        "args": training_args,
+        "train_dataset": train_rows,
+        "eval_dataset": test_rows,
+        "quantization_config": get_quantization_config(model_args),
+        "peft_config": get_peft_config(model_args),
+        "callbacks": [training_curves.TrainingCurves()],
+    }
 
 
 def set_model_options(training_args: Any, model_args: Any) -> None:
@@ -58,4 +78,4 @@ def train_and_save(trainer: Any, script_args: Any, output_args: OutputArguments)
     return trainer
 
 
-__all__ = ["checkpoint_to_resume", "set_model_options", "train_and_save"]
+__all__ = ["checkpoint_to_resume", "train_and_save", "trainer_options"]
