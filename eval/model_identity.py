@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which model a number belongs to: a hash of its architecture and one of its weights, without reading them whole.
+
+A result file carries both. A card that is made of result files compares them with the model that it describes, so that
+nobody publishes the numbers of another checkpoint. Files, shards and folders may be renamed; the hashes stay.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+
+from modeling_longcat_lite import LongCatLiteConfig, read_safetensors_header
+
+# What differs between two copies of one model: who wrote it, as what it was read, how it is run.
+NOT_ARCHITECTURE = frozenset(
+    {
+        "_name_or_path",
+        "architectures",
+        "auto_map",
+        "dtype",
+        "output_router_logits",
+        "torch_dtype",
+        "transformers_version",
+        "use_cache",
+    }
+)
+HASHED_BYTES = 1024  # of each tensor, from its start
+
+
+def config_hash(folder: Path) -> str:
+    """SHA-256, in hexadecimal, of what `config.json` in `folder` says of the architecture."""
+    config = LongCatLiteConfig.from_pretrained(folder).to_dict()
+    kept = {key: value for key, value in config.items() if key not in NOT_ARCHITECTURE}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
+
+
+def weights_hash(folder: Path) -> str:
+    """SHA-256, in hexadecimal, of name, dtype, shape and first KiB of every tensor in `folder`, by name.
+
+    Raises:
+        `ValueError`: no safetensors file there, or one that is cut off.
+    """
+    files = sorted(folder.glob("model*.safetensors"))
+    if not files:
+        raise ValueError(f"`model` {folder} has no model*.safetensors")
+    tensors = {name: (path, entry) for path in files for name, entry in read_safetensors_header(path)[0].items()}
+    digest = hashlib.sha256()
+    for name, (path, entry) in sorted(tensors.items()):
+        digest.update(f"{name} {entry.dtype} {list(entry.shape)}".encode())
+        with path.open("rb") as file:
+            file.seek(entry.begin)
+            digest.update(file.read(min(HASHED_BYTES, entry.num_bytes)))
+    return digest.hexdigest()
+
+
+def model_identity(folder: Path) -> dict[str, str]:
+    """`name` (of the folder), `config_sha256` and `weights_sha256` of a model saved in `folder`."""
+    return {
+        "name": folder.resolve().name,
+        "config_sha256": config_hash(folder),
+        "weights_sha256": weights_hash(folder),
+    }
+
+
+__all__ = ["config_hash", "model_identity", "weights_hash"]

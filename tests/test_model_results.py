@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Result files: whose numbers they are, and what a broken one is told."""
+
+import json
+
+import pytest
+import torch
+from conftest import tiny_config
+
+from eval.model_identity import model_identity
+from eval.model_results import read_results, result_file
+from modeling_longcat_lite import LongCatLiteForCausalLM
+
+RESULT = {"task": "gsm8k", "metric": "exact_match", "value": 0.5}
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    return LongCatLiteForCausalLM(tiny_config())
+
+
+def write(path, **changes):
+    path.write_text(json.dumps({"model": {"name": "m"}, "evaluation": "harness", "results": [RESULT]} | changes))
+    return path
+
+
+def test_identity_survives_shards_and_another_folder(model, tmp_path):
+    model.save_pretrained(tmp_path / "one")
+    model.config.use_cache = False
+    model.save_pretrained(tmp_path / "two", max_shard_size="20KB")
+    assert len(list((tmp_path / "two").glob("*.safetensors"))) > 1
+    one, two = model_identity(tmp_path / "one"), model_identity(tmp_path / "two")
+    assert one.pop("name") == "one" and two.pop("name") == "two"
+    assert one == two
+
+
+@pytest.mark.parametrize("changed", ["config_sha256", "weights_sha256"])
+def test_numbers_of_another_model_are_refused(model, tmp_path, changed):
+    model.save_pretrained(tmp_path / "model")
+    file = tmp_path / "results.json"
+    file.write_text(json.dumps(result_file(tmp_path / "model", "harness", [RESULT], seed=0)))
+    assert read_results(file, model_identity(tmp_path / "model"))["results"] == [RESULT]
+    if changed == "config_sha256":
+        model.config.routed_scaling_factor *= 2
+    else:
+        model.lm_head.weight.data.mul_(2)
+    model.save_pretrained(tmp_path / "other")
+    with pytest.raises(ValueError, match=f"results.json was measured on another model: its {changed}"):
+        read_results(file, model_identity(tmp_path / "other"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"results": [RESULT, {"task": "drop", "value": 1.0}]}, r"results\[1\] lacks metric"),
+        ({"results": [RESULT | {"value": "high"}]}, r"results\[0\].value is 'high', not a number"),
+        ({"results": [RESULT | {"value": True}]}, r"results\[0\].value is True, not a number"),
+    ],
+)
+def test_broken_results_are_named(tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
+        read_results(write(tmp_path / "results.json", **changes))
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"model": {}}'])
+def test_what_is_no_result_file(tmp_path, text):
+    path = tmp_path / "results.json"
+    path.write_text(text)
+    with pytest.raises(ValueError, match="is no result file"):
+        read_results(path)
+
+
+def test_folder_without_weights(tmp_path):
+    LongCatLiteForCausalLM(tiny_config()).config.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="has no model"):
+        model_identity(tmp_path)
