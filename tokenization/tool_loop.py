@@ -10,8 +10,8 @@ conversation[-1]["content"]
 
 Generation stops at a call, the function runs with checked arguments, and its result goes back as a `tool` message. A
 call that cannot be run (malformed text, no such tool, arguments that break the schema, an exception in the function)
-is answered with what is wrong, so that the model may try again. Nothing that the model writes is evaluated, and no text
-in a message becomes a control token. The model is anything with `generate` and `device`, the tokenizer one with
+is answered with what is wrong, so that the model may try again. Nothing that the model writes is evaluated, and no
+text in a message becomes a control token. The model is anything with `generate` and `device`, the tokenizer one with
 LongCat's chat template.
 """
 
@@ -91,9 +91,7 @@ def generate_turn(
     return tokenizer.decode(output[0, prompt["input_ids"].shape[1] :])
 
 
-def run_turn(
-    text: str, by_name: Mapping[str, tuple[Callable, Mapping[str, Any]]]
-) -> tuple[dict[str, Any], list[str]]:
+def run_turn(text: str, by_name: Mapping[str, tuple[Callable, Mapping[str, Any]]]) -> tuple[dict[str, Any], list[str]]:
     """The assistant's message, and the result of each of its calls; no results mean that it has answered."""
     try:
         content, calls = parse_tool_calls(text, [schema for _, schema in by_name.values()])

@@ -119,25 +119,31 @@ def write_conversations():
 
 def write_untrained_model(train):
     """Train the tokenizer on the training side and save it with a freshly initialised model."""
-    from transformers import set_seed
-
-    from modeling_longcat_lite import LongCatLiteConfig, LongCatLiteForCausalLM
     from tokenization.train_tokenizer import train_tokenizer
 
     texts = (text for conversation in train for turn in conversation.turns for text in turn)
     tokenizer = train_tokenizer(texts, VOCABULARY, model_max_length=MODEL["max_position_embeddings"])
-    set_seed(SEED)
+    save_untrained(OUTPUT / "untrained", tokenizer, MODEL, SEED)
+
+
+def save_untrained(folder, tokenizer, shape, seed):
+    """Save a tokenizer with a freshly initialised model of `shape` (configuration keys) for it."""
+    from transformers import set_seed
+
+    from modeling_longcat_lite import LongCatLiteConfig, LongCatLiteForCausalLM
+
+    set_seed(seed)
     model = LongCatLiteForCausalLM(
         LongCatLiteConfig(
             vocab_size=len(tokenizer),
             bos_token_id=tokenizer.bos_token_id,
             eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.pad_token_id,
-            **MODEL,
+            **shape,
         )
     )
-    model.save_pretrained(OUTPUT / "untrained")
-    tokenizer.save_pretrained(OUTPUT / "untrained")
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
     parameters = sum(p.numel() for p in model.parameters())
     tables = sum(p.numel() for name, p in model.named_parameters() if ".embedders." in name)
     print(f"{parameters / 1e6:.2f} M parameters, of which {tables / 1e6:.2f} M in n-gram tables")

@@ -1,20 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
 """Conversations with two tools, made from the documentation of the running Python and from sums.
 
-    user       What does `str.join` do?                    Multiply 482 by 17.
-    assistant  look_up(name="str.join")                    calculate(operation="multiply", a=482, b=17)
-    tool       Concatenate any number of strings.          8194
-    assistant  From the documentation: Concatenate ...     That is 8194.
+    user       What does `str.join` do?             What is 482 plus 17?
+    assistant  lookup(name="str.join")              add(a=482, b=17)
+    tool       Concatenate any number of strings.   499
+    assistant  Python says:                         That is 499.
+               Concatenate any number of strings.
 
 Between them stand questions that need no tool. A conversation asks a few questions, each answered before the next.
-The side that a name or a number falls on (train or held-out) depends on its hash alone, so every argument of a
-held-out question is new to the model: it has to be copied. What is copied is written alike where it is read and where
-it is said (names stand in backticks, answers begin on a line of their own), and so are its tokens. The same seed gives
-the same conversations.
+Names are methods of builtin types. The side that a name or a number falls on (train or held-out) depends on its hash
+alone, so every argument of a held-out question is new to the model and has to be copied: of a held-out name the type
+and the method are known from other names, of a held-out number the digits. What is copied is written alike where it is
+read and where it is said (names stand in backticks, the tool's text on a line of its own), and so are its tokens. The
+same seed gives the same conversations.
 """
 
 import random
-import re
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -23,46 +25,31 @@ from typing import Any, Literal
 from transformers.utils import get_json_schema
 
 from tokenization.tool_calls import ToolCall
-from training.conversations import documentation_conversations, shorten, text_key
+from training.conversations import docstring_conversations, shorten, text_key
 
 Side = Literal["train", "held-out"]
-MAX_NAME_CHARS = 24
-MAX_SUMMARY_CHARS = 48
-LARGEST_NUMBER = 999
-HELD_OUT_PERCENT = 10
-MOST_QUESTIONS = 4  # of a conversation
-PLAIN_SHARE = 0.15  # of questions that need no tool
-SPOKEN_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.]*[A-Za-z0-9]")
-LOOK_UP_FORMS = (
-    "What does `{name}` do?",
-    "What is `{name}`?",
-    "Look up `{name}`.",
-    "Explain `{name}` to me.",
-    "I read `{name}` somewhere. What is that?",
-)
-CALCULATE_FORMS = (
-    ("add", "What is {a} plus {b}?"),
-    ("add", "Add {a} and {b}."),
-    ("subtract", "What is {a} minus {b}?"),
-    ("subtract", "How much is {a} less {b}?"),
-    ("multiply", "What is {a} times {b}?"),
-    ("multiply", "Multiply {a} by {b}."),
-)
+MAX_SUMMARY_CHARS = 40
+NUMBERS = range(10, 1000)
+HELD_OUT_PERCENT = 20
+MOST_QUESTIONS = 6  # of a conversation
+PLAIN_SHARE = 0.1  # of questions that need no tool
+LOOKUP_FORMS = ("What does `{name}` do?", "Look up `{name}`.", "Explain `{name}` to me.")
+ADD_FORMS = ("What is {a} plus {b}?", "Add {a} and {b}.", "How much is {a} plus {b}?")
 PLAIN_QUESTIONS = (
-    ("Hello!", "Hello! Ask me about a name of Python, or for a sum."),
-    ("Good morning.", "Good morning! Ask me about a name of Python, or for a sum."),
+    ("Hello!", "Hello! Ask me about Python, or for a sum."),
+    ("Good morning.", "Good morning! Ask me about Python, or for a sum."),
     ("Thank you.", "You are welcome."),
     ("Thanks for your help.", "You are welcome."),
-    ("Who are you?", "I look up names of Python and do sums."),
-    ("What can you do?", "I look up names of Python and do sums."),
+    ("Who are you?", "I look up Python and do sums."),
+    ("What can you do?", "I look up Python and do sums."),
 )
 
 
-def look_up(name: str) -> str:
-    """Say what a name of Python does.
+def lookup(name: str) -> str:
+    """Look up a method of Python.
 
     Args:
-        name: The dotted name.
+        name: Type and method.
     """
     try:
         return documentation()[name]
@@ -70,18 +57,17 @@ def look_up(name: str) -> str:
         raise ValueError(f"there is no documentation of {name}") from None
 
 
-def calculate(operation: Literal["add", "subtract", "multiply"], a: int, b: int) -> int:
-    """Compute with two integers.
+def add(a: int, b: int) -> int:
+    """Add two numbers.
 
     Args:
-        operation: What to do.
-        a: The first number.
-        b: The second number.
+        a: First number.
+        b: Second number.
     """
-    return {"add": a + b, "subtract": a - b, "multiply": a * b}[operation]
+    return a + b
 
 
-TOOLS: tuple[Callable, ...] = (look_up, calculate)
+TOOLS: tuple[Callable, ...] = (lookup, add)
 
 
 @dataclass(frozen=True)
@@ -105,14 +91,20 @@ class Exchange:
 
 @cache
 def documentation() -> dict[str, str]:
-    """The first words of the documentation of each name that is short enough to ask for."""
+    """The first words about every method that at least two builtin types have, by dotted name."""
     found = {}
-    for conversation in documentation_conversations():
-        name = conversation.name.removeprefix("builtins.")
-        if len(name) <= MAX_NAME_CHARS and not name.startswith("topics.") and SPOKEN_NAME.fullmatch(name):
+    for conversation in docstring_conversations(["builtins"]):
+        _, _, name = conversation.name.partition(".")
+        if name.count(".") == 1 and name.replace(".", "").isalpha():
             # One line: what the tool says and what the assistant repeats then have the same tokens.
-            found[name] = " ".join(shorten(" ".join(conversation.answer.split()), MAX_SUMMARY_CHARS).split())
-    return found
+            found[name] = shorten(" ".join(conversation.answer.split()), MAX_SUMMARY_CHARS)
+    types_with = Counter(method_of(name) for name in found)
+    return {name: text for name, text in found.items() if types_with[method_of(name)] > 1}
+
+
+def method_of(name: str) -> str:
+    """`join` of `str.join`."""
+    return name.rpartition(".")[2]
 
 
 def side_of(argument: str | int) -> Side:
@@ -122,32 +114,34 @@ def side_of(argument: str | int) -> Side:
 
 @cache
 def names(side: Side) -> list[str]:
-    """The names of one side."""
-    return [name for name in documentation() if side_of(name) == side]
+    """The names of one side; held-out ones only where another type's method of that name is trained on."""
+    of_side = [name for name in documentation() if side_of(name) == side]
+    if side == "train":
+        return of_side
+    trained = {method_of(name) for name in names("train")}
+    return [name for name in of_side if method_of(name) in trained]
 
 
 @cache
 def numbers(side: Side) -> list[int]:
     """The numbers of one side."""
-    return [number for number in range(1, LARGEST_NUMBER + 1) if side_of(number) == side]
+    return [number for number in NUMBERS if side_of(number) == side]
 
 
-def look_up_exchange(side: Side, draw: random.Random) -> Exchange:
+def lookup_exchange(side: Side, draw: random.Random) -> Exchange:
     """A question about a name of `side`."""
     name = draw.choice(names(side))
-    call: ToolCall = {"type": "function", "function": {"name": "look_up", "arguments": {"name": name}}}
-    result = look_up(name)
-    return Exchange(draw.choice(LOOK_UP_FORMS).format(name=name), call, result, f"From the documentation:\n{result}")
+    call: ToolCall = {"type": "function", "function": {"name": "lookup", "arguments": {"name": name}}}
+    result = lookup(name)
+    return Exchange(draw.choice(LOOKUP_FORMS).format(name=name), call, result, f"Python says:\n{result}")
 
 
-def calculate_exchange(side: Side, draw: random.Random) -> Exchange:
+def add_exchange(side: Side, draw: random.Random) -> Exchange:
     """A sum of two numbers of `side`."""
-    operation, form = draw.choice(CALCULATE_FORMS)
     a, b = draw.choices(numbers(side), k=2)
-    arguments = {"operation": operation, "a": a, "b": b}
-    call: ToolCall = {"type": "function", "function": {"name": "calculate", "arguments": arguments}}
-    result = str(calculate(**arguments))  # type: ignore[arg-type]
-    return Exchange(form.format(a=a, b=b), call, result, f"That is {result}.")
+    call: ToolCall = {"type": "function", "function": {"name": "add", "arguments": {"a": a, "b": b}}}
+    result = str(add(a, b))
+    return Exchange(draw.choice(ADD_FORMS).format(a=a, b=b), call, result, f"That is {result}.")
 
 
 def plain_exchange(draw: random.Random) -> Exchange:
@@ -167,7 +161,7 @@ def drawn_exchange(side: Side, draw: random.Random) -> Exchange:
     """An exchange of any kind."""
     if draw.random() < PLAIN_SHARE:
         return plain_exchange(draw)
-    return draw.choice((look_up_exchange, calculate_exchange))(side, draw)
+    return draw.choice((lookup_exchange, add_exchange))(side, draw)
 
 
 def row(exchanges: list[Exchange]) -> dict[str, Any]:

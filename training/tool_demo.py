@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Train a small LongCat-Lite to use two tools, and ask it questions whose arguments it has never seen.
+
+    python -m training.tool_demo
+
+Stages: conversations, tokenizer and an untrained model, fine-tuning by training/recipes/tools_demo.yaml, and questions
+put to the model through the agent loop of `tokenization.tool_loop`, which runs the tools. Everything is seeded and
+written under outputs/tool_demo; the figures go to eval/results/tool_demo.{json,md} too. The exit status says whether
+enough of the calls were right.
+"""
+
+import json
+import os
+import random
+import re
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from training.demo import MODEL as DEMO_MODEL
+from training.demo import save_untrained, stage
+
+OUTPUT = Path("outputs/tool_demo")
+RESULTS = Path("eval/results")
+RECIPE = Path("training/recipes/tools_demo.yaml")
+SEED = 0
+VOCABULARY = 2048
+TRAIN_CONVERSATIONS, TEST_CONVERSATIONS = 1500, 40
+TOKENIZER_CONVERSATIONS = 500
+MODEL: dict[str, Any] = DEMO_MODEL | {}
+
+
+def main():
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    os.environ["HF_DATASETS_CACHE"] = str(OUTPUT.resolve() / "cache")
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    from training.tool_questions import ask, print_report, write_report
+
+    shutil.rmtree(OUTPUT, ignore_errors=True)
+    seconds: dict[str, float] = {}
+    with stage("conversations", seconds):
+        rows = write_conversations()
+    with stage("tokenizer and untrained model", seconds):
+        write_untrained_model(rows)
+    with stage("fine-tuning", seconds):
+        fine_tune()
+    with stage("questions", seconds):
+        asked = ask(OUTPUT / "model", SEED)
+    report = write_report(OUTPUT, RESULTS, asked, SEED, seconds)
+    print_report(report)
+    return 0 if report["passed"] else 1
+
+
+def write_conversations() -> list[dict[str, Any]]:
+    """Write both sides as JSON Lines; returns the rows to train on."""
+    from training.tool_conversations import conversations, row
+
+    train = [row(exchanges) for exchanges in conversations(TRAIN_CONVERSATIONS, "train", SEED)]
+    test = [row(exchanges) for exchanges in conversations(TEST_CONVERSATIONS, "held-out", SEED)]
+    (OUTPUT / "data").mkdir(parents=True)
+    for name, rows in (("train", train), ("test", test)):
+        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        (OUTPUT / "data" / f"{name}.jsonl").write_text(lines, encoding="utf-8")
+    print(f"{len(train)} conversations to train on, {len(test)} held out")
+    return train
+
+
+def write_untrained_model(rows: list[dict[str, Any]]) -> None:
+    """Train the tokenizer on rendered conversations and save it with a freshly initialised model."""
+    from tokenization.train_tokenizer import train_tokenizer
+
+    texts = texts_without_digits(random.Random(SEED).sample(rows, min(len(rows), TOKENIZER_CONVERSATIONS)))
+    tokenizer = train_tokenizer(texts, VOCABULARY, model_max_length=MODEL["max_position_embeddings"])
+    save_untrained(OUTPUT / "untrained", tokenizer, MODEL, SEED)
+
+
+def texts_without_digits(rows: list[dict[str, Any]]) -> Iterator[str]:
+    """The rows as the chat template writes them, less the digits, so that no two digits become one token.
+
+    A number is then its digits, and a number that was never seen is made of tokens that were.
+    """
+    from tokenization.train_tokenizer import train_tokenizer
+
+    of_bytes = train_tokenizer((), 275)
+    for row in rows:
+        text = of_bytes.apply_chat_template(row["messages"], tools=row["tools"], tokenize=False)
+        yield re.sub(r"\d+", "", text)
+
+
+def fine_tune():
+    """`python -m training.sft --config training/recipes/tools_demo.yaml`, in this process."""
+    from training import sft
+
+    sft.main(*sft.make_parser().parse_args_and_config(["--config", str(RECIPE)]))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
