@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`python -m training.serve` answers over OpenAI's API, streamed and with tools too; `transformers chat` talks to it."""
+"""`python -m training.serve` answers over OpenAI's API, streamed and with tools too, and to `transformers chat`."""
 
 import json
 import os

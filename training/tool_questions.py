@@ -139,10 +139,11 @@ def by_tool(answers: list[dict[str, Any]]) -> dict[str, str]:
 
 def spoken_calls(calls: list[dict[str, Any]]) -> str:
     """Calls as Python would write them."""
-    return "; ".join(
-        f"{call['name']}({', '.join(f'{key}={value!r}' for key, value in call['arguments'].items())})"
-        for call in calls
-    )
+    spoken = []
+    for call in calls:
+        arguments = ", ".join(f"{key}={value!r}" for key, value in call["arguments"].items())
+        spoken.append(f"{call['name']}({arguments})")
+    return "; ".join(spoken)
 
 
 def as_markdown(report: dict[str, Any]) -> str:
@@ -165,7 +166,7 @@ these questions stands in a conversation to train on.
 | right answers to them | {report["drawn_right_answers"]} of {report["drawn"]} |
 | right calls, all questions | {report["right_calls"]} of {report["questions"]} |
 | right answers, all questions | {report["right_answers"]} of {report["questions"]} |
-| questions that need no tool, answered without a call | {report["plain_without_call"]} of {report["plain_questions"]} |
+| questions that need no tool, no call made | {report["plain_without_call"]} of {report["plain_questions"]} |
 
 By tool: {tools}. At least {FEWEST_RIGHT} of the {report["drawn"]} calls must be right:
 {"they are" if report["passed"] else "they are not"}. The ten:
