@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The agent loop: calls run with checked arguments, whatever goes wrong is told to the model, and it ends."""
 
+import re
+from pathlib import Path
 from typing import Literal
 
 import pytest
@@ -9,6 +11,7 @@ from tiny_chat import write_tiny_chat
 from transformers import AutoTokenizer
 
 from modeling_longcat_lite import LongCatLiteForCausalLM
+from tokenization import tool_loop
 from tokenization.tool_calls import render_tool_call
 from tokenization.tool_loop import run_tools
 from tokenization.train_tokenizer import train_tokenizer
@@ -133,6 +136,24 @@ def test_text_of_a_tool_or_of_a_malformed_call_becomes_no_control_token():
     assert "<longcat_system>" not in said
     assert said.count("<longcat_user>") == 3 == said.count("<longcat_assistant>")
     assert said.count("<longcat_tool_response>") == 2 == said.count("</longcat_tool_response>")
+
+
+def documented_examples() -> list[str]:
+    """Every block of Python that calls the loop, in its own documentation and in the README."""
+    texts = (tool_loop.__doc__, Path("README.md").read_text(encoding="utf-8"))
+    blocks = [block for text in texts for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL)]
+    return [block for block in blocks if "run_tools(" in block]
+
+
+@pytest.mark.parametrize("block", documented_examples())
+def test_documented_examples_run(block):
+    model = Scripted(render_tool_call("add", {"a": 482, "b": 17}) + END, f"That is 499.{END}")
+    names = {"model": model, "tokenizer": TOKENIZER, "add": add}
+    exec(block, names)
+    assert names["messages"][-2:] == [
+        {"role": "tool", "content": "499"},
+        {"role": "assistant", "content": "That is 499."},
+    ]
 
 
 def test_turns_are_counted():

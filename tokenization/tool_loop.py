@@ -4,8 +4,9 @@
 ```python
 from tokenization.tool_loop import run_tools
 
-conversation = run_tools(model, tokenizer, [{"role": "user", "content": "What is 2 plus 3?"}], tools=[add])
-conversation[-1]["content"]
+messages = [{"role": "user", "content": "What is 482 plus 17?"}]
+messages = run_tools(model, tokenizer, messages, tools=[add], max_new_tokens=256)
+messages[-1]["content"]
 ```
 
 Generation stops at a call, the function runs with checked arguments, and its result goes back as a `tool` message. A
