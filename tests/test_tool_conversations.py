@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Conversations with tools: nothing held out is trained on, every call runs, only the assistant is trained."""
 
-import json
 from itertools import chain
+from random import Random
 
 import pytest
 from datasets import load_dataset
@@ -13,31 +13,38 @@ from tokenization.tool_calls import parse_tool_calls
 from tokenization.train_tokenizer import train_tokenizer
 from training.chat_rows import check_rows
 from training.tool_conversations import (
+    DECLARED_SHARE,
     TOOLS,
     add,
-    conversations,
     documentation,
+    drawn_exchange,
     lookup,
     names,
     numbers,
-    row,
+    rows,
 )
 from training.tool_demo import texts_without_digits
 
 END = "</longcat_s>"
-TRAIN = list(conversations(60, "train", seed=0))
-HELD_OUT = list(conversations(60, "held-out", seed=0))
+TRAIN = list(rows(200, "train", seed=0))
+HELD_OUT = list(rows(200, "held-out", seed=0))
 
 
-def arguments(sides) -> set:
+def arguments(side: list[dict]) -> set:
     """All arguments of all calls."""
-    calls = [exchange.call["function"]["arguments"] for exchange in chain.from_iterable(sides) if exchange.call]
-    return set(chain.from_iterable(call.values() for call in calls))
+    calls = [message["tool_calls"][0] for one in side for message in one["messages"] if "tool_calls" in message]
+    return set(chain.from_iterable(call["function"]["arguments"].values() for call in calls))
 
 
 def test_the_same_seed_gives_the_same_conversations():
-    assert list(conversations(60, "train", seed=0)) == TRAIN
-    assert list(conversations(60, "train", seed=1)) != TRAIN
+    assert list(rows(200, "train", seed=0)) == TRAIN
+    assert list(rows(200, "train", seed=1)) != TRAIN
+
+
+def test_some_rows_to_train_on_and_all_held_out_ones_declare_the_tools():
+    declared = [one["tools"] is not None for one in TRAIN]
+    assert 0.5 * DECLARED_SHARE < sum(declared) / len(TRAIN) < 2 * DECLARED_SHARE
+    assert all(one["tools"] for one in HELD_OUT)
 
 
 def test_no_argument_stands_on_both_sides():
@@ -55,7 +62,8 @@ def test_of_held_out_names_both_parts_are_known():
 def test_calls_give_the_results_that_the_rows_have():
     tools = {"lookup": lookup, "add": add}
     called = set()
-    for exchange in chain.from_iterable([*TRAIN, *HELD_OUT]):
+    draw = Random(0)
+    for exchange in [drawn_exchange(side, draw) for side in ("train", "held-out") for _ in range(60)]:
         if exchange.call is None:
             assert exchange.result is None
             continue
@@ -73,20 +81,18 @@ def test_an_unknown_name_is_named():
 
 
 def test_rows_can_be_trained_on_and_come_back_from_the_file(tmp_path):
-    rows = [row(exchanges) for exchanges in TRAIN]
-    write_rows(tmp_path / "train.jsonl", rows)
+    write_rows(tmp_path / "train.jsonl", TRAIN)
     read = load_dataset("json", data_files=str(tmp_path / "train.jsonl"), cache_dir=str(tmp_path / "cache"))["train"]
     check_rows(read, "train")
     # No argument of the one tool turns up, empty, in a call of the other.
-    assert [one["messages"] for one in read] == [one["messages"] for one in rows]
-    assert json.dumps(read[0]["tools"]) == json.dumps(rows[0]["tools"])
+    assert [one["messages"] for one in read] == [one["messages"] for one in TRAIN]
+    assert [one["tools"] for one in read] == [one["tools"] for one in TRAIN]
 
 
 def test_only_calls_and_answers_are_trained():
-    tokenizer = train_tokenizer(texts_without_digits([row(exchanges) for exchanges in TRAIN[:20]]), 600)
+    tokenizer = train_tokenizer(texts_without_digits(TRAIN[:20]), 600)
     template = load_chat_template("training")
-    for exchanges in TRAIN[:20]:
-        one = row(exchanges)
+    for one in [*TRAIN[:20], *HELD_OUT[:5]]:
         encoded = tokenizer.apply_chat_template(
             one["messages"],
             tools=one["tools"],
@@ -112,12 +118,12 @@ def test_only_calls_and_answers_are_trained():
 
 
 def test_numbers_are_their_digits():
-    tokenizer = train_tokenizer(texts_without_digits([row(exchanges) for exchanges in TRAIN]), 2048)
+    tokenizer = train_tokenizer(texts_without_digits(TRAIN), 2048)
     assert tokenizer.tokenize("Add 482 and 17.") == ["Add", "Ġ", "4", "8", "2", "Ġand", "Ġ", "1", "7", "."]
 
 
 def test_tools_are_declared_with_their_types():
-    parameters = {tool["function"]["name"]: tool["function"]["parameters"] for tool in row([])["tools"]}
+    parameters = {tool["function"]["name"]: tool["function"]["parameters"] for tool in HELD_OUT[0]["tools"]}
     assert parameters["lookup"]["properties"]["name"]["type"] == "string"
     assert {value["type"] for value in parameters["add"]["properties"].values()} == {"integer"}
     assert len(TOOLS) == 2

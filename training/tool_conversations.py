@@ -7,12 +7,13 @@
     assistant  Python says:                         That is 499.
                Concatenate any number of strings.
 
-Between them stand questions that need no tool. A conversation asks a few questions, each answered before the next.
-Names are methods of builtin types. The side that a name or a number falls on (train or held-out) depends on its hash
-alone, so every argument of a held-out question is new to the model and has to be copied: of a held-out name the type
-and the method are known from other names, of a held-out number the digits. What is copied is written alike where it is
-read and where it is said (names stand in backticks, the tool's text on a line of its own), and so are its tokens. The
-same seed gives the same conversations.
+Between them stand questions that need no tool. Most conversations leave the declaration of the tools out, which is
+three times as long as all the rest: the tools are always the same two, and so a step sees many more calls. Names are
+methods of builtin types. The side that a name or a number falls on (train or held-out) depends on its hash alone, so
+every argument of a held-out question is new to the model and has to be copied: of a held-out name the type and the
+method are known from other names, of a held-out number the digits. What is copied is written alike where it is read
+and where it is said (names stand in backticks, the tool's text on a line of its own), and so are its tokens. The same
+seed gives the same conversations.
 """
 
 import random
@@ -31,7 +32,7 @@ Side = Literal["train", "held-out"]
 MAX_SUMMARY_CHARS = 40
 NUMBERS = range(10, 1000)
 HELD_OUT_PERCENT = 20
-MOST_QUESTIONS = 2  # of a conversation
+DECLARED_SHARE = 0.15  # of conversations to train on that declare the tools
 PLAIN_SHARE = 0.1  # of questions that need no tool
 LOOKUP_FORMS = ("What does `{name}` do?", "Look up `{name}`.", "Explain `{name}` to me.")
 ADD_FORMS = ("What is {a} plus {b}?", "Add {a} and {b}.", "How much is {a} plus {b}?")
@@ -150,13 +151,6 @@ def plain_exchange(draw: random.Random) -> Exchange:
     return Exchange(question, None, None, answer)
 
 
-def conversations(count: int, side: Side, seed: int) -> Iterator[list[Exchange]]:
-    """`count` conversations of one to `MOST_QUESTIONS` questions each."""
-    draw = random.Random(f"{side} {seed}")
-    for _ in range(count):
-        yield [drawn_exchange(side, draw) for _ in range(draw.randint(1, MOST_QUESTIONS))]
-
-
 def drawn_exchange(side: Side, draw: random.Random) -> Exchange:
     """An exchange of any kind."""
     if draw.random() < PLAIN_SHARE:
@@ -164,7 +158,13 @@ def drawn_exchange(side: Side, draw: random.Random) -> Exchange:
     return draw.choice((lookup_exchange, add_exchange))(side, draw)
 
 
-def row(exchanges: list[Exchange]) -> dict[str, Any]:
-    """A conversation as a row of a chat data set: `{"messages": [...], "tools": [...]}`."""
-    messages = [message for exchange in exchanges for message in exchange.messages()]
-    return {"messages": messages, "tools": [get_json_schema(tool) for tool in TOOLS]}
+def row(exchange: Exchange, declared: bool = True) -> dict[str, Any]:
+    """An exchange as a row of a chat data set: `{"messages": [...], "tools": [...]}`; no tools unless `declared`."""
+    return {"messages": exchange.messages(), "tools": [get_json_schema(tool) for tool in TOOLS] if declared else None}
+
+
+def rows(count: int, side: Side, seed: int) -> Iterator[dict[str, Any]]:
+    """`count` rows of one side; all of the held-out ones declare the tools."""
+    draw = random.Random(f"{side} {seed}")
+    for _ in range(count):
+        yield row(drawn_exchange(side, draw), declared=side == "held-out" or draw.random() < DECLARED_SHARE)

@@ -27,8 +27,8 @@ RESULTS = Path("eval/results")
 RECIPE = Path("training/recipes/tools_demo.yaml")
 SEED = 0
 VOCABULARY = 2048
-TRAIN_CONVERSATIONS, TEST_CONVERSATIONS = 2100, 40
-TOKENIZER_CONVERSATIONS = 500
+TRAIN_CONVERSATIONS, TEST_CONVERSATIONS = 3600, 40
+TOKENIZER_CONVERSATIONS = 1000
 # Wider than the default, so that attention weighs in from the start: copying is all attention.
 MODEL: dict[str, Any] = DEMO_MODEL | {"initializer_range": 0.05}
 
@@ -57,13 +57,13 @@ def main():
 
 def write_conversations() -> list[dict[str, Any]]:
     """Write both sides as JSON Lines; returns the rows to train on."""
-    from training.tool_conversations import conversations, row
+    from training.tool_conversations import rows
 
-    train = [row(exchanges) for exchanges in conversations(TRAIN_CONVERSATIONS, "train", SEED)]
-    test = [row(exchanges) for exchanges in conversations(TEST_CONVERSATIONS, "held-out", SEED)]
+    train = list(rows(TRAIN_CONVERSATIONS, "train", SEED))
+    test = list(rows(TEST_CONVERSATIONS, "held-out", SEED))
     (OUTPUT / "data").mkdir(parents=True)
-    for name, rows in (("train", train), ("test", test)):
-        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    for name, side in (("train", train), ("test", test)):
+        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in side)
         (OUTPUT / "data" / f"{name}.jsonl").write_text(lines, encoding="utf-8")
     print(f"{len(train)} conversations to train on, {len(test)} held out")
     return train
