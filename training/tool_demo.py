@@ -27,7 +27,7 @@ RESULTS = Path("eval/results")
 RECIPE = Path("training/recipes/tools_demo.yaml")
 SEED = 0
 VOCABULARY = 2048
-TRAIN_CONVERSATIONS, TEST_CONVERSATIONS = 3600, 40
+TRAIN_CONVERSATIONS, TEST_CONVERSATIONS = 5600, 40
 TOKENIZER_CONVERSATIONS = 1000
 # Wider than the default, so that attention weighs in from the start: copying is all attention.
 MODEL: dict[str, Any] = DEMO_MODEL | {"initializer_range": 0.05}
