@@ -121,9 +121,10 @@ def test_the_chat_command_talks_to_it(server, tmp_path):
     command = [Path(sys.executable).with_name("transformers"), "chat", package, address]
     # Its client refuses every address while HF_HUB_OFFLINE is set, this machine's own too.
     environment = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}
+    environment |= {"HF_HUB_DISABLE_UPDATE_CHECK": "1", "NO_COLOR": "1"}
     spoken = subprocess.run(
         [*command, "do_sample=False", "max_new_tokens=8"],
-        input=f"{QUESTION['content']}\nn\n!exit\n", env=environment | {"HF_HOME": str(tmp_path), "NO_COLOR": "1"},
+        input=f"{QUESTION['content']}\nn\n!exit\n", env=environment,
         cwd=tmp_path, capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     assert spoken.returncode == 0, spoken.stderr[-3000:]
