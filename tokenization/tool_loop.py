@@ -74,7 +74,7 @@ def run_tools(
 
 def generate_turn(
     model: Any,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: Any,
     conversation: Sequence[dict[str, Any]],
     schemas: Sequence[dict[str, Any]],
     generate_options: Mapping[str, Any],
@@ -92,7 +92,7 @@ def generate_turn(
     return tokenizer.decode(output[0, prompt["input_ids"].shape[1] :])
 
 
-def run_turn(text: str, by_name: Mapping[str, tuple[Callable, Mapping[str, Any]]]) -> tuple[dict[str, Any], list[str]]:
+def run_turn(text: str, by_name: Mapping[str, tuple[Callable, dict[str, Any]]]) -> tuple[dict[str, Any], list[str]]:
     """The assistant's message, and the result of each of its calls; no results mean that it has answered."""
     try:
         content, calls = parse_tool_calls(text, [schema for _, schema in by_name.values()])
@@ -105,7 +105,7 @@ def run_turn(text: str, by_name: Mapping[str, tuple[Callable, Mapping[str, Any]]
     return said, [run_call(call["function"], by_name) for call in calls]
 
 
-def run_call(function: Function, by_name: Mapping[str, tuple[Callable, Mapping[str, Any]]]) -> str:
+def run_call(function: Function, by_name: Mapping[str, tuple[Callable, dict[str, Any]]]) -> str:
     """The result of one call as text: strings as they are, all else as JSON, and what went wrong as an error."""
     name, arguments = function["name"], function["arguments"]
     if name not in by_name:

@@ -85,7 +85,7 @@ def texts_without_digits(rows: list[dict[str, Any]]) -> Iterator[str]:
     """
     from tokenization.train_tokenizer import train_tokenizer
 
-    of_bytes = train_tokenizer((), 275)
+    of_bytes: Any = train_tokenizer((), 275)
     for row in rows:
         text = of_bytes.apply_chat_template(row["messages"], tools=row["tools"], tokenize=False)
         yield re.sub(r"\d+", "", text)
