@@ -40,22 +40,23 @@ def ids_by_walking(
     return ids
 
 
+def rows_of_tables(base: float, config: dict[str, Any]) -> list[int]:
+    tables = config["emb_split_num"] * (config["emb_neighbor_num"] - 1)
+    return [int(base + 2 * i + 1) for i in range(tables)]
+
+
 def sglang_ids(tokens: Sequence[int], config: dict[str, Any]) -> list[list[int]]:
     """A row of the token table holds the whole request. EOS stops a walk that looks back on it, not its own."""
-    base = int(config["ngram_vocab_size_ratio"] * config["vocab_size"])
-    tables = config["emb_split_num"] * (config["emb_neighbor_num"] - 1)
+    rows = rows_of_tables(int(config["ngram_vocab_size_ratio"] * config["vocab_size"]), config)
     eos = config["eos_token_id"]
-    rows = [base + 2 * i + 1 for i in range(tables)]
     return ids_by_walking(tokens, 0, config, rows, lambda token, back: token == eos and back > 0)
 
 
 def vllm_ids(tokens: Sequence[int], config: dict[str, Any], pieces: Sequence[int]) -> list[list[int]]:
     """A request keeps its last N - 1 tokens from step to step. EOS is stored negated, and whatever is negative stops
     a walk: EOS's own before its first step."""
-    base = config["ngram_vocab_size_ratio"] * config["vocab_size"]
-    tables = config["emb_split_num"] * (config["emb_neighbor_num"] - 1)
+    rows = rows_of_tables(config["ngram_vocab_size_ratio"] * config["vocab_size"], config)
     kept = config["emb_neighbor_num"] - 1
-    rows = [int(base + 2 * i + 1) for i in range(tables)]
     stored = [-token if token == config["eos_token_id"] else token for token in tokens]
     context, ids = [NOTHING_BEFORE] * kept, [[] for _ in rows]
     for piece in pieces:
@@ -68,9 +69,7 @@ def vllm_ids(tokens: Sequence[int], config: dict[str, Any], pieces: Sequence[int
 
 def mlx_ids(tokens: Sequence[int], config: dict[str, Any]) -> list[list[int]]:
     """The row shifted to the right, zeros from the left: nothing stops a walk but the beginning."""
-    base = config["ngram_vocab_size_ratio"] * config["vocab_size"]
-    tables = config["emb_split_num"] * (config["emb_neighbor_num"] - 1)
-    rows = [int(base + 2 * i + 1) for i in range(tables)]
+    rows = rows_of_tables(config["ngram_vocab_size_ratio"] * config["vocab_size"], config)
     return ids_by_walking(tokens, 0, config, rows, lambda token, back: False)
 
 
