@@ -91,7 +91,7 @@ class LongCatLiteConfig(PreTrainedConfig):
             floating-point tables of any dtype.
         embedding_amplification (`str`, *optional*, defaults to `"none"`):
             `"sqrt_d"` multiplies the embedding output by `sqrt(hidden_size)`, `"layer_norm"` normalises it (paper,
-            section 3.2.4).
+            section 3.2.4). Other runtimes know `"none"` only.
         num_nextn_predict_layers (`int`, *optional*):
             Blocks of the draft head (multi-token prediction), 0 or 1. `None` means: as many as the checkpoint
             carries, none for a fresh model.

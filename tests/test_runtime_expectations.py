@@ -87,6 +87,14 @@ def test_the_draft_head_may_be_left_out(saved):
     assert tensor_problems({**config, "num_nextn_predict_layers": None}, tensors_in(saved)) == []
 
 
+def test_biases_belong_to_their_switches(tmp_path):
+    LongCatLiteForCausalLM(tiny_config(attention_bias=True, router_bias=True)).save_pretrained(tmp_path)
+    config, found = config_in(tmp_path), tensors_in(tmp_path)
+    assert tensor_problems(config, found) == []
+    without = {**config, "attention_bias": False, "router_bias": False}
+    assert len(tensor_problems(without, found)) == 2 * (2 * 3 + 1)  # layers, attentions and their biases, router
+
+
 @every_runtime
 def test_each_missing_field_is_named(runtime, saved):
     config = config_in(saved)
@@ -109,6 +117,8 @@ def test_tensors_of_an_incomplete_config_are_not_guessed(saved):
     ("name", "value"),
     [
         ("embedding_amplification", "layer_norm"),
+        ("scale_word_embedding", False),
+        ("attention_method", "LSA"),
         ("use_ngram_embedding", False),
         ("ngram_table_bits", 8),
         ("tie_word_embeddings", True),
@@ -140,9 +150,11 @@ def test_what_one_runtime_cannot_serve_is_named(runtime, name, value, saved):
     assert f"`{name}`" in problem
 
 
-def test_vllm_takes_one_end_of_sequence_token(saved):
+def test_servers_take_one_end_of_sequence_token(saved):
     config = {**config_in(saved), "eos_token_id": [2, 7], "ngram_eos_token_id": [2, 7]}
-    assert config_problems("vLLM", config) == ["`eos_token_id` is [2, 7]; vLLM takes one integer"]
+    assert problems_by_runtime(config) == {
+        runtime: [f"`eos_token_id` is [2, 7]; {runtime} takes one integer"] for runtime in ("vLLM", "SGLang")
+    }
 
 
 @pytest.mark.parametrize("config", [LongCatLiteConfig(), tiny_config(rope_parameters=YARN_ROPE), tiny_config()])
