@@ -16,7 +16,7 @@ from transformers import PreTrainedConfig
 
 from .configuration_validation import take_one_rope_story, validate_fields, validate_rope_fields, validate_stated
 
-# Files name the classes that other runtimes know. SGLang compares the whole list: a second name, and it is lost.
+# Files name the class that other runtimes know, and no other: SGLang compares the whole list.
 UPSTREAM_PREFIX, OWN_PREFIX = "LongcatFlashNgram", "LongCatLite"
 
 # Remote code: the class that was saved is listed by transformers, its siblings by us.
