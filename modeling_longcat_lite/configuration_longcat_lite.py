@@ -16,7 +16,7 @@ from transformers import PreTrainedConfig
 
 from .configuration_validation import take_one_rope_story, validate_fields, validate_rope_fields, validate_stated
 
-# What other runtimes look up first in `architectures`, and our class names after it.
+# Files name the class that other runtimes know, and no other: SGLang compares the whole list.
 UPSTREAM_PREFIX, OWN_PREFIX = "LongcatFlashNgram", "LongCatLite"
 
 # Remote code: the class that was saved is listed by transformers, its siblings by us.
@@ -91,7 +91,7 @@ class LongCatLiteConfig(PreTrainedConfig):
             floating-point tables of any dtype.
         embedding_amplification (`str`, *optional*, defaults to `"none"`):
             `"sqrt_d"` multiplies the embedding output by `sqrt(hidden_size)`, `"layer_norm"` normalises it (paper,
-            section 3.2.4).
+            section 3.2.4). Other runtimes know `"none"` only.
         num_nextn_predict_layers (`int`, *optional*):
             Blocks of the draft head (multi-token prediction), 0 or 1. `None` means: as many as the checkpoint
             carries, none for a fresh model.
@@ -230,6 +230,12 @@ class LongCatLiteConfig(PreTrainedConfig):
         """Attention sublayers, which is what a KV cache counts."""
         return 2 * self.num_layers
 
+    @num_hidden_layers.setter
+    def num_hidden_layers(self, value: int):
+        # vLLM, which counts decoder layers, assigns their number before it builds the model; it reads `num_layers`.
+        if value not in (self.num_layers, 2 * self.num_layers):
+            raise ValueError(f"`num_hidden_layers` is derived; change `num_layers`. Got {value!r}.")
+
     @property
     def qk_head_dim(self) -> int:
         """Width of a query or key head."""
@@ -276,9 +282,9 @@ class LongCatLiteConfig(PreTrainedConfig):
     def to_json_file(self, json_file_path: str | os.PathLike, use_diff: bool = True):
         """Writes `config.json` with the fields that older readers and other runtimes expect beside today's."""
         written = json.loads(self.to_json_string(use_diff=use_diff))
-        own = [name for name in written.get("architectures") or [] if name.startswith(OWN_PREFIX)]
-        upstream = [name.replace(OWN_PREFIX, UPSTREAM_PREFIX, 1) for name in own]
-        written["architectures"] = [*(upstream or [f"{UPSTREAM_PREFIX}ForCausalLM"]), *own]
+        names = [name.replace(OWN_PREFIX, UPSTREAM_PREFIX, 1) for name in written.get("architectures") or []]
+        upstream = [name for name in names if name.startswith(UPSTREAM_PREFIX)]
+        written["architectures"] = upstream[:1] or [f"{UPSTREAM_PREFIX}ForCausalLM"]
         if not written.get("auto_map", {}).keys().isdisjoint({"AutoModel", "AutoModelForCausalLM"}):
             written["auto_map"] = AUTO_MAP
         rope = dict(self.rope_parameters)
