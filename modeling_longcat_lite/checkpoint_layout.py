@@ -8,7 +8,7 @@ LongCat-Flash-Lite-Sparse and LongCat-2.0 have other names, which are read and n
 
 import json
 import os
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -94,10 +94,10 @@ def oe_name(name: str) -> str:
     return name.replace("ngram_embeddings.post_projs.", "oe_embed_proj")
 
 
-def spelled_as(found: Container[str], name: str) -> str:
-    """A released name as the checkpoint with the names `found` spells it."""
-    other = oe_name(name)
-    return other if other in found and name not in found else name
+def spelling_of(found: Iterable[str]) -> Callable[[str], str]:
+    """How a checkpoint with the names `found` calls a tensor of the released layout."""
+    has_oe_names = any(name.removeprefix("model.").startswith("oe_embed_") for name in found)
+    return oe_name if has_oe_names else str
 
 
 def checkpoint_shapes(files: Sequence[str]) -> dict[str, tuple[list[int], str]]:
@@ -129,7 +129,8 @@ def check_against_model(
         `ValueError`: naming the tensor that is missing, of another shape, or not part of the model.
     """
     expected = fused if found.keys() & (fused.keys() - released.keys()) else released
-    expected = {spelled_as(found, name): tensor for name, tensor in expected.items()}
+    spelled = spelling_of(found)
+    expected = {spelled(name): tensor for name, tensor in expected.items()}
     for name, tensor in expected.items():
         if name in found:
             shape, path = found[name]
@@ -144,7 +145,9 @@ def check_against_model(
     for name, (_, path) in found.items():
         if name not in expected and not name.startswith(tuple(optional)):
             fix = " `num_nextn_predict_layers=0` loads the rest." if name.startswith(DRAFT_HEAD_PREFIX) else ""
-            raise ValueError(f"`{name}` in {path} has no place in a model of this config: is a field of it wrong?{fix}")
+            raise ValueError(
+                f"`{name}` in {path} has no place in a model of this config: is a field of it wrong?{fix}"
+            )
 
 
 __all__ = [
@@ -155,5 +158,5 @@ __all__ = [
     "checkpoint_shapes",
     "oe_name",
     "register_checkpoint_layout",
-    "spelled_as",
+    "spelling_of",
 ]

@@ -22,7 +22,7 @@ from .checkpoint_layout import (
     check_against_model,
     checkpoint_shapes,
     oe_name,
-    spelled_as,
+    spelling_of,
 )
 from .configuration_longcat_lite import LongCatLiteConfig
 from .fp8_blocks import check_scales, read_cut_blocks
@@ -141,9 +141,8 @@ class CheckpointLoadingMixin(PreTrainedModel):
         sizes, width, bits = self.config.subtable_sizes, self.config.subtable_width, self.config.ngram_table_bits
         kind, columns = ("weight", width) if bits == 16 else ("packed", packed_width(width, bits))
         found = checkpoint_shapes(files)
-        in_whole, in_trunk = (
-            [spelled_as(found, f"{p}{TABLES}{i}.{kind}") for i in range(len(sizes))] for p in ("model.", "")
-        )
+        tables = spelling_of(found)(TABLES)
+        in_whole, in_trunk = ([f"{p}{tables}{i}.{kind}" for i in range(len(sizes))] for p in ("model.", ""))
         names = in_trunk if in_trunk[0] in found else in_whole
         return find_tables(files, names, sizes, columns, packed=bits < 16)
 

@@ -119,12 +119,12 @@ class LongCatLiteConfig(PreTrainedConfig):
             Keys that sparse attention leaves a query. Up to that length it sees every key, and the dense attention
             computed here is exact; a longer sequence is refused. With `None` there is no limit.
         rope_parameters (`dict`, *optional*):
-            Rotary settings; type `deepseek_yarn` is `yarn`. A legacy `rope_theta` with or without `rope_scaling` is read too; without any of the
-            three, the released YaRN settings hold.
+            Rotary settings; type `deepseek_yarn` is `yarn`. A legacy `rope_theta` with or without `rope_scaling` is
+            read too; without any of the three, the released YaRN settings hold.
         max_position_embeddings (`int`, *optional*, defaults to 327680): Longest sequence, in tokens.
 
     The names of LongCat-Flash-Lite-Sparse and LongCat-2.0 are read too and written as above: `oe_neighbor_num`,
-    `oe_split_num` and `oe_vocab_size_ratio`; `mtp_disable_over_tokenizer` is the opposite of `mtp_use_ngram_embedding`.
+    `oe_split_num`, `oe_vocab_size_ratio`, and `mtp_disable_over_tokenizer`, the opposite of `mtp_use_ngram_embedding`.
     `mtp_num_layers` steps with `mtp_replicate_modules` are one block, applied `num_draft_tokens` times.
 
     Raises:

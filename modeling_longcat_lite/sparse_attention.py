@@ -39,8 +39,8 @@ def leave_indexer(names: Iterable[str], index_topk: int | None) -> list[str]:
         )
     if indexer:
         logger.warning(
-            f"{len(indexer)} tensors of the checkpoint's indexer, such as `{indexer[0]}`, are not loaded: attention is "
-            f"dense, which is exact up to `index_topk` = {index_topk} tokens; longer sequences are refused."
+            f"{len(indexer)} tensors of the checkpoint's indexer, such as `{indexer[0]}`, are not loaded: attention "
+            f"is dense, which is exact up to `index_topk` = {index_topk} tokens; longer sequences are refused."
         )
     return indexer
 
@@ -58,9 +58,9 @@ def check_length(length: int, index_topk: int | None, where: str):
     """Raises a `ValueError` that names `index_topk` and the length, if that is above it."""
     if index_topk is not None and length > index_topk:
         raise ValueError(
-            f"{where} has {length} tokens, above `index_topk` ({index_topk}): from there on the checkpoint's attention "
-            f"is sparse, which is not computed here. Shorten it; `index_topk={length}` in the config computes dense "
-            "attention instead, which is another function than the checkpoint's."
+            f"{where} has {length} tokens, above `index_topk` ({index_topk}): from there on the checkpoint's "
+            f"attention is sparse, which is not computed here. Shorten it; `index_topk={length}` in the config computes "
+            "dense attention instead, which is another function than the checkpoint's."
         )
 
 
