@@ -59,8 +59,8 @@ def check_length(length: int, index_topk: int | None, where: str):
     if index_topk is not None and length > index_topk:
         raise ValueError(
             f"{where} has {length} tokens, above `index_topk` ({index_topk}): from there on the checkpoint's "
-            f"attention is sparse, which is not computed here. Shorten it; `index_topk={length}` in the config computes "
-            "dense attention instead, which is another function than the checkpoint's."
+            f"attention is sparse, which is not computed here. Shorten it; `index_topk={length}` in the config "
+            "computes dense attention instead, which is another function than the checkpoint's."
         )
 
 

@@ -174,7 +174,7 @@ def test_the_same_logits_in_every_placement(published):
 
 @pytest.mark.parametrize("placement", ["resident", "disk"])
 def test_saving_writes_the_released_names_and_says_what_is_lost(published, placement, tmp_path, said):
-    model, folder = published
+    _, folder = published
     loaded = LongCatLiteForCausalLM.from_pretrained(folder, ngram_tables=placement)
     assert len([line for line in said if "12 tensors of the checkpoint's indexer" in line]) == 1
     assert not any("oe_embed" in line or "not used" in line for line in said)
