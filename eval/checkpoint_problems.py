@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What does not fit in a checkpoint: files, index, names, shapes and dtypes, against what the model of its config needs.
+"""What does not fit in a checkpoint: files, index, names, shapes, dtypes, against what a model of its config needs.
 
 The model is made on the meta device and its tensors are brought to released names: what is compared is what loading
 would ask for. No weight is read.
@@ -111,12 +111,27 @@ def tensor_problems(config: LongCatLiteConfig, headers: Headers) -> list[Problem
         if stored.dtype not in (dtypes := dtypes_of(name, tensor.dtype, is_fp8)):
             fix = "Take the file from the original repository: the conversion rounded it."
             problems.append(Problem(file, f"`{own_name}`", " or ".join(dtypes), stored.dtype, fix))
+        if stored.dtype == FP8:
+            problems += scale_problems(config, found, name)
     for name, (own_name, file, _) in found.items():
         belongs = name in needed or INDEXER in name or (is_fp8 and name.removesuffix(SCALES) in needed)
         if not belongs and not (name.startswith("model.mtp.") and config.num_nextn_predict_layers == 0):
             fix = "Correct config.json if it asks for too little; otherwise remove the tensor."
             problems.append(Problem(file, f"`{own_name}`", "no such tensor", "a tensor", fix))
     return problems
+
+
+def scale_problems(config: LongCatLiteConfig, found: Mapping[str, tuple], name: str) -> list[Problem]:
+    """What is wrong with the scales of an FP8 weight, one a block."""
+    block = config.quantization_config.get("weight_block_size") or [128, 128]
+    _, file, weight = found[name]
+    grid = [-(-size // of_block) for size, of_block in zip(weight.shape, block, strict=True)]
+    _, _, scales = found.get(name + SCALES, (None, None, None))
+    if scales is not None and list(scales.shape) == grid:
+        return []
+    there = "no such tensor" if scales is None else str(list(scales.shape))
+    fix = "Correct `weight_block_size` in `quantization_config`, or take the file from the original repository."
+    return [Problem(file, f"`{name}{SCALES}`", str(grid), there, fix)]
 
 
 def dtypes_of(name: str, dtype: torch.dtype, is_fp8: bool) -> tuple[str, ...]:

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The tokenizer of a checkpoint against its config, and its chat template against the one of this repository."""
 
-import os
 from typing import Any
 
 from jinja2 import TemplateError
@@ -93,7 +92,8 @@ def template_facts(files: CheckpointFiles) -> dict[str, Any]:
     facts = {}
     for name, messages in PROBES.items():
         theirs, ours = render(template, messages), render(load_chat_template(), messages)
-        same = len(os.path.commonprefix([theirs, ours]))
+        same = next((i for i, (a, b) in enumerate(zip(theirs, ours, strict=False)) if a != b), None)
+        same = min(len(theirs), len(ours)) if same is None else same  # one goes on where the other ends
         there, here = theirs[same : same + 20], ours[same : same + 20]
         differs = "equal" if theirs == ours else f"differs from character {same}: {there!r}, here {here!r}"
         facts[name] = {"written": theirs, "to_this_repository": differs}

@@ -4,8 +4,8 @@
     python -m eval.verify_checkpoint meituan-longcat/LongCat-Flash-Lite
     python -m eval.verify_checkpoint path/to/checkpoint --runtime vLLM --runtime SGLang
 
-Reads config, tokenizer, index, the headers of the weight files and a few rows, never a whole weight: of a repository on
-the Hub, ranges of its files. What does not fit is printed with file, tensor or field, what is expected and the fix,
+Reads config, tokenizer, index, the headers of the weight files and a few rows, never a whole table: of a repository
+on the Hub, ranges of its files. What does not fit is printed with file, tensor or field, what is expected and the fix,
 and the exit status is 1. What could not be known without the real weights (whitespace of the chat template, the draft
 head's word table, blank or broken rows) is printed as facts found in this checkpoint. A sample can miss a broken row.
 """
@@ -80,15 +80,21 @@ def tensors_of(headers: Headers) -> dict:
 
 
 def lines_of(facts: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Facts as name and value, one a line; of a list, its entries by number."""
+    """Facts as name and value; of a list, each entry is a line."""
     for key, value in facts.items():
         name = f"{prefix}{key}"
-        if isinstance(value, list) and value and isinstance(value[0], dict):
-            value = dict(enumerate(value))
         if isinstance(value, dict) and value:
             yield from lines_of(value, f"{name}: ")
+        elif isinstance(value, list) and value and isinstance(value[0], dict):
+            for entry in value:
+                yield name, ", ".join(f"{field} {spoken(one)}" for field, one in entry.items())
         else:
-            yield name, f"{value:.4g}" if isinstance(value, float) else repr(value)
+            yield name, spoken(value)
+
+
+def spoken(value: Any) -> str:
+    """A value in a cell."""
+    return f"{value:.4g}" if isinstance(value, float) else value if isinstance(value, str) else repr(value)
 
 
 def as_markdown(results: dict[str, Any]) -> str:
