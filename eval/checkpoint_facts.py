@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from eval.checkpoint_files import CheckpointFiles, StoredRows
-from eval.checkpoint_problems import INDEXER, Headers, Problem, dtype_counts
+from eval.checkpoint_problems import INDEXER, Headers, Problem, dtype_counts, released_name
 from eval.runtime_expectations import DRAFT_HEAD_PREFIX, RUNTIMES, config_problems
 from eval.runtime_expectations import tensor_problems as runtime_tensor_problems
 from eval.sampled_rows import draft_words, latent_norms, router_biases, sampled_tables, table_names
@@ -45,10 +45,23 @@ def config_facts(fields: Mapping[str, Any]) -> dict[str, Any]:
         "rope": rope,
         "rope_type_key": spelled or "absent",
         "token_ids": {name: fields.get(name, "absent") for name in TOKEN_FIELDS},
-        "quantization_config": fields.get("quantization_config", "absent"),
+        "quantization_config": quantization_facts(fields.get("quantization_config")),
         "other_than_released": {k: v for k, v in known.items() if v != released[k] and k not in named},
         "unknown_here": sorted(fields.keys() - released.keys() - {*rope, "torch_dtype", "auto_map", "model_type"}),
     }
+
+
+def quantization_facts(stated: Mapping[str, Any] | None) -> dict[str, Any] | str:
+    """`quantization_config`; of a list of modules, its length and whether the n-gram tables are in it."""
+    if not stated:
+        return "absent"
+    facts = {}
+    for name, value in stated.items():
+        if isinstance(value, list) and value and isinstance(value[0], str):
+            tables = [module for module in value if "embedders" in released_name(module) or "ngram" in module]
+            value = {"entries": len(value), "first": value[0], "n-gram tables": tables[:1] or "not in it"}
+        facts[name] = value
+    return facts
 
 
 def value_facts(stored: StoredRows, config: LongCatLiteConfig, rows: int) -> tuple[dict[str, Any], list[Problem]]:

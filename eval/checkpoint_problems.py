@@ -181,4 +181,13 @@ def dtype_counts(places: Mapping[str, tuple[str, StoredTensor]]) -> dict[str, in
     return {dtype: dtypes.count(dtype) for dtype in sorted(set(dtypes))}
 
 
-__all__ = ["Headers", "Problem", "dtype_counts", "grouped", "read_headers", "released_name", "tensor_problems"]
+__all__ = [
+    "Headers",
+    "Problem",
+    "dtype_counts",
+    "grouped",
+    "needed_tensors",
+    "read_headers",
+    "released_name",
+    "tensor_problems",
+]

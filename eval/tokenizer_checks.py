@@ -60,14 +60,14 @@ def check_tokenizer(files: CheckpointFiles, config: LongCatLiteConfig) -> tuple[
         )
     ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
     for role, expected in {"bos": [config.bos_token_id], "eos": ends, "pad": [config.pad_token_id]}.items():
-        token = text_of(settings.get(f"{role}_token"))
-        if token is None or None in expected:
+        text = text_of(settings.get(f"{role}_token"))
+        if text is None or None in expected:
             continue
-        if vocabulary.get(token) not in expected:
+        if vocabulary.get(text) not in expected:
             fix = f"Correct `{role}_token_id` in config.json, or take the tokenizer of this checkpoint."
-            found = f"id {vocabulary[token]}" if token in vocabulary else "no such token"
+            found = f"id {vocabulary[text]}" if text in vocabulary else "no such token"
             wanted = " or ".join(map(str, expected))
-            problems.append(Problem(SETTINGS, f"`{role}_token` {token!r}", f"id {wanted}", found, fix))
+            problems.append(Problem(SETTINGS, f"`{role}_token` {text!r}", f"id {wanted}", found, fix))
     facts = {
         "tokens": len(vocabulary),
         "highest_id": max(vocabulary.values(), default=None),
@@ -83,10 +83,11 @@ def check_tokenizer(files: CheckpointFiles, config: LongCatLiteConfig) -> tuple[
 
 def template_facts(files: CheckpointFiles) -> dict[str, Any]:
     """How the checkpoint's chat template lays out two conversations, and where this repository's begins to differ."""
+    template: Any = None
     if TEMPLATE in files:
         template = files.read(TEMPLATE, 0, files.sizes[TEMPLATE]).decode("utf-8", errors="replace")
-    else:
-        template = files.read_json(SETTINGS).get("chat_template") if SETTINGS in files else None
+    elif SETTINGS in files:
+        template = files.read_json(SETTINGS).get("chat_template")
     if not isinstance(template, str):
         return {"chat_template": "none in the checkpoint" if template is None else "several, by name"}
     facts = {}
@@ -102,12 +103,12 @@ def template_facts(files: CheckpointFiles) -> dict[str, Any]:
 
 def render(template: str, messages: list[dict[str, Any]]) -> str:
     """The text of a conversation, in transformers' sandbox; the error if the template raises one."""
-    tokens = {"bos_token": BOS_TOKEN, "eos_token": EOS_TOKEN, "pad_token": PAD_TOKEN}
+    tokens: dict[str, Any] = {"bos_token": BOS_TOKEN, "eos_token": EOS_TOKEN, "pad_token": PAD_TOKEN}
     try:
-        texts, _ = render_jinja_template([messages], chat_template=template, add_generation_prompt=True, **tokens)
+        rendered = render_jinja_template([messages], chat_template=template, add_generation_prompt=True, **tokens)
     except (TemplateError, TypeError, AttributeError, KeyError) as error:
         return f"{type(error).__name__}: {error}"
-    return str(texts[0])
+    return str(rendered[0][0])  # texts, and where the assistant's begin
 
 
 __all__ = ["check_tokenizer", "template_facts"]

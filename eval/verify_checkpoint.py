@@ -166,17 +166,17 @@ def main(arguments: argparse.Namespace) -> int:
     console = Console()
     with console.status("reading headers and a few rows"):
         results = verify(CheckpointFiles(arguments.checkpoint, arguments.revision), arguments.rows)
-    failed = results["problems"] or any(results["runtimes"][runtime] for runtime in arguments.runtime)
-    about = {
+    status = int(bool(results["problems"]) or any(results["runtimes"][runtime] for runtime in arguments.runtime))
+    results |= {
         "date": date.today().isoformat(),
         "checkpoint": spoken_path(arguments.checkpoint),
-        "status": int(bool(failed)),
+        "revision": arguments.revision,
+        "status": status,
     }
-    results = about | results
     show(results, console)
     paths = write_report(arguments.output, NAME, results, as_markdown(results))
     console.print("Written: " + ", ".join(map(str, paths)), soft_wrap=True)
-    return results["status"]
+    return status
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A folder served as a repository of the Hub, as far as reading ranges of its files asks for; sent bytes are counted."""
+"""A folder served as a repository of the Hub, as far as reading ranges of its files asks for; it counts the bytes."""
 
 import json
 import threading
@@ -25,6 +25,9 @@ def serve_repository(folder: Path, name: str) -> Iterator[Served]:
     """Serves `folder` as model repository `name`, such as `me/model`, until the block ends."""
 
     class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"  # one connection, and one packet an answer
+        wbufsize = 65536
+
         def do_GET(self):
             path = self.path.partition("?")[0]
             if path.startswith(f"/api/models/{name}/tree/"):

@@ -17,8 +17,9 @@ from safetensors.torch import load_file, save_file
 from tiny_chat import write_tiny_chat
 
 from eval import verify_checkpoint
+from eval.checkpoint_problems import needed_tensors
 from eval.quantize_tables import convert
-from modeling_longcat_lite import LongCatLiteForCausalLM
+from modeling_longcat_lite import LongCatLiteConfig, LongCatLiteForCausalLM
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 ROOT = Path(__file__).parents[1]
@@ -285,7 +286,7 @@ def write_fp8(folder: Path):
         weights[name] = weights[name].to(torch.float8_e4m3fn)
         weights[f"{name}_scale_inv"] = torch.ones(grid)
     save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
-    quantization = {"quant_method": "fp8", "fmt": "e4m3", "weight_block_size": [32, 32]}
+    quantization = {"quant_method": "fp8", "weight_block_size": [32, 32], "ignored_layers": ["lm_head", "model.norm"]}
     edit_json(folder / "config.json", quantization_config=quantization)
 
 
@@ -294,7 +295,9 @@ def test_fp8_weights_with_their_scales(tmp_path):
     write_fp8(folder)
     results = verify(folder)
     assert results["problems"] == []
-    assert results["facts"]["config"]["quantization_config"]["weight_block_size"] == [32, 32]
+    quantization = results["facts"]["config"]["quantization_config"]
+    assert quantization["weight_block_size"] == [32, 32]
+    assert quantization["ignored_layers"] == {"entries": 2, "first": "lm_head", "n-gram tables": "not in it"}
     scales = "model.layers.0.mlps.1.up_proj.weight_scale_inv"
     edit_weights(folder, lambda w: w.update({scales: torch.ones(1, 1)}))
     assert only_problem(verify(folder))["where"] == f"`{scales}`"
@@ -323,6 +326,26 @@ def test_oe_names_and_an_indexer_fit(tmp_path):
 def write_larger(folder: Path):
     """A checkpoint of 25 MB, nearly all of it tables."""
     LongCatLiteForCausalLM(tiny_config(ngram_vocab_size_ratio=2000.3)).save_pretrained(folder)
+
+
+def test_the_released_sizes(tmp_path):
+    """11,160 tensors of 138 GB, as a file with holes: all but the values, which are zero, fits."""
+    folder = tmp_path / "model"
+    config = LongCatLiteConfig(dtype="bfloat16")
+    config.save_pretrained(folder)
+    header, end = {}, 0
+    for name, tensor in needed_tensors(config, has_draft_head=True).items():
+        dtype, width = ("F32", 4) if ".router." in name else ("BF16", 2)
+        begin, end = end, end + tensor.numel() * width
+        header[name] = {"dtype": dtype, "shape": list(tensor.shape), "data_offsets": [begin, end]}
+    text = json.dumps(header).encode()
+    with (folder / WEIGHTS).open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.truncate(8 + len(text) + end)
+    results = verify(folder)
+    assert (results["facts"]["files"]["tensors"], results["bytes_in_all"] // 10**9) == (11_160, 138)
+    assert {problem["found"] for problem in results["problems"]} == {"64 sampled rows, all zero"}
+    assert results["bytes_read"] < 4e6
 
 
 def test_reads_under_a_hundredth(tmp_path):
