@@ -169,8 +169,8 @@ def _validate_relatives(config: PreTrainedConfig):
         raise ValueError(f"`index_topk` must be an integer of at least 1, or null, got {topk!r}.")
     if config.attention_method == "LSA" and topk is None:
         raise ValueError(
-            '`attention_method` is "LSA" without `index_topk`, which says up to what length it is dense attention. '
-            'Set `index_topk`, or `attention_method="MLA"` for dense attention at any length.'
+            '`attention_method` is "LSA" without `index_topk`: set it to the length up to which dense attention, '
+            "which is what runs here, stands in for sparse."
         )
     blocks, shared = stated.get("mtp_num_layers") or 0, stated.get("mtp_replicate_modules", False)
     if blocks > 1 and not shared and config.num_nextn_predict_layers != 0:
