@@ -26,6 +26,15 @@ def segment_ends(config: LongCatLiteConfig) -> list[int]:
     return [] if eos is None else [eos] if isinstance(eos, int) else list(eos)
 
 
+def looked_up(tables: Iterable[nn.Module], ids: torch.Tensor, device: torch.device) -> list[torch.Tensor]:
+    """The rows `ids` `[S, B, T]` of each table, `[B, T, W]`. A device map may have spread the tables over devices."""
+    return [table(rows).to(device) for table, rows in zip(tables, ids.unbind(), strict=True)]
+
+
+# A sparse gradient is no graph: under `torch.compile` these lookups stand between two graphs.
+looked_up_by_rows = torch.compiler.disable(looked_up)
+
+
 class NgramEmbedding(nn.Module):
     """Sub-tables and their projections. The projections are one matrix, `[D, S * W]`, the columns table by table.
 
@@ -102,9 +111,8 @@ class NgramEmbedding(nn.Module):
         if not resident:
             return self._gathered(word_embeds, ids)
         if tables is None:
-            # `to`: a device map may spread the tables over devices, and leaves each result where its table is.
-            device = word_embeds.device
-            each = [table(rows).to(device) for table, rows in zip(self.embedders, ids.unbind(), strict=True)]
+            by_rows = any(getattr(table, "sparse", False) for table in self.embedders)
+            each = (looked_up_by_rows if by_rows else looked_up)(self.embedders, ids, word_embeds.device)
             if self.table_bits < 16:
                 return dequantize_rows(torch.stack(each, dim=-2), self.table_bits, word_embeds.dtype).flatten(-2)
             return torch.cat(each, dim=-1)
