@@ -4,9 +4,10 @@
 Tables, and two functions that hold a checkpoint against them. They say what the runtimes' source files say, read and
 not copied, in the versions of [`SOURCES`]; of the three only mlx-lm is run here (`make test-mlx`).
 
-None of them checks much by itself. A field that is absent falls back on the value of another model (the 560B
-LongCat-Flash, or DeepSeek's), SGLang loads past a tensor that it does not know with a warning, and what it does not
-find stays uninitialised. So every field below has to be stated, and every tensor to be there.
+vLLM and SGLang check little of it. A field that is absent falls back on the value of another model (the 560B
+LongCat-Flash, or DeepSeek's); SGLang passes a tensor that it does not know with a warning, and what it does not find
+stays uninitialised. So every field below has to be stated, and every tensor to be there. Quantized checkpoints, which
+have other dtypes and scales, are not described.
 """
 
 import itertools
@@ -16,23 +17,28 @@ from typing import Any, NamedTuple
 
 from modeling_longcat_lite import StoredTensor
 
+# Repository and version, or the commit at which a file was read.
 SOURCES = {
     "mlx-lm": (
-        "ml-explore/mlx-lm 0.32.2: mlx_lm/models/longcat_flash_ngram.py",
+        "ml-explore/mlx-lm 0.32.2",
+        "mlx_lm/models/longcat_flash_ngram.py",
         "mlx_lm/models/longcat_flash.py",
         "mlx_lm/models/rope_utils.py",
     ),
     "vLLM": (
-        "vllm-project/vllm at 055e47c2: vllm/model_executor/models/longcat_flash_ngram.py",
-        "vllm/model_executor/models/longcat_flash.py",
-        "vllm/transformers_utils/model_arch_config_convertor.py",
-        "csrc/libtorch_stable/ngram_embedding_kernels.cu",
+        "vllm-project/vllm",
+        "vllm/model_executor/models/longcat_flash_ngram.py at 055e47c2",
+        "vllm/model_executor/models/longcat_flash.py at 055e47c2",
+        "vllm/transformers_utils/model_arch_config_convertor.py at 00bb6f59",
+        "csrc/libtorch_stable/ngram_embedding_kernels.cu at ffb66e71",
     ),
     "SGLang": (
-        "sgl-project/sglang at 01f67c34: python/sglang/srt/models/longcat_flash.py",
-        "python/sglang/srt/layers/n_gram_embedding.py",
-        "python/sglang/srt/configs/longcat_flash.py",
-        "python/sglang/srt/utils/hf_transformers/config.py",
+        "sgl-project/sglang",
+        "python/sglang/srt/models/longcat_flash.py at 01f67c34",
+        "python/sglang/srt/layers/n_gram_embedding.py at 006c7811",
+        "python/sglang/srt/configs/longcat_flash.py at 0fcb10e2",
+        "python/sglang/srt/utils/hf_transformers/config.py at 0067b4fe",
+        "python/sglang/kernels/ops/speculative/ngram_embedding.py at 558ef517",
     ),
 }
 RUNTIMES = tuple(SOURCES)
@@ -66,6 +72,14 @@ LAYOUT = {
     "model.layers.{layer}.mlp.experts.{expert}.down_proj.weight": "D G",
     "model.norm.weight": "D",
     "lm_head.weight": "V D",
+}
+BIASES = {
+    "attention_bias": {
+        "model.layers.{layer}.self_attn.{half}.q_a_proj.bias": "Q",
+        "model.layers.{layer}.self_attn.{half}.kv_a_proj_with_mqa.bias": "K+rope",
+        "model.layers.{layer}.self_attn.{half}.o_proj.bias": "D",
+    },
+    "router_bias": {"model.layers.{layer}.mlp.router.classifier.bias": "E"},
 }
 # mlx-lm and vLLM pass it by, and SGLang's main model too: anything with this prefix may be there.
 DRAFT_HEAD_PREFIX = "model.mtp."
@@ -133,11 +147,15 @@ ONE_WAY_FIELDS = (
     Field("use_ngram_embedding", (True,), stated=False),
     Field("ngram_table_bits", (16,), stated=False),
     Field("embedding_amplification", ("none",), stated=False),
+    Field("scale_word_embedding", (True,), stated=False),
+    Field("attention_method", ("MLA",), stated=False),
     Field("tie_word_embeddings", (False,), stated=False),
     Field("hidden_act", ("silu",), stated=False),
     Field("zero_expert_type", ("identity",)),
 )
 SERVER_FIELDS = (
+    # SGLang compares the whole list, and knows its model by another name: a file that states `model_type` needs
+    # --json-model-override-args '{"architectures": ["LongcatFlashForCausalLM"]}' there.
     Field("architectures", ([ARCHITECTURE],)),
     Field("eos_token_id"),
     Field("mla_scale_q_lora"),
@@ -176,6 +194,24 @@ SAME_AS = {
         "num_hidden_layers": "num_layers",
     },
 }
+# What loads, and computes something else than the reference. mlx-lm's is measured in `tests/test_mlx.py`, the n-gram
+# ids of all three in `tests/test_runtime_ids.py`; the rest is as read.
+DIFFERENCES = {
+    "mlx-lm": (
+        "n-grams do not stop at end-of-sequence tokens: the tokens after one in a prompt are embedded otherwise",
+        "the latent norms have an epsilon of 1e-5, not `latent_norm_eps`",
+        "the draft head is not loaded",
+    ),
+    "vLLM": (
+        "an end-of-sequence token is embedded by row 0 of every table, instead of what it looks back on",
+        "the latent norms have the epsilon `rms_norm_eps`, not `latent_norm_eps`",
+        "the draft head is not loaded",
+    ),
+    "SGLang": (
+        "identity experts are added without `routed_scaling_factor`",
+        "the latent norms have the epsilon `rms_norm_eps`, not `latent_norm_eps`",
+    ),
+}
 
 
 def expected_tensors(config: Mapping[str, Any]) -> dict[str, Expected]:
@@ -193,6 +229,8 @@ def expected_tensors(config: Mapping[str, Any]) -> dict[str, Expected]:
     except KeyError as error:
         raise ValueError(f"`{error.args[0]}` is missing in the config.") from error
     layout = LAYOUT | (DRAFT_HEAD if config.get("num_nextn_predict_layers") else {})
+    for switch, biases in BIASES.items():
+        layout |= biases if config.get(switch) else {}
     if config.get("tie_word_embeddings"):
         layout.pop("lm_head.weight")
     return {
@@ -247,8 +285,8 @@ def config_problems(runtime: str, config: Mapping[str, Any]) -> list[str]:
         legacy, today = (rope.get("rope_type") or rope.get("type") or "default" for rope in (scaling, own))
         if legacy != today:
             problems.append(f"`rope_scaling` says {legacy!r}, but `rope_parameters` says {today!r}")
-    if runtime == "vLLM" and not isinstance(config.get("eos_token_id", 0), int):
-        problems.append(f"`eos_token_id` is {config['eos_token_id']!r}; vLLM takes one integer")
+    if runtime != "mlx-lm" and not isinstance(config.get("eos_token_id", 0), int):
+        problems.append(f"`eos_token_id` is {config['eos_token_id']!r}; {runtime} takes one integer")
     return problems
 
 
@@ -297,6 +335,7 @@ def _expand(pattern: str, shape: str, counts: Mapping[str, int]) -> Iterator[tup
 
 __all__ = [
     "CONFIG_FIELDS",
+    "DIFFERENCES",
     "DRAFT_HEAD_PREFIX",
     "RUNTIMES",
     "SAME_AS",
