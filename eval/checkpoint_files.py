@@ -2,6 +2,7 @@
 """A checkpoint in a folder or on the Hub, read in ranges of bytes that are counted: no tensor is ever read whole."""
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -110,6 +111,12 @@ class CheckpointFiles:
         return self.system.open(f"{self.root}/{name}", "rb", cache_type="none")
 
 
+def values_of(tensor: StoredTensor) -> int:
+    """Floating-point values of a tensor; 0 of a scalar, of other dtypes, or where bytes and shape contradict."""
+    values = math.prod(tensor.shape) if tensor.shape and tensor.dtype in FLOAT_DTYPES else 0
+    return values if values and values * FLOAT_DTYPES[tensor.dtype].itemsize == tensor.num_bytes else 0
+
+
 class StoredRows:
     """Reads rows of tensors that lie in the files of a checkpoint.
 
@@ -123,11 +130,12 @@ class StoredRows:
 
     def __contains__(self, name: str) -> bool:
         """Whether there is such a tensor, of floating-point numbers that can be read here."""
-        return name in self.places and self.places[name][1].dtype in FLOAT_DTYPES
+        return name in self.places and values_of(self.places[name][1]) > 0
 
     def read(self, name: str, first: int, count: int) -> torch.Tensor:
         """Rows `first` to `first + count` of a tensor `[R, ...]`: `[count, ...]` in its own dtype."""
         path, tensor = self.places[name]
+        assert values_of(tensor)
         row_bytes = tensor.num_bytes // tensor.shape[0]
         begin = tensor.begin + first * row_bytes
         data = bytearray(self.files.read(path, begin, begin + count * row_bytes))
@@ -137,4 +145,4 @@ class StoredRows:
         return self.places[name][1].shape[0]
 
 
-__all__ = ["CheckpointFiles", "StoredRows"]
+__all__ = ["CheckpointFiles", "StoredRows", "values_of"]

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from transformers.core_model_loading import revert_weight_conversion
 
-from eval.checkpoint_files import CheckpointFiles
+from eval.checkpoint_files import CheckpointFiles, values_of
 from modeling_longcat_lite import FLOAT_DTYPES, LongCatLiteConfig, LongCatLiteForCausalLM, StoredTensor
 
 OPTIONAL = ("model.embedding_amplification.norm.",)
@@ -69,6 +69,10 @@ def read_headers(files: CheckpointFiles) -> Headers:
                 other = places[tensor][0]
                 problems.append(Problem(name, f"`{tensor}`", "one file", f"in {other} too", "Remove it from one."))
             places[tensor] = name, place
+            if place.dtype in FLOAT_DTYPES and place.shape and not values_of(place):
+                found = f"{place.num_bytes} bytes"
+                expected = f"as many bytes as {list(place.shape)} {place.dtype} takes"
+                problems.append(Problem(name, f"`{tensor}`", expected, found, "Download the file again."))
     for tensor, name in index.items():
         if name not in unreadable and places.get(tensor, ("",))[0] != name:
             there = f"in {places[tensor][0]}" if tensor in places else "in no file"

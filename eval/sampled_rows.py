@@ -82,7 +82,8 @@ def sampled_tables(
 def table_names(stored: StoredRows) -> list[str]:
     """Tables of the checkpoint that can be sampled: words, n-grams, the head's, the language-model head."""
     parts = (".embedders.", "embed_tokens.weight", "lm_head.weight")
-    return [name for name in stored.places if name in stored and any(part in released_name(name) for part in parts)]
+    tables = [name for name, (_, tensor) in stored.places.items() if len(tensor.shape) == 2 and name in stored]
+    return [name for name in tables if any(part in released_name(name) for part in parts)]
 
 
 def draft_words(stored: StoredRows, count: int) -> float | None:

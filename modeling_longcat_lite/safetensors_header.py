@@ -11,6 +11,7 @@ from typing import BinaryIO, NamedTuple
 
 import torch
 
+MOST_HEADER_BYTES = 100_000_000  # the safetensors library reads no longer one; a longer one is damage
 FLOAT_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
@@ -42,7 +43,7 @@ def parse_safetensors_header(
 ) -> tuple[dict[str, StoredTensor], dict[str, str]]:
     """As [`read_safetensors_header`], of an open file of `size` bytes, wherever it lies; `path` is what errors say."""
     length = int.from_bytes(file.read(8), "little")
-    text = file.read(length) if 8 + length <= size else b""
+    text = file.read(length) if 8 + length <= size and length <= MOST_HEADER_BYTES else b""
     try:
         header = json.loads(text)
         metadata, tensors = header.pop("__metadata__", {}), {}

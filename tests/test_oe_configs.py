@@ -225,6 +225,18 @@ def test_what_does_not_fit_is_named_as_the_file_has_it(name, change, tmp_path):
         LongCatLiteForCausalLM.from_pretrained(folder)
 
 
+def test_a_head_with_tables_of_its_own_is_left_out_on_request(tmp_path):
+    model, folder = write(tmp_path, LONGCAT_2)
+    weights = load_file(folder / WEIGHTS)
+    weights |= {f"model.mtp.oe_embed_{part}0.weight": torch.zeros(2, 2) for part in ("tokens", "proj")}
+    save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match="num_nextn_predict_layers=0"):
+        LongCatLiteForCausalLM.from_pretrained(folder)
+    loaded = LongCatLiteForCausalLM.from_pretrained(folder, num_nextn_predict_layers=0)
+    assert loaded.model.mtp is None
+    assert torch.equal(logits(loaded), logits(model))
+
+
 def edited(folder: Path, fields: dict) -> Path:
     (folder / "config.json").write_text(json.dumps({key: v for key, v in fields.items() if v != "absent"}))
     return folder

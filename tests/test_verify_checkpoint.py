@@ -163,6 +163,38 @@ def test_a_cut_off_shard_is_named(kept, tmp_path):
     assert "truncated" in problem["found"]
 
 
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        (lambda entry: entry.update(shape=[128, 96]), ["[128, 96]", "98304 bytes"]),
+        (lambda entry: entry.update(shape=[24576]), ["[24576]"]),
+        (lambda entry: entry.update(shape=[]), ["[]"]),
+    ],
+    ids=["bytes", "flat", "scalar"],
+)
+def test_a_header_that_contradicts_itself(change, found, tmp_path):
+    folder = copied("base", tmp_path)
+    content = (folder / WEIGHTS).read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    change(header["lm_head.weight"])
+    text = json.dumps(header).encode()
+    (folder / WEIGHTS).write_bytes(len(text).to_bytes(8, "little") + text + content[8 + length :])
+    problems = [problem for problem in verify(folder)["problems"] if problem["where"] == "`lm_head.weight`"]
+    assert {problem["found"] for problem in problems} == set(found)
+
+
+def test_a_header_of_damaged_length_is_not_read(tmp_path):
+    write_larger(tmp_path / "model")
+    path = tmp_path / "model" / WEIGHTS
+    with path.open("r+b") as file:
+        file.truncate(300_000_000)
+        file.write((200_000_000).to_bytes(8, "little"))
+    results = verify(tmp_path / "model")
+    assert only_problem(results)["file"] == WEIGHTS
+    assert results["bytes_read"] < 10_000
+
+
 def test_a_missing_shard_is_named(tmp_path):
     folder = copied("released", tmp_path)
     (folder / "model-auxiliary.safetensors").unlink()
