@@ -94,8 +94,10 @@ def lines_of(facts: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str
 
 
 def spoken(value: Any) -> str:
-    """A value in a cell."""
-    return f"{value:.4g}" if isinstance(value, float) else value if isinstance(value, str) else repr(value)
+    """A value in a cell; of a text, white space that would be lost is spelled out."""
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return value if isinstance(value, str) and value.isprintable() and value == value.strip() else repr(value)
 
 
 def as_markdown(results: dict[str, Any]) -> str:

@@ -35,6 +35,8 @@ def test_another_whitespace_of_the_template_is_shown(chat, tmp_path):
     shown = verify(folder)["facts"]["chat template"]["chat"]
     assert shown["written"] == before + "\n|\n"
     assert shown["to_this_repository"] == f"differs from character {len(before)}: '\\n|\\n', here ''"
+    markdown = (tmp_path / "model-report" / "verify_checkpoint.md").read_text()
+    assert repr(before + "\n|\n").replace("|", "\\|") in markdown  # no line break is lost in a cell
     path.write_text("{% if %}")
     assert "TemplateSyntaxError" in verify(folder)["facts"]["chat template"]["chat"]["written"]
 
