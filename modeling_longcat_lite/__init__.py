@@ -16,7 +16,7 @@ from .ngram_quantization import dequantize_rows, packed_width, quantize_rows
 from .ngram_row_delta import ROW_DELTA_FILE, read_row_delta, write_row_delta
 from .ngram_row_overlay import RowOverlay
 from .ngram_tables import NgramTables, find_tables
-from .safetensors_header import FLOAT_DTYPES, StoredTensor, read_safetensors_header
+from .safetensors_header import FLOAT_DTYPES, StoredTensor, parse_safetensors_header, read_safetensors_header
 
 # `exist_ok`: another package may have registered the same model type before.
 AutoConfig.register(LongCatLiteConfig.model_type, LongCatLiteConfig, exist_ok=True)
@@ -44,6 +44,7 @@ __all__ = [
     "find_tables",
     "ngram_row_ids",
     "packed_width",
+    "parse_safetensors_header",
     "quantize_rows",
     "read_hot_rows",
     "read_row_delta",

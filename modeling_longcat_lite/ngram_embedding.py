@@ -3,6 +3,8 @@
 
     e = ( word + sum_i W_i table_i[id_i] ) / (1 + S)
 
+With `scale_word_embedding=False` the word row is added whole: `e = word + ( sum_i ... ) / (1 + S)`.
+
 Shapes: B batch, T tokens, D hidden, S sub-tables, W = D / S sub-table width, N highest n-gram order.
 """
 
@@ -49,6 +51,7 @@ class NgramEmbedding(nn.Module):
         self.placement = placement
         self.max_ngram_order = config.max_ngram_order
         self.num_terms = config.num_subtables + 1
+        self.word_scale = 1 / self.num_terms if config.scale_word_embedding else 1.0
         self.eos_token_ids = segment_ends(config)
         self.table_bits = config.ngram_table_bits
         width = config.subtable_width
@@ -80,8 +83,12 @@ class NgramEmbedding(nn.Module):
         if self._plain_weights([self.post_proj], word_embeds) is not None:
             scale, projection = 1 / self.num_terms, self.post_proj.weight.t()
             words = word_embeds.flatten(0, 1)  # [B T, D]
-            return torch.addmm(words, rows.flatten(0, 1), projection, beta=scale, alpha=scale).view_as(word_embeds)
-        return (self.post_proj(rows).to(word_embeds.device) + word_embeds).div_(self.num_terms)  # [B, T, D]
+            added = torch.addmm(words, rows.flatten(0, 1), projection, beta=self.word_scale, alpha=scale)
+            return added.view_as(word_embeds)
+        projected = self.post_proj(rows).to(word_embeds.device)  # [B, T, D]
+        if self.word_scale == 1.0:
+            return torch.add(word_embeds, projected, alpha=1 / self.num_terms)
+        return (projected + word_embeds).div_(self.num_terms)
 
     def prefetch(self, codes: torch.Tensor):
         """Asks for the rows of `[B, N - 1 + T]` codes, if they are on disk, without waiting for them."""
