@@ -181,15 +181,15 @@ def as_markdown(results: dict, name: str) -> str:
             "`ratio * V rows` has no such offset. The paper (arXiv 2601.21204, section 3.2.2, figure 3b) counts over",
             "100 sequences, and does not say whether it adds one.\n",
             f"![Collisions by ratio]({name}.png)\n",
-            f"At an integer, collisions come to at least **{results['smallest_spike']:.2f}** times those of the ratios",
-            f"beside it ({results['least_spike']} {'reached' if results['passed'] else 'missed'}).\n",
+            f"At an integer, collisions come to at least **{results['smallest_spike']:.2f}** times those of the",
+            f"ratios beside it ({results['least_spike']} {'reached' if results['passed'] else 'missed'}).\n",
             markdown_table(["ratio", "collisions", "beside it", "factor"], spiked),
             "How near an integer is near, by the distance in vocabularies:\n",
             markdown_table(
                 ["distance", *header], [line(f"{near['distance']:g}", near) for near in results["distances"]]
             ),
-            "All ratios. Other simple fractions, above all halves, collide more too: with `rows = (m + 1/2) V + d`, an",
-            "even number of steps of m + 1/2 comes round.\n",
+            "All ratios. Other simple fractions, above all halves, collide more too: with `rows = (m + 1/2) V + d`,",
+            "an even number of steps of m + 1/2 comes round.\n",
             markdown_table(["ratio", *header], [line(f"{point['ratio']:g}", point) for point in results["points"]]),
         ]
     )

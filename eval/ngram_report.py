@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a text makes of the n-gram tables of a config: rows it touches, collisions, and whether the paper's rules are kept.
+"""What a text makes of the n-gram tables of a config: rows it touches, collisions, and rules to keep.
 
     python -m eval.ngram_report --config outputs/demo/model --tokenizer outputs/demo/model
     python -m eval.ngram_report --model outputs/demo/model --text book.txt
@@ -7,8 +7,8 @@
 
 The first reads no weights. `--model` also measures how loud the embedding is beside the first attention. `--ratios`
 counts the collisions of tables of other sizes instead; without `--tokenizer`, with one of 4,096 tokens trained on
-Python's documentation. The text is the standard library of the running Python, unless files are given. The design rules are
-in `ngram_rules.py`.
+Python's documentation. The text is the standard library of the running Python, unless files are given. The
+rules are those of `ngram_rules.py`.
 
 Shapes: T tokens, S tables, N highest n-gram order, G distinct n-grams of an order.
 """

@@ -38,8 +38,8 @@ def size_rule(tables: list[dict]) -> dict:
         "value": distance(closest),
         "limit": NEAREST_INTEGER,
         "kept": distance(closest) > NEAREST_INTEGER,
-        "text": f"Table {closest['table']} has {closest['size_ratio']:.4f} rows for each token of the base vocabulary, "
-        f"{distance(closest):.4f} from an integer; near one, 2-grams collide more often.",
+        "text": f"Table {closest['table']} has {closest['size_ratio']:.4f} rows for each token of the base vocabulary,"
+        f" {distance(closest):.4f} from an integer; near one, 2-grams collide more often.",
     }
 
 
@@ -50,8 +50,8 @@ def norm_rule(norms: dict[str, float]) -> dict:
         "value": norms["ratio"],
         "limit": LOUDEST_ATTENTION,
         "kept": norms["ratio"] < LOUDEST_ATTENTION,
-        "text": f"The first attention adds {norms['ratio']:.2f} times the norm of the embedding; in the paper's models "
-        "it was about 10 times, and drowned it, until `embedding_amplification` was added.",
+        "text": f"The first attention adds {norms['ratio']:.2f} times the norm of the embedding; in the paper's models"
+        " it was about 10 times, and drowned it, until `embedding_amplification` was added.",
     }
 
 
