@@ -4,7 +4,7 @@
     with ablated(model, "zeroed"):
         model.generate(...)
 
-    "on"         as it is
+    "on"         as it is, tables or none
     "zeroed"     every row is 0; the word row stays divided by the number of terms
     "shuffled"   every row is another row of its table: the tables' statistics without their knowledge
     "int8"       the rows as `eval.quantize_tables --bits 8` would store them; "int4" likewise
@@ -107,18 +107,21 @@ def ablated(
     embedding, config = model.base_model.ngram_embeddings, model.config
     if name not in ABLATIONS:
         raise ValueError(f"`ablation` is {name!r}; known are {', '.join(ABLATIONS)}")
+    if name == "on":
+        yield model
+        return
     if embedding is None:
         raise ValueError("This model has no n-gram tables to ablate (`use_ngram_embedding` is false)")
     if name in BITS and config.ngram_table_bits < 16:
-        raise ValueError(f"`ablation` {name!r}: the tables have {config.ngram_table_bits} bits already")
+        raise ValueError(f"`ablation` {name!r}: the tables have {config.ngram_table_bits} bits already; leave it out")
     if embedding.row_filter is not None:
-        raise ValueError(f"`ablation` {name!r}: the tables of this model are ablated already")
+        raise ValueError(f"`ablation` {name!r}: the rows of this model are changed already")
     tables = chosen_tables(config, orders)
     hook = None
     try:
         if name == "shuffled":
             hook = embedding.register_forward_pre_hook(shuffling_hook(config, tables, seed))
-        elif name != "on":
+        else:
             embedding.row_filter = row_filter(name, tables, config.num_subtables)
         yield model
     finally:

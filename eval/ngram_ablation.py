@@ -48,7 +48,7 @@ def means_by_position(losses: list[torch.Tensor]) -> list[dict]:
     values = torch.cat(losses).double()
     positions = torch.cat([torch.arange(len(part)) for part in losses])
     found = []
-    for power in range(int(positions.max() + 1).bit_length()):
+    for power in range(int(positions.max()).bit_length() + 1):
         first, last = 2**power // 2, 2**power - 1
         inside = (positions >= first) & (positions <= last)
         if inside.any():
@@ -116,7 +116,7 @@ def measure(arguments: argparse.Namespace) -> dict:
         folder,
         NAME,
         results,
-        folder=spoken_path(arguments.model),
+        path=spoken_path(arguments.model),
         machine=describe_machine(),
         dtype=arguments.dtype,
         placement=arguments.placement,

@@ -48,7 +48,7 @@ def as_markdown(results: dict, name: str) -> str:
         [
             "# What the n-gram tables are worth\n",
             f"{machine['date']}, torch {machine['torch']}, transformers {machine['transformers']}, {machine['cpu']}.",
-            f"Model `{results['folder']}` in {results['dtype']}, tables {results['placement']}, "
+            f"Model `{results['path']}` in {results['dtype']}, tables {results['placement']}, "
             f"{format_size(results['table_bytes'])}. Scored: {scored['parts']:,} {scored['unit']} of "
             f"{scored['source']}, {scored['tokens']:,} tokens, {scored['bytes']:,} bytes. Seed {results['seed']}.\n",
             WHAT,
