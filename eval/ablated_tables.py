@@ -104,7 +104,8 @@ def ablated(
         `ValueError`: naming an unknown ablation or order; a model without tables, or, for `"int8"` and `"int4"`, with
             tables of few bits; an ablation inside another.
     """
-    embedding, config = model.base_model.ngram_embeddings, model.config
+    trunk: Any = model.base_model
+    embedding, config = trunk.ngram_embeddings, model.config
     if name not in ABLATIONS:
         raise ValueError(f"`ablation` is {name!r}; known are {', '.join(ABLATIONS)}")
     if name == "on":

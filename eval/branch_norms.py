@@ -7,6 +7,8 @@ ten times the norm of the embedding, which it drowned; `config.embedding_amplifi
 Shapes: B windows, T tokens, D hidden, S sub-tables.
 """
 
+from typing import Any
+
 import torch
 from rich.progress import track
 
@@ -18,7 +20,7 @@ class NormSums:
 
     def __init__(self, model: LongCatLiteForCausalLM):
         self.sums: dict[str, float] = {}
-        trunk = model.base_model
+        trunk: Any = model.base_model
         self.terms = model.config.num_subtables + 1
         first = trunk.layers[0]
         self.hooks = [

@@ -4,8 +4,8 @@
     python -m eval.ngram_report --ratios 30.0:33.0:0.1
 
 What arXiv 2601.21204 shows in section 3.2.2, figure 3b. There, 100 training sequences were hashed into tables of 30 to
-33 vocabularies of 128k. A collision is what `ngram_collisions.py` says: a distinct 2-gram less than there are, among
-the rows. A 2-gram (a, b) has the id `b + a V mod rows`. With `rows = m V + d` and d small,
+33 vocabularies of 128k. A collision is that of `ngram_collisions.py`: a distinct 2-gram beyond the first of its row.
+The 2-gram (a, b) has the id `b + a V mod rows`. With `rows = m V + d` and d small,
 
     b + a V   and   (b + d) + (a + m) V     are the same row,
 
@@ -137,7 +137,7 @@ def measure(ratios: str, tokenizer_name: str | None, text: list[Path] | None, to
     smallest = min(spike["factor"] for spike in found)
     return {
         "machine": describe_machine(),
-        "command": f"python -m eval.ngram_report --ratios {ratios}",
+        "ratios": ratios,
         "tokenizer": about["tokenizer"],
         "text": about["text"],
         "vocab_size": size,
@@ -173,7 +173,8 @@ def as_markdown(results: dict, name: str) -> str:
     return "\n".join(
         [
             "# 2-gram collisions by table size\n",
-            f"{machine['date']}, Python {machine['python']}. Counted, not timed. `{results['command']}`\n",
+            f"{machine['date']}, Python {machine['python']}. Counted, not timed, by",
+            f"`python -m eval.ngram_report --ratios {results['ratios']}`.\n",
             f"Text: {text['source']}, {text['tokens']:,} tokens, {results['ngrams']:,} distinct 2-grams. Tokenizer: "
             f"{tokenizer['name']}, V = {results['vocab_size']:,} tokens (vocabulary {tokenizer['digest']}).\n",
             "A collision is a distinct 2-gram beyond the first of its row: distinct 2-grams less the rows that they",
@@ -189,7 +190,7 @@ def as_markdown(results: dict, name: str) -> str:
                 ["distance", *header], [line(f"{near['distance']:g}", near) for near in results["distances"]]
             ),
             "All ratios. Other simple fractions, above all halves, collide more too: with `rows = (m + 1/2) V + d`,",
-            "an even number of steps of m + 1/2 comes round.\n",
+            "tokens that are 2 m + 1 apart share almost the same rows.\n",
             markdown_table(["ratio", *header], [line(f"{point['ratio']:g}", point) for point in results["points"]]),
         ]
     )

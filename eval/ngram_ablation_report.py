@@ -66,8 +66,8 @@ def draw(results: dict, path: Path):
     added, positions = figure.subplots(1, 2)
     ablations = results["ablations"]
     labels = [label for label in ablations if label != "on"]
-    palette = colormaps["tab10"].colors
-    colours = {label: palette[i % len(palette)] for i, label in enumerate(labels)} | {"on": TOTAL_COLOUR}
+    palette = colormaps["tab10"]
+    colours: dict = {label: palette(i % palette.N) for i, label in enumerate(labels)} | {"on": TOTAL_COLOUR}
     bars = added.barh(
         labels,
         [ablations[label]["added_loss"] for label in labels],

@@ -32,7 +32,7 @@ def most_used_rows(
     for place, ngrams in enumerate(orders):
         table = place * per_order
         row_of = rows[ngrams.first, table]  # [G]
-        entries = []
+        entries: list[dict] = []
         for row, reads in zip(*frequency_order(rows[:, table]), strict=True):
             if len(entries) == count:
                 break

@@ -17,7 +17,7 @@ import torch
 from rich.progress import track
 from torch.nn.functional import cross_entropy
 
-from eval.table_reads import FEWEST_TOKENS
+from eval.table_reads import check_length
 from modeling_longcat_lite import LongCatLiteConfig, segment_ends
 
 
@@ -46,9 +46,7 @@ def tokenize_documents(tokenizer, documents: Iterable[tuple[str, str]], count: i
         found += len(tokens[-1])
         if found >= count:
             break
-    if found < FEWEST_TOKENS:
-        named = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
-        raise ValueError(f"{named}: {found} tokens, too short to measure; at least {FEWEST_TOKENS} are needed")
+    check_length(found, names)
     return Documents(tokens, names, num_bytes)
 
 
