@@ -8,6 +8,7 @@
     "zeroed"     every row is 0; the word row stays divided by the number of terms
     "shuffled"   every row is another row of its table: the tables' statistics without their knowledge
     "int8"       the rows as `eval.quantize_tables --bits 8` would store them; "int4" likewise
+                 (to the bit, in the dtype of the checkpoint or a wider one)
 
 Nothing is copied or changed. Shuffled are the ids, by `id -> (a id + c) mod rows`, a permutation of a table of any
 size; the others act on the rows that a forward has gathered, which have a scale each. So all work wherever the
