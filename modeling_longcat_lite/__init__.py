@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 from .configuration_longcat_lite import LongCatLiteConfig
 from .modeling_longcat_lite import LongCatLiteForCausalLM, LongCatLiteModel, LongCatLitePreTrainedModel
 from .ngram_cache import LongCatLiteDynamicCache, LongCatLiteQuantizedCache, LongCatLiteStaticCache
-from .ngram_embedding import ngram_row_ids, segment_ends
+from .ngram_embedding import ngram_row_ids, ngram_tokens, segment_ends
 from .ngram_hot_rows import read_hot_rows, write_hot_rows
 from .ngram_quantization import dequantize_rows, packed_width, quantize_rows
 from .ngram_row_delta import ROW_DELTA_FILE, read_row_delta, write_row_delta
@@ -43,6 +43,7 @@ __all__ = [
     "dequantize_rows",
     "find_tables",
     "ngram_row_ids",
+    "ngram_tokens",
     "packed_width",
     "parse_safetensors_header",
     "quantize_rows",
