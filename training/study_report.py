@@ -130,9 +130,9 @@ def as_markdown(summary: dict[str, Any]) -> str:
     train, held_out = text["train"], text["held_out"]
     lines.append(
         f"`{summary['command']}`. Text: {train['files']} files, {train['tokens']:,} tokens to train on; "
-        f"{held_out['files']} files held out, of which {held_out['tokens']:,} tokens are measured. Losses are nats a token, the lowest of a "
-        "run's evaluations; ± is Student's t at 95 % over the seeds. Differences are n-grams less experts, seed by "
-        "seed.\n"
+        f"{held_out['files']} files held out, of which {held_out['tokens']:,} tokens are measured. Losses are nats a "
+        "token, the lowest of a run's evaluations; ± is Student's t at 95 % over the seeds. Differences are n-grams "
+        "less experts, seed by seed.\n"
     )
     for name, experiment in summary["experiments"].items():
         lines += experiment_lines(name, experiment)

@@ -92,7 +92,7 @@ def prepare_text(folder: Path, settings: TextSettings) -> dict[str, Any]:
     for side, texts in sides.items():
         if not texts:
             raise ValueError(f"`text` leaves no file for the {side} side: give more files or another percentage")
-    tokenizer = train_tokenizer(sides["train"], settings.vocabulary, model_max_length=settings.length)
+    tokenizer = train_tokenizer(sides["train"], settings.vocabulary)
     folder.parent.mkdir(parents=True, exist_ok=True)
     beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     facts = {"settings": asdict(settings), "vocabulary": len(tokenizer)}
