@@ -24,7 +24,6 @@ import torch
 from matplotlib.figure import Figure
 from rich.progress import track
 
-from eval.local_text import documents
 from eval.machine import describe_machine
 from eval.ngram_collisions import DistinctNgrams, count_collisions, distinct_ngrams
 from eval.report_files import markdown_table
@@ -34,6 +33,7 @@ from eval.working_set_report import COLOURS
 from modeling_longcat_lite import LongCatLiteConfig, ngram_tokens, segment_ends
 from tokenization.train_tokenizer import train_tokenizer
 from training.conversations import documentation_conversations
+from training.local_text import documents
 
 NAME = "collision_ratios"
 VOCABULARY = 4096

@@ -21,7 +21,6 @@ from rich.console import Console
 from eval.ablated_tables import ABLATIONS, ablated
 from eval.chat_rows import read_rows
 from eval.held_out_loss import losses_by_answer
-from eval.local_text import documents
 from eval.machine import describe_machine
 from eval.model_results import result_file
 from eval.ngram_ablation_report import as_markdown, draw
@@ -29,6 +28,7 @@ from eval.report_files import write_report
 from eval.table_reads import load_tokenizer, spoken_path
 from eval.text_loss import losses_by_window, tokenize_documents
 from modeling_longcat_lite import LongCatLiteForCausalLM
+from training.local_text import documents
 
 NAME = "ngram_ablation"
 Score = Callable[[LongCatLiteForCausalLM], list[torch.Tensor]]

@@ -22,7 +22,6 @@ from rich.console import Console
 
 from eval import collision_ratios
 from eval.branch_norms import branch_norms
-from eval.local_text import documents
 from eval.model_results import result_file
 from eval.ngram_collisions import DistinctNgrams, count_collisions, distinct_ngrams
 from eval.ngram_report_markdown import as_markdown, draw
@@ -34,6 +33,7 @@ from eval.row_texts import most_used_rows
 from eval.table_reads import load_config, load_tokenizer, read_tokens, table_rows
 from eval.working_set import curve_points, describe
 from modeling_longcat_lite import LongCatLiteConfig, LongCatLiteForCausalLM, ngram_tokens, segment_ends
+from training.local_text import documents
 
 NAME = "ngram_report"
 ROWS_SHOWN = 5  # an order

@@ -18,7 +18,6 @@ from tiny_chat import write_tiny_chat
 from eval import ngram_report
 from eval.branch_norms import branch_norms
 from eval.collision_ratios import documentation_tokenizer, parse_ratios
-from eval.local_text import documents
 from eval.model_identity import model_identity
 from eval.model_results import read_results
 from eval.ngram_collisions import distinct_ngrams, expected_collisions, expected_sharing
@@ -26,6 +25,7 @@ from eval.ngram_rules import norm_rule, occupied_rule, share_rule, size_rule
 from eval.row_texts import most_used_rows
 from eval.table_reads import table_rows
 from modeling_longcat_lite import LongCatLiteConfig, LongCatLiteForCausalLM, ngram_tokens
+from training.local_text import documents
 
 
 def plain_ngrams(tokens: list[int], order: int) -> list[tuple[int, ...]]:
