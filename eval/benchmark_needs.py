@@ -5,9 +5,12 @@ import os
 import shlex
 import shutil
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 from urllib.error import URLError
 from urllib.request import urlopen
+
+from huggingface_hub import constants
 
 from eval.benchmarks import Benchmark
 from eval.external_benchmarks import ExternalBenchmark
@@ -24,7 +27,7 @@ class NotRun:
     commands: tuple[str, ...]
 
     def as_text(self) -> str:
-        """For the terminal and the report: a line for each need, then the commands."""
+        """For the terminal: a line for each need, then the commands."""
         lines = [f"{self.task} needs:", *(f"  - {need}" for need in self.needs), "  Run there:"]
         return "\n".join([*lines, *(f"    {command}" for command in self.commands)])
 
@@ -38,9 +41,9 @@ def harness_command(benchmark: Benchmark, suite: str, model: str) -> str:
 def needs_of_data(benchmark: Benchmark, error: Exception) -> tuple[str, ...]:
     """Needs, from what loading the data of `benchmark` ran into."""
     if isinstance(error, ImportError):
-        return (f"a Python package that is not installed: {first_line(error)}",)
-    offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "TRUE", "YES"}
-    reason = "HF_HUB_OFFLINE is set" if offline else first_line(error)
+        package = f"a Python package that is not installed ({first_line(error)})"
+        return (package, f"the data set {benchmark.dataset} of the Hub")
+    reason = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else first_line(error)
     needs = [f"the data set {benchmark.dataset} of the Hub, which is not in the cache here ({reason})"]
     if benchmark.gated:
         page = f"https://huggingface.co/datasets/{benchmark.dataset}"
@@ -77,6 +80,21 @@ def load_or_need(manager, benchmark: Benchmark, suite: str, model: str, allow_co
         return NotRun(benchmark.name, needs_of_data(benchmark, error), (command,))
 
 
+def needs_of_context(benchmark: Benchmark, loaded: dict[str, Any], lm, command: str) -> NotRun | None:
+    """What is missing if the model's context is too short for the answers that the tasks ask for."""
+    lengths = [
+        task.get_config("generation_kwargs").get("max_gen_toks", lm.max_gen_toks)
+        for task in loaded["tasks"].values()
+        if task.OUTPUT_TYPE == "generate_until"
+    ]
+    if not lengths or max(lengths) < lm.max_length:
+        return None
+    need = (
+        f"a model whose context is longer than its answers of {max(lengths):,} tokens; this one's is {lm.max_length:,}"
+    )
+    return NotRun(benchmark.name, (need,), (command,))
+
+
 def first_line(error: Exception) -> str:
     """The first line of an error's message."""
     return str(error).strip().partition("\n")[0]
@@ -91,28 +109,32 @@ def server_answers(server: str) -> bool:
         return False
 
 
-def external_needs(benchmark: ExternalBenchmark, model: str, name: str, server: str) -> NotRun:
-    """What the other program needs: first what is missing here, then what nobody can see from here.
+def external_needs(benchmark: ExternalBenchmark, model: Path, name: str, server: str) -> NotRun:
+    """What the other program needs and how it is run; no number of it comes from here.
 
     Args:
         benchmark (`ExternalBenchmark`): Run by a program of its own.
-        model (`str`): The model's folder.
+        model (`Path`): The model's folder; commands have it whole, since they run elsewhere.
         name (`str`): Its name at the server.
         server (`str`): Address of a server of OpenAI's protocol.
     """
     needs = []
-    if shutil.which(benchmark.program) is None:
+    if not benchmark.program:
+        needs.append(f"a checkout of {benchmark.repository}, in which the commands run")
+    elif shutil.which(benchmark.program) is None:
         needs.append(f"`{benchmark.program}`, which is not installed here, from {benchmark.repository}")
     else:
-        needs.append(f"its own program, from {benchmark.repository}")
+        needs.append(f"`{benchmark.program}`, which is installed here")
     if benchmark.docker:
-        needs.append("docker" if shutil.which("docker") else "docker, which is not installed here")
+        needs.append(f"docker, which is {'' if shutil.which('docker') else 'not '}installed here")
     if benchmark.server:
-        state = "" if server_answers(server) else ", where nothing answers now"
-        needs.append(f"a server of the model that speaks OpenAI's protocol at {server}{state}")
+        state = "where one answers" if server_answers(server) else "where nothing answers now (see --server)"
+        needs.append(f"a server of the model that speaks OpenAI's protocol, at {server}, {state}")
     if benchmark.also:
         needs.append(benchmark.also.replace("{server}", server).replace("{name}", name))
-    return NotRun(benchmark.name, tuple(needs), tuple(benchmark.filled_commands(model, name, server)))
+    return NotRun(
+        benchmark.name, tuple(needs), tuple(benchmark.filled_commands(shlex.quote(str(model.resolve())), name, server))
+    )
 
 
-__all__ = ["NotRun", "external_needs", "load_or_need", "server_answers"]
+__all__ = ["NotRun", "external_needs", "harness_command", "load_or_need", "needs_of_context", "server_answers"]

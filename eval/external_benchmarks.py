@@ -7,7 +7,10 @@ Nothing of it is run from here; the commands follow the manuals of those program
 
 from dataclasses import dataclass
 
-SERVE = "python -m sglang.launch_server --model-path {model} --trust-remote-code --tp 2 --ep 2 --port 30000"
+SERVE = (
+    "python -m sglang.launch_server --model-path {model} --served-model-name {name} --trust-remote-code --tp 2 --ep 2 "
+    "--port 30000"
+)
 USER = "a model that plays the user, with its key (OPENAI_API_KEY)"
 
 
@@ -18,7 +21,7 @@ class ExternalBenchmark:
     Args:
         name (`str`): As on the command line and in `published_results.yaml`.
         repository (`str`): Where the program is.
-        program (`str`): Its command, by which one sees whether it is installed.
+        program (`str`): Its command, by which one sees whether it is installed; empty if it runs in a checkout.
         commands (`tuple[str, ...]`): What to run, with `{model}`, `{name}` and `{server}` to be filled in.
         docker (`bool`): Whether it runs containers.
         server (`bool`): Whether it asks a server of the model.
@@ -79,7 +82,7 @@ def swe_bench(name: str, subset: str, dataset: str) -> ExternalBenchmark:
 MULTIPL_E = ExternalBenchmark(
     "multipl_e",
     "https://github.com/bigcode-project/bigcode-evaluation-harness",
-    "accelerate",
+    "",
     (
         "accelerate launch main.py --model {model} --trust_remote_code --precision bf16 --tasks multiple-py "
         "--max_length_generation 1024 --do_sample False --n_samples 1 --generation_only --save_generations "
@@ -89,7 +92,7 @@ MULTIPL_E = ExternalBenchmark(
         "--load_generations_path /app/generations.json --allow_code_execution --n_samples 1",
     ),
     server=False,
-    also="a checkout of that repository, in which to run this for each language (multiple-js, multiple-java, ...)",
+    also="the same for each of its languages: multiple-js, multiple-java, ...",
 )
 BIGCODEBENCH = ExternalBenchmark(
     "bigcodebench",
@@ -127,11 +130,10 @@ TERMINAL_BENCH = ExternalBenchmark(
 PRDBENCH = ExternalBenchmark(
     "prdbench",
     "https://github.com/fulingyue/PRDBench",
-    "conda",
+    "",
     ("bash Evaluation/Evaluation_infer.sh {name} ROOT_PATH PORT PYTHON_PORT FILE_PORT SYSTEM_PORT SOURCE_DIR",),
     docker=False,
-    also="a checkout of that repository, with {server} as the api_base of {name} in the agent's config.py, and a "
-    "model that judges",
+    also="{server} as the api_base of {name} in its agent's config.py, conda, and a model that judges",
 )
 EXTERNAL: dict[str, tuple[ExternalBenchmark, ...]] = {
     "base": (MULTIPL_E, BIGCODEBENCH),

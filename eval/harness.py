@@ -6,14 +6,16 @@
     python -m eval.harness --model path/to/LongCat-Flash-Lite --suite chat --tasks gpqa_diamond mmlu --limit 100
 
 `smoke` is made from Python's documentation and needs nothing else. `base` and `chat` are the paper's tables: what
-needs data of the Hub, docker, a server or another program says so, with the commands to run where that is there.
-Finished benchmarks are kept; the same command goes on after an interruption. The exit status is 0 if all that was
-asked for has a number, 1 otherwise.
+needs data of the Hub, docker, a server or another program says so, with the commands to run where that is there;
+scores of other programs join the report with `--record tau2_airline=0.58`. Finished benchmarks are kept: the same
+command goes on after an interruption, and the report has all that is finished. The exit status is 0 if everything
+that was asked for has a number, 1 otherwise.
 """
 
 import argparse
 import logging
 import sys
+from math import nan
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ import datasets
 from lm_eval.tasks import TaskManager
 from rich.console import Console
 
-from eval.benchmark_needs import NotRun, external_needs, load_or_need
+from eval.benchmark_needs import NotRun, external_needs, harness_command, load_or_need, needs_of_context
 from eval.benchmarks import SUITES, Benchmark, chosen_benchmarks
 from eval.external_benchmarks import ExternalBenchmark
 from eval.harness_model import LongCatLiteLM, check_model_folder, load_model, load_tokenizer, tokenizer_hash
@@ -32,8 +34,9 @@ from eval.model_identity import model_identity
 from eval.model_results import result_file
 from eval.report_files import write_report
 from eval.smoke_data import write_smoke_tasks
+from eval.table_reads import spoken_path
 
-KEPT_KEYS = ("num_fewshot", "seconds", "examples")
+KEPT_KEYS = ("num_fewshot", "seconds", "examples")  # of a finished benchmark, besides its results
 
 
 class Harness:
@@ -57,7 +60,8 @@ class Harness:
         )
         self.finished = FinishedBenchmarks(arguments.work, arguments.model, self.identity, self.settings)
         if not arguments.resume:
-            self.finished.forget()
+            for benchmark in self.benchmarks:
+                self.finished.forget(benchmark)
         self._lm: LongCatLiteLM | None = None
         self._manager: TaskManager | None = None
 
@@ -83,17 +87,52 @@ class Harness:
             self._lm = load_model(chosen.model, chosen.batch_size, chosen.device, chosen.dtype, chosen.ngram_tables)
         return self._lm
 
+    def record(self) -> None:
+        """Keep the scores that `--record` gives, as if they had been measured here."""
+        for text in self.arguments.record or ():
+            benchmark, value = recorded_score(text, self.arguments.suite)
+            result = {"task": benchmark.name, "metric": "score", "value": value, "higher_is_better": True}
+            self.finished.write(benchmark, [{**result, "dataset": benchmark.repository}])
+
+    def all_finished(self) -> dict[str, dict[str, Any]]:
+        """Every benchmark of the suite that has a number, also of earlier commands."""
+        entries = {one.name: self.finished.read(one) for one in SUITES[self.arguments.suite]}
+        return {name: entry for name, entry in entries.items() if entry is not None}
+
     def run(self, benchmark: Benchmark | ExternalBenchmark) -> dict[str, Any] | NotRun:
         """The result file of a benchmark, kept or measured now, or why there is none."""
         chosen = self.arguments
-        if isinstance(benchmark, ExternalBenchmark):
-            return external_needs(benchmark, str(chosen.model), self.identity["name"], chosen.server)
         if kept := self.finished.read(benchmark):
             return kept
+        if isinstance(benchmark, ExternalBenchmark):
+            return external_needs(benchmark, chosen.model, self.identity["name"], chosen.server)
         loaded = load_or_need(self.manager, benchmark, chosen.suite, str(chosen.model), chosen.allow_code_execution)
         if isinstance(loaded, NotRun):
             return loaded
+        command = harness_command(benchmark, chosen.suite, str(chosen.model))
+        if need := needs_of_context(benchmark, loaded, self.lm, command):
+            return need
         return run_benchmark(self.lm, loaded, benchmark, self.finished, chosen.allow_code_execution)
+
+
+def recorded_score(text: str, suite: str) -> tuple[ExternalBenchmark, float]:
+    """A benchmark of another program and its score, from `tau2_airline=0.58`.
+
+    Raises:
+        `ValueError`: saying what is wrong with the text.
+    """
+    name, _, digits = text.partition("=")
+    external = {one.name: one for one in SUITES[suite] if isinstance(one, ExternalBenchmark)}
+    if name not in external:
+        known = ", ".join(external) or "none"
+        raise ValueError(f"`--record` has {name!r}, but other programs measure of suite {suite}: {known}")
+    try:
+        value = float(digits)
+    except ValueError:
+        value = nan
+    if not 0 <= value <= 1:
+        raise ValueError(f"`--record` has {text!r}: write the score as a share from 0 to 1, such as {name}=0.58")
+    return external[name], value
 
 
 def require_chat_template(model: Path) -> None:
@@ -123,8 +162,14 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=0, help="of data and of examples in prompts, default: %(default)s")
     parser.add_argument("--output", type=Path, default=Path("eval/results"), help="folder for JSON, Markdown and PNG")
     parser.add_argument("--work", type=Path, default=Path("outputs/harness"), help="folder for finished benchmarks")
-    parser.add_argument("--resume", action=argparse.BooleanOptionalAction, default=True, help="keep what is finished")
+    parser.add_argument(
+        "--resume",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="keep what is finished (default), or measure the chosen tasks anew",
+    )
     parser.add_argument("--allow-code-execution", action="store_true", help="run code that the model writes")
+    parser.add_argument("--record", nargs="+", metavar="TASK=SHARE", help="scores of other programs, for the report")
     parser.add_argument("--server", default="http://127.0.0.1:30000/v1", help="of the model, for other programs")
     return parser
 
@@ -148,8 +193,8 @@ def main(arguments: argparse.Namespace) -> int:
     check_numbers(arguments)
     datasets.disable_progress_bars()
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    harness, console = Harness(arguments), Console()
-    entries, not_run = {}, []
+    harness, console, not_run = Harness(arguments), Console(), []
+    harness.record()
     for benchmark in harness.benchmarks:
         console.rule(f"[bold]{benchmark.name}", align="left")
         outcome = harness.run(benchmark)
@@ -157,9 +202,9 @@ def main(arguments: argparse.Namespace) -> int:
             not_run.append(outcome)
             console.print(outcome.as_text(), markup=False, highlight=False, soft_wrap=True)
         else:
-            entries[benchmark.name] = outcome
             for result in outcome["results"]:
                 console.print(f"{result['metric']}: {result['value']:.4f}", highlight=False)
+    entries = harness.all_finished()
     if not entries:
         console.print("Nothing was run, nothing was written.")
         return 1
@@ -174,18 +219,25 @@ def main(arguments: argparse.Namespace) -> int:
 
 def collect(harness: Harness, entries: dict[str, dict], not_run: list[NotRun]) -> dict[str, Any]:
     """The result file of the suite: all metrics of all benchmarks."""
+    model = harness.arguments.model
     return result_file(
-        harness.arguments.model,
+        model,
         "harness",
         [result for entry in entries.values() for result in entry["results"]],
         suite=harness.arguments.suite,
+        model_folder=spoken_path(str(model)),
         settings=harness.settings.as_dict(),
         machine=describe_machine(),
-        benchmarks={
-            name: {key: entry[key] for key in ("num_fewshot", "seconds", "examples")}
-            for name, entry in entries.items()
-        },
-        not_run=[{"task": one.task, "needs": one.needs, "commands": one.commands} for one in not_run],
+        benchmarks={name: {key: entry[key] for key in KEPT_KEYS} for name, entry in entries.items()},
+        # What is pasted needs the path; what is kept should not depend on the machine.
+        not_run=[
+            {
+                "task": one.task,
+                "needs": one.needs,
+                "commands": [command.replace(str(model.resolve()), model.resolve().name) for command in one.commands],
+            }
+            for one in not_run
+        ],
     )
 
 

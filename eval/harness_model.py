@@ -6,6 +6,7 @@ pads to the left with a mask, behind which the n-gram history begins. So no answ
 """
 
 import hashlib
+import logging
 from pathlib import Path
 
 import torch
@@ -74,13 +75,16 @@ def load_model(
     model = LongCatLiteForCausalLM.from_pretrained(
         folder, dtype=dtype, ngram_tables=ngram_tables, device_map=None if on_cpu else device
     ).eval()
-    return LongCatLiteLM(
+    lm = LongCatLiteLM(
         pretrained=model,
         backend="causal",
         tokenizer=load_tokenizer(folder),
         batch_size=batch_size,
         softmax_dtype="float32",  # log-likelihoods in bfloat16 are too coarse to compare
     )
+    # Quiet until here, where it warns that it was given a model; from here on it tells of prompts that it cuts.
+    logging.getLogger(HFLM.__module__).setLevel(logging.WARNING)
+    return lm
 
 
 __all__ = ["LongCatLiteLM", "check_model_folder", "load_model", "load_tokenizer", "tokenizer_hash"]

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from eval.benchmarks import SUITES, Benchmark
 from eval.published_results import published_suites
-from eval.report_files import markdown_table
+from eval.report_files import markdown_table, save_figure
 
 TITLES = {"base": "Base benchmarks", "chat": "Chat benchmarks", "smoke": "Smoke suite"}
 ABOUT_SMOKE = (
@@ -34,6 +34,11 @@ def main_results(results: dict[str, Any], suite: str) -> dict[str, dict[str, Any
     return found
 
 
+def chance_of(suite: str) -> dict[str, float]:
+    """What guessing gives, by benchmark; those are left out where there is nothing to guess."""
+    return {one.name: one.chance for one in SUITES[suite] if isinstance(one, Benchmark) and one.chance is not None}
+
+
 def percent(result: dict[str, Any]) -> str:
     """A share in percent, with its standard error."""
     error = f" ± {100 * result['stderr']:.2f}" if "stderr" in result else ""
@@ -42,18 +47,17 @@ def percent(result: dict[str, Any]) -> str:
 
 def all_metrics_table(results: dict[str, Any], suite: str) -> str:
     """Every metric of every benchmark, with what guessing would give the first of each."""
-    chance = {one.name: one.chance for one in SUITES[suite] if isinstance(one, Benchmark)}
+    chance = chance_of(suite)
     seen: set[str] = set()
     rows = []
     for result in results["results"]:
         name = result["task"]
-        guess = chance.get(name) if name not in seen else None
+        guess = None if name in seen else chance.get(name)
         seen.add(name)
         # Bits per byte and the like are no shares.
         value = percent(result) + " %" if result["higher_is_better"] else f"{result['value']:.4f}"
-        rows.append(
-            [name, result["metric"], value, "" if guess is None else f"{100 * guess:.0f} %", f"{result['samples']:,}"]
-        )
+        guessed = "" if guess is None else f"{100 * guess:.0f} %"
+        rows.append([name, result["metric"], value, guessed, f"{result['samples']:,}" if "samples" in result else ""])
     return markdown_table(["task", "metric", "value", "guessing", "questions"], rows)
 
 
@@ -101,7 +105,7 @@ def as_markdown(results: dict[str, Any], suite: str) -> str:
         f"# {TITLES[suite]}\n",
         f"{machine['date']}, lm-eval {settings['lm_eval']}, torch {machine['torch']}, transformers "
         f"{machine['transformers']}, Python {machine['python']}, {machine['cpu']}, {machine['threads']} thread(s).",
-        f"Model `{results['model']['name']}`, weights {results['model']['weights_sha256'][:12]}, dtype "
+        f"Model `{results['model_folder']}`, weights {results['model']['weights_sha256'][:12]}, dtype "
         f"{settings['dtype']}, seed {settings['seed']}; {seconds:.0f} s.{limit}\n",
     ]
     if suite in published_suites():
@@ -131,7 +135,7 @@ def draw_published(results: dict[str, Any], suite: str, path: Path) -> None:
         columns[f"{model}, published"] = {
             name: published.scores[name][model].value for name in ours if model in published.scores[name]
         }
-    figure = Figure(figsize=(9, 1.2 + 0.8 * len(ours)), layout="constrained")
+    figure = Figure(figsize=(9, 1.4 + 0.7 * len(ours)), layout="constrained")
     axes = figure.subplots()
     height = 0.8 / len(columns)
     for number, (label, values) in enumerate(columns.items()):
@@ -143,14 +147,15 @@ def draw_published(results: dict[str, Any], suite: str, path: Path) -> None:
     axes.set_yticks(range(len(ours)), [published.names[name] for name in ours])
     axes.invert_yaxis()
     axes.set(xlabel="score, %", xlim=(0, 105))
-    axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=2)
-    figure.savefig(path, dpi=120)
+    axes.margins(y=0.02)
+    figure.legend(fontsize=8, loc="outside lower center", ncols=3)
+    save_figure(figure, path)
 
 
 def draw_smoke(results: dict[str, Any], suite: str, path: Path) -> None:
     """Bits per byte to the left; shares with standard errors, and guessing as a line, to the right."""
     ours = main_results(results, suite)
-    chance = {one.name: one.chance for one in SUITES[suite] if isinstance(one, Benchmark)}
+    chance = chance_of(suite)
     texts = {name: one for name, one in ours.items() if not one["higher_is_better"]}
     shares = {name: one for name, one in ours.items() if one["higher_is_better"]}
     figure = Figure(figsize=(10, 4), layout="constrained")
@@ -163,20 +168,18 @@ def draw_smoke(results: dict[str, Any], suite: str, path: Path) -> None:
     heights = [100 * one["value"] for one in shares.values()]
     errors = [100 * one.get("stderr", 0.0) for one in shares.values()]
     bars = right.bar(names, heights, 0.6, yerr=errors, capsize=3)
-    right.bar_label(bars, fmt="%.0f", padding=2)
-    for place, name in enumerate(shares):
-        if chance[name] is not None:
-            label = "guessing" if place == 0 else None
-            right.hlines(
-                100 * chance[name], place - 0.4, place + 0.4, colors="black", linestyles="dashed", label=label
-            )
-    right.set(ylabel="right, %", ylim=(0, 112))
-    if right.get_legend_handles_labels()[0]:
+    right.bar_label(bars, fmt="%.1f", padding=2)
+    guessing = [(place, 100 * chance[name]) for place, name in enumerate(shares) if name in chance]
+    if guessing:
+        places, levels = zip(*guessing, strict=True)
+        ends = [place - 0.4 for place in places], [place + 0.4 for place in places]
+        right.hlines(levels, *ends, colors="black", linestyles="dashed", label="guessing")
         right.legend()
+    right.set(ylabel="right, %", ylim=(0, 112))
     for axes in (left, right):
         axes.tick_params(axis="x", labelsize=8)
-    figure.suptitle(f"Smoke suite, {results['model']['name']}")
-    figure.savefig(path, dpi=120)
+    figure.suptitle(f"Smoke suite, {results['model_folder']}")
+    save_figure(figure, path)
 
 
 def spoken(name: str) -> str:
@@ -184,4 +187,4 @@ def spoken(name: str) -> str:
     return name.removeprefix("pydoc_").replace("_", " ").replace(" ", "\n", 1)
 
 
-__all__ = ["as_markdown", "draw"]
+__all__ = ["as_markdown", "draw", "percent"]

@@ -11,9 +11,9 @@ finished benchmark says itself what model it belongs to, and is not taken for an
 
 import hashlib
 import json
-import shutil
 import time
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from lm_eval.api.model import CachingLM
 from transformers import set_seed
 
 from eval.benchmarks import Benchmark
+from eval.external_benchmarks import ExternalBenchmark
 from eval.model_results import read_results, result_file
 from eval.report_files import write_whole
 
@@ -71,19 +72,21 @@ class FinishedBenchmarks:
         self.model, self.identity, self.settings = model, identity, settings
         self.folder = work / f"{identity['name']}-{identity['weights_sha256'][:8]}-{settings.key}"
 
-    def forget(self) -> None:
-        """Remove all of it."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+    def forget(self, benchmark: Benchmark | ExternalBenchmark) -> None:
+        """Remove what is kept of a benchmark, finished or not."""
+        self.file(benchmark).unlink(missing_ok=True)
+        self.cache(benchmark).unlink(missing_ok=True)
 
-    def file(self, benchmark: Benchmark) -> Path:
+    def file(self, benchmark: Benchmark | ExternalBenchmark) -> Path:
         """Where the benchmark is kept when it is finished; `mmlu` as chat and as text are two files."""
-        return self.folder / f"{benchmark.name}{'.chat' if benchmark.as_chat else ''}.json"
+        as_chat = isinstance(benchmark, Benchmark) and benchmark.as_chat
+        return self.folder / f"{benchmark.name}{'.chat' if as_chat else ''}.json"
 
-    def cache(self, benchmark: Benchmark) -> Path:
+    def cache(self, benchmark: Benchmark | ExternalBenchmark) -> Path:
         """Where lm-eval keeps answers while the benchmark runs."""
         return self.folder / "requests" / f"{self.file(benchmark).stem}.db"
 
-    def read(self, benchmark: Benchmark) -> dict[str, Any] | None:
+    def read(self, benchmark: Benchmark | ExternalBenchmark) -> dict[str, Any] | None:
         """A finished benchmark, or `None`.
 
         Raises:
@@ -92,9 +95,24 @@ class FinishedBenchmarks:
         path = self.file(benchmark)
         return read_results(path, self.identity) if path.exists() else None
 
-    def write(self, benchmark: Benchmark, results: list[dict], **more: Any) -> dict[str, Any]:
+    def write(
+        self,
+        benchmark: Benchmark | ExternalBenchmark,
+        results: list[dict],
+        num_fewshot: int | None = None,
+        seconds: float = 0.0,
+        examples: list[dict[str, str]] | None = None,
+    ) -> dict[str, Any]:
         """Keep a finished benchmark and drop its cache; returns what was written."""
-        entry = result_file(self.model, "harness", results, settings=self.settings.as_dict(), **more)
+        entry = result_file(
+            self.model,
+            "harness",
+            results,
+            settings=self.settings.as_dict(),
+            num_fewshot=num_fewshot,
+            seconds=seconds,
+            examples=examples or [],
+        )
         write_whole(self.file(benchmark), json.dumps(entry, indent=2, ensure_ascii=False) + "\n")
         self.cache(benchmark).unlink(missing_ok=True)
         return entry
@@ -161,7 +179,7 @@ def metrics_of(benchmark: Benchmark, evaluated: dict[str, Any]) -> list[dict[str
                 "task": benchmark.name,
                 "metric": metric if filtered == benchmark.filter else f"{metric}, {filtered}",
                 "value": float(numbers[key]),
-                **({"stderr": float(error)} if isinstance(error, int | float) else {}),
+                **({"stderr": float(error)} if isinstance(error, int | float) and isfinite(error) else {}),
                 "samples": samples,
                 "higher_is_better": direction.get(metric, True),
                 "dataset": benchmark.dataset,
@@ -172,7 +190,7 @@ def metrics_of(benchmark: Benchmark, evaluated: dict[str, Any]) -> list[dict[str
 
 def examples_of(evaluated: dict[str, Any]) -> list[dict[str, str]]:
     """The first few generated answers, each with the one that was wanted; none for what is only scored."""
-    examples = []
+    examples: list[dict[str, str]] = []
     for samples in evaluated["samples"].values():
         for sample in samples:
             answer = sample["resps"][0][0]

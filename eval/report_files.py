@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A report as JSON and Markdown, side by side."""
+"""A report as JSON, Markdown and figure, side by side, each written whole or not at all."""
 
 import json
 from collections.abc import Sequence
 from pathlib import Path
+
+from matplotlib.figure import Figure
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -21,6 +23,13 @@ def write_whole(path: Path, text: str) -> None:
     beside.replace(path)
 
 
+def save_figure(figure: Figure, path: Path) -> None:
+    """Saves a figure as PNG beside `path` and renames."""
+    beside = path.with_name(f"{path.name}.partial")
+    figure.savefig(beside, dpi=120, format="png")
+    beside.replace(path)
+
+
 def write_report(output: Path, name: str, results: dict, markdown: str) -> list[Path]:
     """Writes `{name}.json` and `{name}.md` into the folder `output`; returns their paths."""
     paths = [output / f"{name}.json", output / f"{name}.md"]
@@ -29,4 +38,4 @@ def write_report(output: Path, name: str, results: dict, markdown: str) -> list[
     return paths
 
 
-__all__ = ["markdown_table", "write_report", "write_whole"]
+__all__ = ["markdown_table", "save_figure", "write_report", "write_whole"]

@@ -10,6 +10,9 @@ to be told from others; `held_out` it never sees. The same Python and seed give 
 import hashlib
 import json
 import random
+import subprocess
+import sys
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +20,18 @@ import yaml
 
 from eval.report_files import write_whole
 from tokenization.tool_calls import render_tool_call
-from training.conversations import Conversation, core_conversations, documentation_conversations, split
+from training.conversations import Conversation, core_conversations, split
 
 SMOKE_TASKS = Path(__file__).parent / "smoke_tasks"
+ROOT = Path(__file__).parents[1]
+CONVERSATIONS = """
+import json
+from training.conversations import documentation_conversations
+print(json.dumps([(conversation.name, conversation.turns) for conversation in documentation_conversations()]))
+"""
 WRONG_CHOICES = 3
 GENERATED_ANSWERS = 64  # of the core: decoding takes longer than scoring
-TOOL_REQUESTS = 60
+TOOL_REQUESTS = 40
 Row = dict[str, Any]
 
 
@@ -57,6 +66,16 @@ REQUESTS = {
     "list_members": "Which members does {} have?",
     "find_examples": "Find me examples that use {}.",
 }
+
+
+@cache
+def fresh_conversations() -> list[Conversation]:
+    """[`documentation_conversations`] of a process of its own.
+
+    Libraries add methods of theirs to classes of the standard library, and their docstrings with them.
+    """
+    run = subprocess.run([sys.executable, "-c", CONVERSATIONS], cwd=ROOT, check=True, capture_output=True, text=True)
+    return [Conversation(name, tuple(map(tuple, turns))) for name, turns in json.loads(run.stdout)]
 
 
 def text_rows(conversations: list[Conversation]) -> list[Row]:
@@ -105,7 +124,7 @@ def tool_rows(tokenizer, conversations: list[Conversation], draw: random.Random)
 
 def smoke_rows(tokenizer, seed: int) -> dict[str, list[Row]]:
     """The rows of every task of the smoke suite, by the task's name."""
-    train, held_out = split(documentation_conversations())
+    train, held_out = split(fresh_conversations())
     core = core_conversations(train)
     tools = tool_rows(tokenizer, core + held_out, random.Random(f"{seed} tools"))
     return {
@@ -138,11 +157,12 @@ def write_smoke_tasks(folder: Path, tokenizer, seed: int) -> str:
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         digest.update(text.encode())
         data = folder / f"{task}.jsonl"
-        write_whole(data, text)
+        if not data.exists() or data.read_text(encoding="utf-8") != text:  # a new file would be cached anew
+            write_whole(data, text)
         kwargs = {"data_files": {"test": str(data)}, "cache_dir": str(folder / "cache")}
         config = {"include": str(SMOKE_TASKS / f"{task}.yaml"), "dataset_kwargs": kwargs}
         write_whole(folder / f"{task}.yaml", yaml.safe_dump(config))
     return digest.hexdigest()
 
 
-__all__ = ["write_smoke_tasks"]
+__all__ = ["fresh_conversations", "smoke_rows", "write_smoke_tasks"]
