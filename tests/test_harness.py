@@ -25,7 +25,7 @@ from eval.model_identity import model_identity
 from eval.model_results import read_results
 from modeling_longcat_lite import LongCatLiteForCausalLM
 
-LIMIT = "3"
+LIMIT = "2"
 
 
 @pytest.fixture(scope="module")
@@ -93,11 +93,11 @@ def test_all_tasks_of_the_smoke_suite_have_numbers(in_batches_of_8):
     output, results = in_batches_of_8
     assert list(results["benchmarks"]) == [benchmark.name for benchmark in SUITES["smoke"]]
     for one in results["results"]:
-        assert one["samples"] == 3
+        assert one["samples"] == 2
         assert one["metric"] == "bits_per_byte" or 0 <= one["value"] <= 1
     assert (output / "harness_smoke.png").read_bytes().startswith(b"\x89PNG")
     text = (output / "harness_smoke.md").read_text()
-    assert "| pydoc_tool_choice | acc |" in text and "Only 3 questions" in text
+    assert "| pydoc_tool_choice | acc |" in text and "Only 2 questions" in text
     assert str(output) not in text + json.dumps(results)
 
 
@@ -109,7 +109,7 @@ def test_batches_of_1_and_8_give_the_same(model, in_batches_of_8, tmp_path):
     assert [values(one)[key] for key in shares] == [values(eight)[key] for key in shares]
     answers = [[benchmark["examples"] for benchmark in run["benchmarks"].values()] for run in (one, eight)]
     assert answers[0] == answers[1]
-    assert sum(len(examples) for examples in answers[0]) == 6  # three answers and three tool calls
+    assert sum(len(examples) for examples in answers[0]) == 4  # two answers and two tool calls
 
 
 def requests(kind, arguments):
@@ -160,15 +160,15 @@ def test_generated_answers_are_those_of_generate_alone(model):
 def test_an_interrupted_run_goes_on(model, in_batches_of_8, tmp_path, monkeypatch):
     options = ("--limit", LIMIT, "--batch-size", 1, "--tasks", "pydoc_text_core", "pydoc_choice_core")
     with monkeypatch.context() as patch:
-        first = counted_calls(patch, fail_at=8)
+        first = counted_calls(patch, fail_at=6)
         with pytest.raises(KeyboardInterrupt):
             run(model, tmp_path, *options)
-        assert len(first) == 8  # three texts, and five of the twelve choices
+        assert len(first) == 6  # two texts, and four of the eight choices
         assert not (tmp_path / "harness_smoke.json").exists()
     with monkeypatch.context() as patch:
         second = counted_calls(patch)
         _, results = run(model, tmp_path, *options)
-        assert len(second) == 7
+        assert len(second) == 4
     whole = values(in_batches_of_8[1])
     assert values(results) == pytest.approx({key: whole[key] for key in values(results)}, abs=1e-5)
     with monkeypatch.context() as patch:
@@ -189,8 +189,16 @@ def test_a_rerun_gives_the_same_numbers(model, in_batches_of_8, monkeypatch):
 def test_other_settings_are_measured_anew(model, in_batches_of_8, monkeypatch):
     output, _ = in_batches_of_8
     calls = counted_calls(monkeypatch)
-    run(model, output, "--limit", 2, "--tasks", "pydoc_text_core")
-    assert sum(calls) == 2
+    run(model, output, "--limit", 1, "--tasks", "pydoc_text_core")
+    assert sum(calls) == 1
+
+
+@pytest.mark.parametrize("placement", ["host", "disk"])
+def test_tables_elsewhere_give_the_same(model, in_batches_of_8, placement, tmp_path):
+    options = ("--limit", LIMIT, "--ngram-tables", placement, "--tasks", "pydoc_text_core", "pydoc_text_held_out")
+    found, whole = values(run(model, tmp_path, *options)[1]), values(in_batches_of_8[1])
+    assert len(found) == 2
+    assert found == pytest.approx({key: whole[key] for key in found}, abs=1e-6)
 
 
 def test_a_finished_task_of_another_model_is_refused(model, in_batches_of_8, tmp_path):
