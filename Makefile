@@ -47,6 +47,12 @@ bits: install outputs/demo/report.json
 yarn: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m training.yarn_study
 
+# What the demo's model knows: bits per byte, multiple choice and tool calls from Python's documentation.
+eval-smoke: export HF_HUB_OFFLINE := 1
+eval-smoke: export OMP_NUM_THREADS := 1
+eval-smoke: install outputs/demo/report.json
+	$(BIN)/python -m eval.harness --model outputs/demo/model --suite smoke
+
 outputs/demo/report.json:
 	$(MAKE) demo
 
