@@ -3,6 +3,7 @@
 
     python -m eval.harness --model outputs/demo/model --suite smoke
     python -m eval.harness --model path/to/LongCat-Flash-Lite --suite base --batch-size 16 --ngram-tables host
+    python -m eval.harness --model outputs/demo/model --suite smoke --ablation zeroed
     python -m eval.harness --model path/to/LongCat-Flash-Lite --suite chat --tasks gpqa_diamond mmlu --limit 100
 
 `smoke` is made from Python's documentation and needs nothing else. `base` and `chat` are the paper's tables: what
@@ -23,6 +24,7 @@ import datasets
 from lm_eval.tasks import TaskManager
 from rich.console import Console
 
+from eval.ablated_tables import ABLATIONS, ablated
 from eval.benchmark_needs import NotRun, external_needs, harness_command, load_or_need, needs_of_context
 from eval.benchmarks import SUITES, Benchmark, chosen_benchmarks
 from eval.external_benchmarks import ExternalBenchmark
@@ -55,6 +57,7 @@ class Harness:
             seed=arguments.seed,
             limit=arguments.limit,
             dtype=arguments.dtype,
+            ablation=arguments.ablation,
             tokenizer_sha256=self.tokenizer_sha256,
             data_sha256=self.make_data(),
         )
@@ -112,7 +115,8 @@ class Harness:
         command = harness_command(benchmark, chosen.suite, str(chosen.model))
         if need := needs_of_context(benchmark, loaded, self.lm, command):
             return need
-        return run_benchmark(self.lm, loaded, benchmark, self.finished, chosen.allow_code_execution)
+        with ablated(self.lm.model, chosen.ablation, seed=chosen.seed):
+            return run_benchmark(self.lm, loaded, benchmark, self.finished, chosen.allow_code_execution)
 
 
 def recorded_score(text: str, suite: str) -> tuple[ExternalBenchmark, float]:
@@ -159,6 +163,12 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ...; default: all accelerators there are")
     parser.add_argument("--dtype", default="auto", choices=("auto", "bfloat16", "float32"), help="of the computation")
     parser.add_argument("--ngram-tables", default="resident", choices=("resident", "host", "disk"))
+    parser.add_argument(
+        "--ablation",
+        default="on",
+        choices=ABLATIONS,
+        help="n-gram tables as they are (default), zeroed, shuffled, or in few bits",
+    )
     parser.add_argument("--seed", type=int, default=0, help="of data and of examples in prompts, default: %(default)s")
     parser.add_argument("--output", type=Path, default=Path("eval/results"), help="folder for JSON, Markdown and PNG")
     parser.add_argument("--work", type=Path, default=Path("outputs/harness"), help="folder for finished benchmarks")
@@ -209,7 +219,7 @@ def main(arguments: argparse.Namespace) -> int:
         console.print("Nothing was run, nothing was written.")
         return 1
     results = collect(harness, entries, not_run)
-    name = f"harness_{arguments.suite}"
+    name = f"harness_{arguments.suite}" + ("" if arguments.ablation == "on" else f"_{arguments.ablation}")
     paths = write_report(arguments.output, name, results, as_markdown(results, arguments.suite))
     paths.append(arguments.output / f"{name}.png")
     draw(results, arguments.suite, paths[-1])

@@ -99,14 +99,16 @@ def not_run_section(results: dict[str, Any]) -> list[str]:
 def as_markdown(results: dict[str, Any], suite: str) -> str:
     """The report."""
     machine, settings = results["machine"], results["settings"]
-    limit = "" if settings["limit"] is None else f" Only {settings['limit']} questions of each task: no result."
+    notes = "" if settings["limit"] is None else f" Only {settings['limit']} questions of each task: no result."
+    if settings["ablation"] != "on":
+        notes += f" N-gram tables {settings['ablation']}: not the model's own scores."
     seconds = sum(benchmark["seconds"] for benchmark in results["benchmarks"].values())
     head = [
         f"# {TITLES[suite]}\n",
         f"{machine['date']}, lm-eval {settings['lm_eval']}, torch {machine['torch']}, transformers "
         f"{machine['transformers']}, Python {machine['python']}, {machine['cpu']}, {machine['threads']} thread(s).",
         f"Model `{results['model_folder']}`, weights {results['model']['weights_sha256'][:12]}, dtype "
-        f"{settings['dtype']}, seed {settings['seed']}; {seconds:.0f} s.{limit}\n",
+        f"{settings['dtype']}, seed {settings['seed']}; {seconds:.0f} s.{notes}\n",
     ]
     if suite in published_suites():
         about = ABOUT_PUBLISHED.format(source=published_suites()[suite].source)

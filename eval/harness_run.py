@@ -5,8 +5,8 @@
         mmlu.json             a finished benchmark: a result file of the model, with times and examples
         requests/gsm8k.db     answers to the requests of a benchmark that was interrupted: lm-eval's own cache
 
-The folder is named after the weights and after what changes a score: tokenizer, dtype, seed, number of questions. A
-finished benchmark says itself what model it belongs to, and is not taken for another's.
+The folder is named after the weights and after what changes a score: tokenizer, dtype, tables, seed, number of
+questions. A finished benchmark says itself what model it belongs to, and is not taken for another's.
 """
 
 import hashlib
@@ -38,6 +38,7 @@ class Settings:
         seed (`int`): Of examples drawn for prompts, and of sampling.
         limit (`int`, *optional*): Only so many questions of each task.
         dtype (`str`): As on the command line.
+        ablation (`str`): Of the n-gram tables, see `eval/ablated_tables.py`.
         tokenizer_sha256 (`str`): Of the tokenizer and the chat template.
         data_sha256 (`str`): Of data made here; empty for data of the Hub.
     """
@@ -47,6 +48,7 @@ class Settings:
     dtype: str
     tokenizer_sha256: str
     data_sha256: str = ""
+    ablation: str = "on"
 
     def as_dict(self) -> dict[str, Any]:
         """With the version of lm-eval, which decides on prompts and metrics."""
