@@ -44,10 +44,15 @@ def prompt_tokens(tokenizer, sample: Sample, chat: bool) -> list[int]:
     both are plain text, to which no special token is added.
     """
     if not chat:
-        return tokenizer(f"{sample.said_by_user} {sample.prefix}", add_special_tokens=False)["input_ids"]
+        return plain_tokens(tokenizer, f"{sample.said_by_user} {sample.prefix}")
     messages = [{"role": "user", "content": sample.said_by_user}]
     turns = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-    return tokenizer(turns + sample.prefix, add_special_tokens=False)["input_ids"]
+    return plain_tokens(tokenizer, turns + sample.prefix)
+
+
+def plain_tokens(tokenizer, text: str) -> list[int]:
+    """Tokens of `text` and no others; no warning of a length that is only tried."""
+    return tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
 
 
 @torch.no_grad()

@@ -109,8 +109,8 @@ def loss_lines(loss: dict | None) -> list[str]:
         for (begin, end), value in zip(pairwise(edges), loss["losses"], strict=True)
     ]
     head = (
-        f"Loss on {loss['rows']} documents of {loss['length']:,} tokens, by the tokens read before; {loss['mean']:.3f} "
-        "in all:\n"
+        f"Loss on {loss['rows']} documents of {loss['length']:,} tokens, by the tokens read before; "
+        f"{loss['mean']:.3f} in all:\n"
     )
     return [head, markdown_table(["tokens read", "nats a token"], rows)]
 

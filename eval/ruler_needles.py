@@ -62,8 +62,8 @@ NEEDLE_TASKS = {
 
 @cache
 def word_list(part: str) -> list[str]:
-    """English `nouns`, `adjectives` or `verbs` of the wonderwords package, sorted."""
-    return sorted(set(RandomWord().filter(include_categories=[part])))
+    """English `nouns`, `adjectives` or `verbs` of the wonderwords package, sorted; none of two words."""
+    return sorted(set(RandomWord().filter(include_categories=[part], exclude_with_spaces=True)))
 
 
 def prose(texts: Iterable[str], source: str) -> list[str]:
