@@ -23,17 +23,18 @@ So numbers compare with each other at any length, and with published ones as a f
 import argparse
 import hashlib
 import math
+from functools import partial
 from pathlib import Path
 from pydoc_data.topics import topics
 from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import Progress as ProgressBar
+from rich.progress import Progress
 
 from eval.lm_eval_ruler import LENGTHS, load_ruler, run_ruler
 from eval.local_text import documents
-from eval.long_context_cells import Progress, cells_of, measure_cell, prompt_tokens
+from eval.long_context_cells import RunFile, cells_of, measure_cell, prompt_tokens
 from eval.long_context_report import as_markdown, draw, scores_by_length
 from eval.long_documents_loss import loss_by_position
 from eval.machine import describe_machine
@@ -77,11 +78,12 @@ def checked(arguments: argparse.Namespace, config: LongCatLiteConfig) -> None:
         raise ValueError(f"`--depths` are from 0 (the beginning) to 1 (the end), not {arguments.depths}")
     if arguments.loss_length is None:
         arguments.loss_length = min(max(arguments.lengths), LONGEST_LOSS)
-    if arguments.loss_length > longest or arguments.loss_length in (1, *range(-1, -9, -1)):
-        raise ValueError(f"`--loss-length` is {arguments.loss_length}, but a row has from 2 to {longest} tokens")
-    if arguments.lm_eval_ruler and min(arguments.lengths) < LENGTHS[0]:
+    if arguments.loss_length != 0 and not 2 <= arguments.loss_length <= longest:
+        raise ValueError(f"`--loss-length` is {arguments.loss_length}, but a row has 2 to {longest} tokens")
+    unknown_to_lm_eval = [length for length in arguments.lengths if length not in LENGTHS]
+    if arguments.lm_eval_ruler and unknown_to_lm_eval:
         raise ValueError(
-            f"`--lengths` has {min(arguments.lengths)}, but lm-eval's ruler knows {', '.join(map(str, LENGTHS))} only"
+            f"`--lengths` has {unknown_to_lm_eval[0]}, but lm-eval's ruler knows {', '.join(map(str, LENGTHS))} only"
         )
 
 
@@ -100,22 +102,17 @@ def digest(texts: list[str]) -> str:
     return hashlib.sha256("\n".join(texts).encode()).hexdigest()[:16]
 
 
-def measure_cells(arguments: argparse.Namespace, model, tokenizer, sampler: Sampler, progress: Progress) -> list[dict]:
-    """All cells; those that `progress` has are not measured again."""
+def measure_cells(arguments: argparse.Namespace, model, tokenizer, sampler: Sampler, run_file: RunFile) -> list[dict]:
+    """All cells; those that `run_file` has are not measured again."""
     cells = cells_of(arguments.tasks, arguments.lengths, arguments.depths)
     measured = []
-    with ProgressBar(transient=True) as bar:
+    with Progress(transient=True) as bar:
         task = bar.add_task("cells", total=len(cells))
         for cell in cells:
             bar.update(task, description=f"{cell.task}, {cell.length} tokens")
-            measured.append(
-                progress.measured(
-                    f"{cell.task} {cell.length} {cell.depth}",
-                    lambda cell=cell: measure_cell(
-                        model, tokenizer, sampler, cell, arguments.samples, arguments.chat, arguments.batch_size
-                    ),
-                )
-            )
+            how = (arguments.samples, arguments.chat, arguments.batch_size)
+            measure = partial(measure_cell, model, tokenizer, sampler, cell, *how)
+            measured.append(run_file.measured(f"{cell.task} {cell.length} {cell.depth}", measure))
             bar.advance(task)
     return measured
 
@@ -182,22 +179,24 @@ def main(arguments: argparse.Namespace):
         **options.described(),
         "haystack": {"source": "files" if arguments.haystack else "documentation", "sha256": digest(options.prose)},
     }
-    progress = Progress(arguments.output / f"{arguments.name}.partial.jsonl", settings)
+    run_file = RunFile(arguments.output / f"{arguments.name}.partial.jsonl", settings)
     model = LongCatLiteForCausalLM.from_pretrained(
         arguments.model, dtype=arguments.dtype, device_map=arguments.device, ngram_tables=arguments.ngram_tables
     ).eval()
-    cells = measure_cells(arguments, model, tokenizer, sampler, progress)
+    cells = measure_cells(arguments, model, tokenizer, sampler, run_file)
     loss = None
     if arguments.loss_length:
-        loss = progress.measured(
+        loss = run_file.measured(
             f"loss {arguments.loss_length} {arguments.loss_rows} {arguments.documents}",
             lambda: loss_by_position(
                 model, tokenizer, arguments.documents, arguments.loss_length, arguments.loss_rows, arguments.batch_size
             ),
         )
-    theirs = lm_eval and run_ruler(lm_eval, model, tokenizer, arguments)
+    theirs = run_ruler(lm_eval, model, tokenizer, arguments) if lm_eval else None
+    settings["dtype"] = str(model.dtype).removeprefix("torch.")
+    settings["device"] = torch.cuda.get_device_name(model.device) if model.device.type == "cuda" else "cpu"
     write_all(arguments, settings, cells, loss, theirs)
-    progress.path.unlink()
+    run_file.path.unlink()
 
 
 def write_all(

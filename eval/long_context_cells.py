@@ -94,7 +94,7 @@ def measure_cell(
     }
 
 
-class Progress:
+class RunFile:
     """What a run has measured so far, a line of JSON a piece, so that an interrupted run goes on behind it.
 
     Args:
@@ -142,4 +142,4 @@ def whole_lines(path: Path) -> Iterator[dict]:
                 return
 
 
-__all__ = ["Cell", "Progress", "cells_of", "measure_cell", "prompt_tokens", "written"]
+__all__ = ["Cell", "RunFile", "cells_of", "measure_cell", "prompt_tokens", "written"]

@@ -70,7 +70,7 @@ def as_markdown(content: dict, name: str) -> str:
     parts = [
         f"# Long context: {content['model']['name']}\n",
         f"{machine['date']}, torch {machine['torch']}, transformers {machine['transformers']}, {machine['cpu']}. "
-        f"{settings['dtype']} precision, seed {settings['seed']}, asked "
+        f"In {settings['dtype']} on {settings['device']}, seed {settings['seed']}; asked "
         f"{'through the chat template' if settings['chat'] else 'as plain text'}.\n",
         f"RULER's tasks, generated: share of the expected strings that the answers hold, mean of "
         f"{settings['samples']} samples a length and depth. A length counts prompt and answer. {easier(settings)}\n",

@@ -23,7 +23,9 @@ def document_rows(tokenizer, files: list[Path] | None, length: int, count: int) 
     Raises:
         `ValueError`: no document is so long.
     """
-    rows, names, longest = [], [], 0
+    rows: list[list[int]] = []
+    names: list[str] = []
+    longest = 0
     # A token has a character at least, or nearly so: what is shorter need not be tokenized.
     candidates = list(documents(files))
     random.Random(0).shuffle(candidates)

@@ -8,7 +8,6 @@ same at every depth.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 
 from eval.ruler_needles import NEEDLE_TASKS, needle_sample, word_list
 from eval.ruler_sample import RulerOptions, Sample
@@ -140,7 +139,7 @@ class Sampler:
     def _build(self, task: str, length: int, depth: float | None, number: int) -> Callable[[int], Sample]:
         seed = f"{self.seed} {task} {length} {number}"
         depth = depth if RULER_TASKS[task].by_depth else None
-        return partial(RULER_TASKS[task].build, length=length, depth=depth, seed=seed, options=self.options)
+        return lambda size: RULER_TASKS[task].build(size, length, depth, seed, self.options)
 
 
 __all__ = ["RULER_TASKS", "RulerTask", "Sampler", "largest_fitting"]
