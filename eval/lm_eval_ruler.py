@@ -3,7 +3,7 @@
 
 lm-eval downloads prose haystacks (a data set on the Hub, and nltk's sentence splitter) and the question-answering data
 (SQuAD, HotpotQA); the rest it generates. It reports the lengths below and no others, and its `vt` goes on for ever at
-lengths in which its example leaves no room.
+lengths in which its example leaves no room. What is missing is named, with the reason.
 """
 
 import argparse
@@ -50,12 +50,16 @@ def load_ruler(model: Path, lengths: list[int]) -> LoadedRuler:
         try:
             # They print a line for every length tried.
             with contextlib.redirect_stdout(io.StringIO()):
-                tasks += manager.load([name])["tasks"].values()
+                loaded = list(manager.load([name])["tasks"].values())
+            # Its `cwe` has neither words nor answers where a tokenizer leaves no room for the fewest words.
+            if not all(document["outputs"] for task in loaded for document in task.eval_docs):
+                raise ValueError(f"no room in {min(lengths)} tokens of this tokenizer")
+            tasks += loaded
         except Exception as error:  # whatever a download, a parser or a generator raises: the task is not there
             missing[name] = f"{type(error).__name__}: {' '.join(str(error).split())[:SHOWN]}"
     console = Console(stderr=True)
     for name, reason in missing.items():
-        console.print(f"lm-eval's {name} is left out, its data is missing. {reason}", soft_wrap=True, markup=False)
+        console.print(f"lm-eval's {name} is left out. {reason}", soft_wrap=True, markup=False)
     if not tasks:
         raise SystemExit("--lm-eval-ruler: the data of no task could be had; run without it, or with a network")
     return LoadedRuler(manager, tasks, missing, metadata)

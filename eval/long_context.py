@@ -13,19 +13,20 @@ What equals RULER (arXiv 2404.06654, github.com/NVIDIA/RULER): the names of the 
 its counts (needles, hops, repeats), the tokens of an answer, a length that counts prompt and answer, needle sentences,
 noise, questions and answer prefixes, greedy decoding, a worked example in front of `vt` and `cwe`, and the score,
 `string_match_all`: the share of the expected strings that the answer holds, upper and lower case alike.
-What does not: the sentence in front of the text is in other words; prose is Python's documentation, or `--haystack`,
-not Paul Graham's essays; the needle asked for first stands at each of `--depths` in turn, where RULER draws its depth;
-the worked example of `vt` is shorter; samples are drawn anew and fewer than 500; the two question-answering tasks need
-data sets and are left to `--lm-eval-ruler`, which runs lm-eval's own port of RULER as far as its data can be had.
-So numbers compare with each other at any length, and with published ones as a first look.
+What does not: the sentence in front of the text is in other words; prose is Python's documentation, over again where
+it is too short, or `--haystack`, not Paul Graham's essays; the needle asked for first stands at each of `--depths` in
+turn, where RULER draws its depth; the worked example of `vt` is shorter; samples are fewer than 500. The two
+question-answering tasks need data sets and are left to `--lm-eval-ruler`, which runs lm-eval's own port of RULER as
+far as its data can be had. So numbers compare with each other at any length, and with published ones at a first look.
 """
 
 import argparse
 import hashlib
-import math
 from functools import partial
+from itertools import product
 from pathlib import Path
 from pydoc_data.topics import topics
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -166,8 +167,8 @@ def main(arguments: argparse.Namespace):
         arguments.seed,
         arguments.new_tokens,
     )
-    for task in arguments.tasks:
-        sampler.check(task, arguments.lengths[0], arguments.samples)
+    for length, task in product(arguments.lengths, arguments.tasks):
+        sampler.check(task, length, arguments.samples)
     lm_eval = load_ruler(arguments.model, arguments.lengths) if arguments.lm_eval_ruler else None
     settings: dict[str, Any] = {
         "model": model_identity(arguments.model),
@@ -222,7 +223,7 @@ def write_all(
         results,
         machine=describe_machine(),
         settings={key: value for key, value in settings.items() if key != "model"},
-        cells=[{**cell, **{key: mean(cell[key]) for key in cell if isinstance(cell[key], list)}} for cell in cells],
+        cells=[{**cell, **{key: fmean(cell[key]) for key in cell if isinstance(cell[key], list)}} for cell in cells],
         loss_by_position=loss,
         lm_eval_ruler=theirs and {key: theirs[key] for key in ("version", "missing")},
     )
@@ -230,11 +231,6 @@ def write_all(
     paths.append(arguments.output / f"{arguments.name}.png")
     draw(content, paths[-1])
     Console().print("Written: " + ", ".join(map(str, paths)), soft_wrap=True)
-
-
-def mean(values: list[float]) -> float:
-    """Arithmetic mean, exact."""
-    return math.fsum(values) / len(values)
 
 
 if __name__ == "__main__":

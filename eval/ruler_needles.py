@@ -33,6 +33,7 @@ from eval.ruler_sample import RulerOptions, Sample
 NOISE = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."
 NEEDLE = "One of the special magic {kind} for {key} is: {value}."
 SENTENCE_WORDS = range(4, 41)  # of prose: what is shorter is a heading, what is longer a table
+DRAWS = 1000  # after which what is not drawn yet is taken for not there
 SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
 
 
@@ -83,32 +84,36 @@ def prose(texts: Iterable[str], source: str) -> list[str]:
     return kept
 
 
-class Tokens:
-    """Random keys and values, each drawn once."""
+class Distinct:
+    """Random keys and values, none of them twice.
 
-    def __init__(self, draw: random.Random, options: RulerOptions):
-        self.draw, self.digits = draw, options.digits
-        self.drawn: set[str] = set()
+    Args:
+        draw (`random.Random`): Where they come from.
+        digits (`int`): Of a number.
+        taken (`Iterable[str]`): What is not to be drawn.
+    """
 
-    def one(self, kind: str) -> str:
-        """A new `words` (adjective-noun), `numbers` or `uuids`.
+    def __init__(self, draw: random.Random, digits: int, taken: Iterable[str] = ()):
+        self.draw, self.digits, self.taken = draw, digits, set(taken)
+
+    def one(self, kind: str, keep: bool = True) -> str:
+        """A new `words` (adjective-noun), `numbers` or `uuids`; without `keep`, it may be drawn again.
 
         Raises:
-            `ValueError`: all numbers of `digits` digits are drawn already.
+            `ValueError`: there are too few numbers of `digits` digits.
         """
-        first = 10 ** (self.digits - 1)
-        while True:
+        for _ in range(DRAWS):
             if kind == "words":
                 token = f"{self.draw.choice(word_list('adjectives'))}-{self.draw.choice(word_list('nouns'))}"
             elif kind == "uuids":
                 token = str(uuid.UUID(int=self.draw.getrandbits(128), version=4))
-            elif sum(len(token) == self.digits and token.isdigit() for token in self.drawn) < 9 * first:
-                token = str(self.draw.randrange(first, 10 * first))
             else:
-                raise ValueError(f"`--digits` {self.digits} gives {9 * first} numbers, too few for one sample")
-            if token not in self.drawn:
-                self.drawn.add(token)
+                token = str(self.draw.randrange(10 ** (self.digits - 1), 10**self.digits))
+            if token not in self.taken:
+                self.taken |= {token} if keep else set()
                 return token
+        count = 9 * 10 ** (self.digits - 1)
+        raise ValueError(f"`--digits` {self.digits} gives {count} numbers, too few for one sample: give more digits")
 
 
 def insert_at_depths(units: list[str], needles: Sequence[tuple[float, str]]) -> list[str]:
@@ -125,7 +130,7 @@ def insert_at_depths(units: list[str], needles: Sequence[tuple[float, str]]) -> 
 
 
 def haystack(
-    task: NeedleTask, size: int, seed: str, needles: list[str], taken: Tokens, options: RulerOptions
+    task: NeedleTask, size: int, seed: str, needles: list[str], taken: Iterable[str], options: RulerOptions
 ) -> list[str]:
     """`size` lines of noise, lines of other needles, or words of prose in sentences. A smaller one begins a larger."""
     draw = random.Random(f"{seed} haystack")
@@ -139,14 +144,12 @@ def haystack(
             cut.append(" ".join(words))
             size, place = size - len(words), place + 1
         return cut
-    others = Tokens(draw, options)
-    others.drawn |= taken.drawn
+    others = Distinct(draw, options.digits, taken)
     key_type, value_type = options.key_type or task.key_type, options.value_type or task.value_type
     lines = []
     for _ in range(size):
         key = others.one(key_type)
-        value = others.one(value_type)
-        others.drawn.discard(value)  # two keys may have one value, but not that of the needle
+        value = others.one(value_type, keep=False)  # two keys may have one value, but not that of the needle
         lines.append(NEEDLE.format(kind=value_type, key=key, value=value))
     return lines
 
@@ -154,7 +157,7 @@ def haystack(
 def needle_sample(task: NeedleTask, size: int, depth: float | None, seed: str, options: RulerOptions) -> Sample:
     """A sample whose haystack has `size` units; the same seed draws the same needles for every size and depth."""
     draw = random.Random(f"{seed} needles")
-    tokens = Tokens(draw, options)
+    tokens = Distinct(draw, options.digits)
     key_type, value_type = options.key_type or task.key_type, options.value_type or task.value_type
     keys = [tokens.one(key_type) for _ in range(task.keys)]
     pairs = [(key, tokens.one(value_type)) for key in keys for _ in range(task.values)]
@@ -164,7 +167,7 @@ def needle_sample(task: NeedleTask, size: int, depth: float | None, seed: str, o
     depths = [draw.random() for _ in needles]
     if depth is not None:
         depths[0] = depth
-    units = haystack(task, size, seed, needles, tokens, options)
+    units = haystack(task, size, seed, needles, tokens.taken, options)
     joint = " " if task.haystack == "prose" else "\n"
     context = joint.join(insert_at_depths(units, list(zip(depths, needles, strict=True))))
     spoken = asked[0] if len(asked) == 1 else f"{', '.join(asked[:-1])}, and {asked[-1]}"

@@ -9,9 +9,9 @@ same at every depth.
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from eval.ruler_needles import NEEDLE_TASKS, needle_sample, word_list
+from eval.ruler_needles import NEEDLE_TASKS, needle_sample
 from eval.ruler_sample import RulerOptions, Sample
-from eval.ruler_words import FEWEST_CODED, cwe_sample, fwe_sample, vt_sample
+from eval.ruler_words import FEWEST_CODED, cwe_sample, fwe_sample, listed_words, vt_sample
 
 FINENESS = 256  # the haystack is within a 256th of the largest that fits, or within one unit
 PROBE = 64  # units that the first estimate of a size is made from
@@ -59,15 +59,10 @@ def text_task(sample: Callable, new_tokens: int, smallest: Callable, largest: Ca
     return RulerTask(build, new_tokens, smallest, largest)
 
 
-def listed_words() -> int:
-    """Distinct words that `cwe` has."""
-    return len({word for part in ("nouns", "adjectives", "verbs") for word in word_list(part)})
-
-
 RULER_TASKS = {
     **{name: needle_task(name) for name in NEEDLE_TASKS},
     "vt": text_task(vt_sample, 30, lambda options: 1),
-    "cwe": text_task(cwe_sample, 120, lambda options: 2 * options.common_words, listed_words),
+    "cwe": text_task(cwe_sample, 120, lambda options: 2 * options.common_words, lambda: len(listed_words())),
     "fwe": text_task(fwe_sample, 50, lambda options: FEWEST_CODED),
 }
 

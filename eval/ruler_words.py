@@ -8,6 +8,7 @@
 
 import random
 import string
+from functools import cache
 from itertools import pairwise
 from math import pi
 
@@ -51,10 +52,16 @@ def tracked(names: list[str], value: int, size: int, draw: random.Random) -> Sam
     )
 
 
+@cache
+def listed_words() -> list[str]:
+    """The words that `cwe` draws from."""
+    return sorted({word for part in ("nouns", "adjectives", "verbs") for word in word_list(part)})
+
+
 def cwe_sample(size: int, length: int, seed: str, options: RulerOptions) -> Sample:
     """Common words: `size` distinct words in a numbered list, some of which are repeated more often."""
     draw = random.Random(f"{seed} words")
-    vocabulary = sorted({word for part in ("nouns", "adjectives", "verbs") for word in word_list(part)})
+    vocabulary = list(listed_words())
     draw.shuffle(vocabulary)
     count = options.common_words
     (example_size, *example_repeats), repeats = ((4, 10, 3), (30, 3)) if length >= LONG else ((2, 3, 1), (6, 1))
@@ -121,4 +128,4 @@ def distinct_words(count: int, alphabet: str, letters: int, draw: random.Random,
     return list(words)
 
 
-__all__ = ["FEWEST_CODED", "cwe_sample", "fwe_sample", "vt_sample"]
+__all__ = ["FEWEST_CODED", "cwe_sample", "fwe_sample", "listed_words", "vt_sample"]

@@ -282,7 +282,7 @@ def test_what_cannot_be_measured_is_named(tiny, tmp_path, options, message):
 
 def test_lm_eval_without_its_data_stops_with_a_message(tiny, monkeypatch, capsys):
     class Manager:
-        there = ("ruler_vt",)
+        there = ("ruler_vt", "ruler_cwe")
 
         def __init__(self, metadata):
             assert metadata == {"max_seq_lengths": [4096], "tokenizer": str(tiny)}
@@ -290,7 +290,8 @@ def test_lm_eval_without_its_data_stops_with_a_message(tiny, monkeypatch, capsys
         def load(self, names):
             if names[0] not in self.there:
                 raise ConnectionError("no route\nto the Hub")
-            documents = [{"max_length": length} for length in (4096, 8192) for _ in range(3)]
+            outputs = ["word"] if names[0] == "ruler_vt" else []
+            documents = [{"max_length": length, "outputs": outputs} for length in (4096, 8192) for _ in range(3)]
             task = SimpleNamespace(config=SimpleNamespace(task=names[0]), eval_docs=documents)
             return {"tasks": {names[0]: task}}
 
@@ -301,6 +302,7 @@ def test_lm_eval_without_its_data_stops_with_a_message(tiny, monkeypatch, capsys
         "niah_single_2 is left out, its data is missing. ConnectionError: no route to the Hub"
         in capsys.readouterr().err
     )
+    assert loaded.missing["ruler_cwe"] == "ValueError: no room in 4096 tokens of this tokenizer"
     assert lm_eval_ruler.chosen(loaded.tasks, 2) == {"ruler_vt": [0, 1, 3, 4]}
     Manager.there = ()
     with pytest.raises(SystemExit, match="the data of no task could be had"):
