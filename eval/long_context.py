@@ -223,7 +223,8 @@ def write_all(
         results,
         machine=describe_machine(),
         settings={key: value for key, value in settings.items() if key != "model"},
-        cells=[{**cell, **{key: fmean(cell[key]) for key in cell if isinstance(cell[key], list)}} for cell in cells],
+        cells=[without_samples(cell) for cell in cells],
+        first_answers={cell["task"]: cell["first"] for cell in reversed(cells)},
         loss_by_position=loss,
         lm_eval_ruler=theirs and {key: theirs[key] for key in ("version", "missing")},
     )
@@ -231,6 +232,12 @@ def write_all(
     paths.append(arguments.output / f"{arguments.name}.png")
     draw(content, paths[-1])
     Console().print("Written: " + ", ".join(map(str, paths)), soft_wrap=True)
+
+
+def without_samples(cell: dict) -> dict:
+    """A cell with means in place of the figures of its samples."""
+    means = {key: fmean(value) for key, value in cell.items() if isinstance(value, list)}
+    return {key: means.get(key, value) for key, value in cell.items() if key != "first"}
 
 
 if __name__ == "__main__":

@@ -51,7 +51,7 @@ def prompt_tokens(tokenizer, sample: Sample, chat: bool) -> list[int]:
 
 
 def plain_tokens(tokenizer, text: str) -> list[int]:
-    """Tokens of `text` and no others; no warning of a length that is only tried."""
+    """Tokens of `text` and no others; and no warning: longer texts are tried than the model reads."""
     return tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
 
 
@@ -142,4 +142,4 @@ def whole_lines(path: Path) -> Iterator[dict]:
                 return
 
 
-__all__ = ["Cell", "RunFile", "cells_of", "measure_cell", "prompt_tokens", "written"]
+__all__ = ["Cell", "RunFile", "cells_of", "measure_cell", "plain_tokens", "prompt_tokens", "written"]

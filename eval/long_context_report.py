@@ -6,14 +6,17 @@ from collections.abc import Iterable
 from itertools import pairwise
 from pathlib import Path
 from statistics import fmean, stdev
+from textwrap import fill
 from typing import Any
 
 from matplotlib.figure import Figure
 from matplotlib.ticker import StrMethodFormatter
 
 from eval.report_files import markdown_table
+from eval.ruler_tasks import RULER_TASKS
 
 PANELS_A_ROW = 4
+WIDTH = 115  # of a line of text
 
 
 def distinct(values: Iterable[Any]) -> list:
@@ -67,13 +70,19 @@ def as_markdown(content: dict, name: str) -> str:
     rows = [[f"`{task}`", *(f"{share:.0%}" for share in shares)] for task, shares in zip(tasks, by_task, strict=True)]
     rows.append(["mean", *(f"{fmean(column):.0%}" for column in zip(*by_task, strict=True))])
     header = [f"{length:,}" for length in lengths]
+    asked = "through the chat template" if settings["chat"] else "as plain text"
+    head = (
+        f"{machine['date']}, torch {machine['torch']}, transformers {machine['transformers']}, {machine['cpu']}. In "
+        f"{settings['dtype']} on {settings['device']}, seed {settings['seed']}; asked {asked}."
+    )
+    what = (
+        "RULER's tasks, generated: share of the expected strings that the answers hold, mean of "
+        f"{settings['samples']} samples a length and depth. A length counts prompt and answer. {easier(settings)}"
+    )
     parts = [
         f"# Long context: {content['model']['name']}\n",
-        f"{machine['date']}, torch {machine['torch']}, transformers {machine['transformers']}, {machine['cpu']}. "
-        f"In {settings['dtype']} on {settings['device']}, seed {settings['seed']}; asked "
-        f"{'through the chat template' if settings['chat'] else 'as plain text'}.\n",
-        f"RULER's tasks, generated: share of the expected strings that the answers hold, mean of "
-        f"{settings['samples']} samples a length and depth. A length counts prompt and answer. {easier(settings)}\n",
+        f"{fill(head, WIDTH)}\n",
+        f"{fill(what, WIDTH)}\n",
         markdown_table(["tokens", *header], rows),
     ]
     needles = [cell for cell in cells if cell["depth"] is not None]
@@ -84,7 +93,10 @@ def as_markdown(content: dict, name: str) -> str:
         rows = [[f"{depth:.0%}", *(f"{share:.0%}" for share in line)] for depth, line in by_depth]
         parts += ["Needle tasks together, by depth of the needle:\n", markdown_table(["depth", *header], rows)]
     parts += loss_lines(content["loss_by_position"]) + lm_eval_lines(content)
-    parts += ["What the model wrote to the first sample of each task at the shortest length:\n", quotes(cells)]
+    parts += [
+        "What the model wrote to the first sample of each task at the shortest length:\n",
+        quotes(content["first_answers"]),
+    ]
     return "\n".join(parts) + f"\n![Scores by length, task and depth, and loss by position]({name}.png)\n"
 
 
@@ -129,13 +141,10 @@ def lm_eval_lines(content: dict) -> list[str]:
     return lines + [f"Left out, `{task}`: {reason}\n" for task, reason in theirs["missing"].items()]
 
 
-def quotes(cells: list[dict]) -> str:
+def quotes(first: dict[str, dict]) -> str:
     """One answer a task."""
-    first: dict[str, dict] = {}
-    for cell in cells:
-        first.setdefault(cell["task"], cell["first"])
     lines = ["| task | wanted | written |", "|---|---|---|"]
-    for task, quote in first.items():
+    for task, quote in sorted(first.items(), key=lambda item: list(RULER_TASKS).index(item[0])):
         lines.append(f"| `{task}` | {code(', '.join(quote['wanted']))} | {code(quote['written'])} |")
     return "\n".join(lines) + "\n"
 

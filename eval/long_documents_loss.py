@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from eval.local_text import documents
+from eval.long_context_cells import plain_tokens
 from training.context_measures import losses_by_position
 
 
@@ -32,7 +33,7 @@ def document_rows(tokenizer, files: list[Path] | None, length: int, count: int) 
     for name, text in candidates:
         if len(rows) == count:
             break
-        ids = tokenizer(text, add_special_tokens=False)["input_ids"] if len(text) >= length // 2 else []
+        ids = plain_tokens(tokenizer, text) if len(text) >= length // 2 else []
         longest = max(longest, len(ids))
         if len(ids) >= length:
             rows.append(ids[:length])

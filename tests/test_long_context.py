@@ -298,10 +298,7 @@ def test_lm_eval_without_its_data_stops_with_a_message(tiny, monkeypatch, capsys
     monkeypatch.setitem(sys.modules, "lm_eval.tasks", SimpleNamespace(TaskManager=Manager))
     loaded = lm_eval_ruler.load_ruler(tiny, [4096])
     assert len(loaded.tasks) == 1 and len(loaded.missing) == len(lm_eval_ruler.THEIR_TASKS) - 1 == 12
-    assert (
-        "niah_single_2 is left out, its data is missing. ConnectionError: no route to the Hub"
-        in capsys.readouterr().err
-    )
+    assert "niah_single_2 is left out. ConnectionError: no route to the Hub" in capsys.readouterr().err
     assert loaded.missing["ruler_cwe"] == "ValueError: no room in 4096 tokens of this tokenizer"
     assert lm_eval_ruler.chosen(loaded.tasks, 2) == {"ruler_vt": [0, 1, 3, 4]}
     Manager.there = ()
