@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """How much of its context a model uses: RULER's synthetic tasks by length and depth, and loss by position.
 
-    python -m eval.long_context --model outputs/demo/model --lengths 256 512 1024 2048 --samples 10 --shots 0 \
-        --new-tokens 24 --digits 3 --key-type numbers --value-type numbers --common-words 3
+    python -m eval.long_context --model outputs/demo/model --lengths 256 512 1024 2048 --depths 0 0.5 1 --samples 2 \
+        --new-tokens 24 --digits 3 --key-type numbers --value-type numbers --shots 0 --hops 2 --common-words 2 \
+        --batch-size 4 --loss-rows 16 --name long_context_demo
     python -m eval.long_context --model LongCat-Flash-Lite --ngram-tables host --device auto --dtype bfloat16 --chat
     python -m eval.long_context --model LongCat-Flash-Lite --lengths 4096 --chat --lm-eval-ruler
 
@@ -11,8 +12,9 @@ on where it stopped when the same command is given again.
 
 What equals RULER (arXiv 2404.06654, github.com/NVIDIA/RULER): the names of the tasks, what each hides and asks for,
 its counts (needles, hops, repeats), the tokens of an answer, a length that counts prompt and answer, needle sentences,
-noise, questions and answer prefixes, greedy decoding, a worked example in front of `vt` and `cwe`, and the score,
-`string_match_all`: the share of the expected strings that the answer holds, upper and lower case alike.
+noise, questions and answer prefixes (but for a misspelt word in `vt`), greedy decoding, a worked example in front of
+`vt` and `cwe`, and the score, `string_match_all`: the share of the expected strings that the answer holds, upper and
+lower case alike.
 What does not: the sentence in front of the text is in other words; prose is Python's documentation, over again where
 it is too short, or `--haystack`, not Paul Graham's essays; the needle asked for first stands at each of `--depths` in
 turn, where RULER draws its depth; the worked example of `vt` is shorter; samples are fewer than 500. The two

@@ -138,7 +138,8 @@ def lm_eval_lines(content: dict) -> list[str]:
         if result["metric"] == "string_match"
     ]
     lines = [f"lm-eval {theirs['version']}, its `ruler`:\n", markdown_table(["task", "score"], rows)]
-    return lines + [f"Left out, `{task}`: {reason}\n" for task, reason in theirs["missing"].items()]
+    left_out = "".join(f"* `{task}` is left out. {reason}\n" for task, reason in theirs["missing"].items())
+    return [*lines, left_out] if left_out else lines
 
 
 def quotes(first: dict[str, dict]) -> str:
