@@ -129,9 +129,7 @@ def insert_at_depths(units: list[str], needles: Sequence[tuple[float, str]]) -> 
     return woven
 
 
-def haystack(
-    task: NeedleTask, size: int, seed: str, needles: list[str], taken: Iterable[str], options: RulerOptions
-) -> list[str]:
+def haystack(task: NeedleTask, size: int, seed: str, taken: Iterable[str], options: RulerOptions) -> list[str]:
     """`size` lines of noise, lines of other needles, or words of prose in sentences. A smaller one begins a larger."""
     draw = random.Random(f"{seed} haystack")
     if task.haystack == "noise":
@@ -167,7 +165,7 @@ def needle_sample(task: NeedleTask, size: int, depth: float | None, seed: str, o
     depths = [draw.random() for _ in needles]
     if depth is not None:
         depths[0] = depth
-    units = haystack(task, size, seed, needles, tokens.taken, options)
+    units = haystack(task, size, seed, tokens.taken, options)
     joint = " " if task.haystack == "prose" else "\n"
     context = joint.join(insert_at_depths(units, list(zip(depths, needles, strict=True))))
     spoken = asked[0] if len(asked) == 1 else f"{', '.join(asked[:-1])}, and {asked[-1]}"
