@@ -9,11 +9,13 @@ lengths in which its example leaves no room. What is missing is named, with the 
 import argparse
 import contextlib
 import io
+import random
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 
 LENGTHS = [4096, 8192, 16384, 32768, 65536, 131072]
@@ -33,7 +35,7 @@ class LoadedRuler:
     metadata: dict[str, Any]
 
 
-def load_ruler(model: Path, lengths: list[int]) -> LoadedRuler:
+def load_ruler(model: Path, lengths: list[int], seed: int) -> LoadedRuler:
     """Loads every task, which makes its samples too; tells what is missing.
 
     Raises:
@@ -47,6 +49,8 @@ def load_ruler(model: Path, lengths: list[int]) -> LoadedRuler:
     manager = TaskManager(metadata=metadata)
     tasks, missing = [], {}
     for name in THEIR_TASKS:
+        random.seed(seed)  # they draw from the generators that everybody shares
+        np.random.seed(seed)
         try:
             # They print a line for every length tried.
             with contextlib.redirect_stdout(io.StringIO()):

@@ -171,7 +171,7 @@ def main(arguments: argparse.Namespace):
     )
     for length, task in product(arguments.lengths, arguments.tasks):
         sampler.check(task, length, arguments.samples)
-    lm_eval = load_ruler(arguments.model, arguments.lengths) if arguments.lm_eval_ruler else None
+    lm_eval = load_ruler(arguments.model, arguments.lengths, arguments.seed) if arguments.lm_eval_ruler else None
     settings: dict[str, Any] = {
         "model": model_identity(arguments.model),
         "seed": arguments.seed,

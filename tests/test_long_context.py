@@ -2,12 +2,14 @@
 """Long-context tasks: samples against a solver that reads the prompt, scores, and the command on a tiny model."""
 
 import json
+import random
 import re
 import sys
 from collections import Counter
 from itertools import pairwise
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from tiny_chat import write_tiny_chat
@@ -282,6 +284,8 @@ def test_what_cannot_be_measured_is_named(tiny, tmp_path, options, message):
 
 
 def test_lm_eval_without_its_data_stops_with_a_message(tiny, monkeypatch, capsys):
+    drawn = []
+
     class Manager:
         there = ("ruler_vt", "ruler_cwe")
 
@@ -294,14 +298,19 @@ def test_lm_eval_without_its_data_stops_with_a_message(tiny, monkeypatch, capsys
             outputs = ["word"] if names[0] == "ruler_vt" else []
             documents = [{"max_length": length, "outputs": outputs} for length in (4096, 8192) for _ in range(3)]
             task = SimpleNamespace(config=SimpleNamespace(task=names[0]), eval_docs=documents)
+            drawn.append((random.random(), float(np.random.random())))
             return {"tasks": {names[0]: task}}
 
     monkeypatch.setitem(sys.modules, "lm_eval.tasks", SimpleNamespace(TaskManager=Manager))
-    loaded = lm_eval_ruler.load_ruler(tiny, [4096])
+    loaded = lm_eval_ruler.load_ruler(tiny, [4096], seed=0)
     assert len(loaded.tasks) == 1 and len(loaded.missing) == len(lm_eval_ruler.THEIR_TASKS) - 1 == 12
     assert "niah_single_2 is left out. ConnectionError: no route to the Hub" in capsys.readouterr().err
     assert loaded.missing["ruler_cwe"] == "ValueError: no room in 4096 tokens of this tokenizer"
     assert lm_eval_ruler.chosen(loaded.tasks, 2) == {"ruler_vt": [0, 1, 3, 4]}
+    lm_eval_ruler.load_ruler(tiny, [4096], seed=0)
+    assert len(drawn) == 4 and len(set(drawn)) == 1  # the same seed, the same samples
+    lm_eval_ruler.load_ruler(tiny, [4096], seed=1)
+    assert drawn[-1] != drawn[0]
     Manager.there = ()
     with pytest.raises(SystemExit, match="the data of no task could be had"):
-        lm_eval_ruler.load_ruler(tiny, [4096])
+        lm_eval_ruler.load_ruler(tiny, [4096], seed=0)
