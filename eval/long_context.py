@@ -36,7 +36,6 @@ from rich.console import Console
 from rich.progress import Progress
 
 from eval.lm_eval_ruler import LENGTHS, load_ruler, run_ruler
-from eval.local_text import documents
 from eval.long_context_cells import RunFile, cells_of, measure_cell, prompt_tokens
 from eval.long_context_report import as_markdown, draw, scores_by_length
 from eval.long_documents_loss import loss_by_position
@@ -49,6 +48,7 @@ from eval.ruler_sample import KINDS, RulerOptions
 from eval.ruler_tasks import RULER_TASKS, Sampler
 from eval.table_reads import load_tokenizer
 from modeling_longcat_lite import LongCatLiteConfig, LongCatLiteForCausalLM
+from training.local_text import documents
 
 DEPTHS = [0.0, 0.25, 0.5, 0.75, 1.0]
 LONGEST_LOSS = 16384  # tokens of a row to measure loss on, unless told otherwise

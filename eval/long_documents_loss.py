@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
-from eval.local_text import documents
 from eval.long_context_cells import plain_tokens
 from training.context_measures import losses_by_position
+from training.local_text import documents
 
 
 def document_rows(tokenizer, files: list[Path] | None, length: int, count: int) -> tuple[torch.Tensor, list[str]]:

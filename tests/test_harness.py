@@ -201,15 +201,15 @@ def test_tables_elsewhere_give_the_same(model, in_batches_of_8, placement, tmp_p
     assert found == pytest.approx({key: whole[key] for key in found}, abs=1e-6)
 
 
-def test_zeroed_tables_give_other_scores_kept_apart(model, in_batches_of_8):
-    output, on = in_batches_of_8
-    options = ["--limit", LIMIT, "--tasks", "pydoc_text_held_out", "--ablation", "zeroed"]
-    assert run(model, output, *options)[1] == on
-    zeroed = read_results(output / "harness_smoke_zeroed.json", model_identity(model))
+def test_zeroed_tables_give_other_scores_kept_apart(model, tmp_path):
+    options = ["--limit", LIMIT, "--tasks", "pydoc_text_held_out"]
+    on = run(model, tmp_path, *options)[1]
+    assert run(model, tmp_path, *options, "--ablation", "zeroed")[1] == on
+    zeroed = read_results(tmp_path / "harness_smoke_zeroed.json", model_identity(model))
     key = ("pydoc_text_held_out", "bits_per_byte")
     assert zeroed["settings"]["ablation"] == "zeroed" and list(values(zeroed)) == [key]
     assert abs(values(zeroed)[key] - values(on)[key]) > 1e-4
-    assert "N-gram tables zeroed" in (output / "harness_smoke_zeroed.md").read_text()
+    assert "N-gram tables zeroed" in (tmp_path / "harness_smoke_zeroed.md").read_text()
 
 
 def test_a_finished_task_of_another_model_is_refused(model, in_batches_of_8, tmp_path):
