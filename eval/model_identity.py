@@ -24,6 +24,8 @@ NOT_ARCHITECTURE = frozenset(
         "use_cache",
     }
 )
+# Fields that files of before do not have: at what they were then, they say nothing new.
+ADDED_LATER = {"attention_method": "MLA", "index_topk": None, "scale_word_embedding": True}
 HASHED_BYTES = 1024  # of each tensor, from its start
 
 
@@ -31,6 +33,7 @@ def config_hash(folder: Path) -> str:
     """SHA-256, in hexadecimal, of what `config.json` in `folder` says of the architecture."""
     config = LongCatLiteConfig.from_pretrained(folder).to_dict()
     kept = {key: value for key, value in config.items() if key not in NOT_ARCHITECTURE}
+    kept = {key: value for key, value in kept.items() if key not in ADDED_LATER or value != ADDED_LATER[key]}
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 
 
