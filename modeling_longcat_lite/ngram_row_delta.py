@@ -83,6 +83,14 @@ def read_row_delta(path: str | os.PathLike, config: LongCatLiteConfig) -> list[T
     return found
 
 
+def changed_rows_by_order(path: str | os.PathLike, config: LongCatLiteConfig) -> dict[int, int]:
+    """How many rows a delta changes, by the number of tokens of their n-grams. Raises as [`read_row_delta`]."""
+    counts = [len(row_ids) for row_ids, _ in read_row_delta(path, config)]
+    each = config.num_subtables_per_order
+    begins = range(0, len(counts), each)
+    return {order: sum(counts[begin : begin + each]) for order, begin in enumerate(begins, start=2)}
+
+
 def check_table(
     path: Path, table: int, size: int, width: int, row_ids: torch.Tensor | None, rows: torch.Tensor | None
 ) -> None:
@@ -103,4 +111,4 @@ def check_table(
         raise ValueError(f"{name}.row_ids` is not sorted, or has a row twice")
 
 
-__all__ = ["ROW_DELTA_FILE", "read_row_delta", "write_row_delta"]
+__all__ = ["ROW_DELTA_FILE", "changed_rows_by_order", "read_row_delta", "write_row_delta"]
