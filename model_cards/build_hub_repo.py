@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Build a folder that can be uploaded to the Hub as it is, from a trained model or adapter.
+r"""Build a folder that can be uploaded to the Hub as it is, from a trained model or adapter.
 
     python -m model_cards.build_hub_repo --model outputs/demo/model --output outputs/demo/package \
         --facts model_cards/facts/demo.yaml --results outputs/demo/held_out_answers.json
@@ -42,8 +42,8 @@ def build_hub_repo(
         overwrite (`bool`, *optional*, defaults to `False`): Whether to replace a folder that is not empty.
 
     Raises:
-        `ValueError`: `model_dir` has no model or no tokenizer, `output_dir` is not empty, or what [`make_card`] says of
-            the card's sources. Nothing is written then.
+        `ValueError`: `model_dir` has no model or no tokenizer, `output_dir` is not empty, or [`make_card`] refuses the
+            card's sources. Nothing is written then.
     """
     if output_dir.exists() and any(output_dir.iterdir()) and not overwrite:
         raise ValueError(f"`output` {output_dir} is not empty; --overwrite replaces it")
@@ -96,7 +96,7 @@ def main(arguments: list[str] | None = None) -> None:
 def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m model_cards.build_hub_repo", description="Build a Hub folder.")
     parser.add_argument(
-        "--model", type=Path, required=True, help="folder with the trained model or adapter, and its tokenizer"
+        "--model", type=Path, required=True, help="folder with the model or adapter, and its tokenizer"
     )
     parser.add_argument("--output", type=Path, required=True, help="folder to write, new or empty")
     add_card_arguments(parser)

@@ -14,6 +14,7 @@ import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from eval.model_identity import model_identity
+from eval.report_files import markdown_table
 from model_cards.card_metadata import check_repo_id, check_round_trip, make_metadata
 from model_cards.card_results import Measured, figures, hub_entries, model_index, read_measured
 from model_cards.described_model import DescribedModel, describe
@@ -107,7 +108,7 @@ def make_card(folder: Path, sources: CardSources) -> Card:
         model=model,
         name=facts.repo_id or ".",
         requirement=REQUIREMENT,
-        results=[result_row(result) for result in measured],
+        results=results_table(measured),
         figures=list(images),
         training=training,
         shown=SHOWN_ANSWERS,
@@ -130,12 +131,17 @@ def library_name(model: DescribedModel) -> str:
     return "peft" if model.is_adapter else "transformers"
 
 
-def result_row(result: Measured) -> list[str]:
-    """A row of the table: task, metric with its direction, value, standard error, samples, data."""
-    direction = {True: " ↑", False: " ↓", None: ""}[result.higher_is_better]
-    numbers = ["" if n is None else formatted(n) for n in (result.value, result.stderr, result.samples)]
-    data = ", ".join(part for part in (result.dataset, result.config, result.split) if part)
-    return [result.task, result.metric + direction, *numbers, data]
+def results_table(measured: list[Measured]) -> str:
+    """Task, metric with its direction, value, standard error, samples, data; columns without entries are left out."""
+    rows = []
+    for result in measured:
+        direction = {True: " ↑", False: " ↓", None: ""}[result.higher_is_better]
+        numbers = ["" if n is None else formatted(n) for n in (result.value, result.stderr, result.samples)]
+        data = ", ".join(part for part in (result.dataset, result.config, result.split) if part)
+        rows.append([result.task, result.metric + direction, *numbers, data])
+    header = ["task", "metric", "value", "standard error", "samples", "data"]
+    filled = [column for column in range(len(header)) if any(row[column] for row in rows)]
+    return markdown_table([header[i] for i in filled], [[row[i] for i in filled] for row in rows]) if rows else ""
 
 
 def fenced(text: str) -> str:

@@ -24,7 +24,7 @@ LICENSES = frozenset(
     intel-research isc lgpl lgpl-2.1 lgpl-3.0 lgpl-lr llama2 llama3 llama3.1 llama3.2 llama3.3 llama4 lppl-1.3c mit
     mpl-2.0 ms-pl ncsa odbl odc-by ofl-1.1 openmdw-1.0 openmdw-1.1 openrail openrail++ osl-3.0 other pddl postgresql
     unknown unlicense wtfpl zlib
-    """.split()
+    """.split()  # noqa: SIM905
 )
 RELATIONS = ("adapter", "finetune", "merge", "quantized")
 LANGUAGE = re.compile(r"[a-z]{2,3}|code|multilingual")  # ISO 639-1 to 639-3

@@ -34,21 +34,24 @@ def read_training(run: Path, report: Path | None = None) -> TrainingRecord:
         `ValueError`: naming the file that cannot be read or lacks a key, or the report of another run.
     """
     state = read_json(run / STATE, "log_history", "global_step") if (run / STATE).is_file() else None
-    settings = read_json(run / RUN) if (run / RUN).is_file() else {}
+    settings = read_json(run / RUN, "method", "devices", "settings", "versions") if (run / RUN).is_file() else {}
     told = {} if report is None else read_json(report, *REPORTED)
     versions = {**settings.get("versions", {}), **told.get("versions", {})}
     curves = run / CURVES if (run / CURVES).is_file() else None
-    rows = [(name, formatted(value)) for name, value in settings.get("settings", {}).items()]
+    rows: list[tuple[str, str]] = []
     if state is not None:
         if report is not None:
             check_same_run(report, told, state)
-        rows += state_rows(state)
+        rows = state_rows(state)
     elif told:
         before, after = (formatted(told[f"heldout_loss_{when}"]) for when in ("before", "after"))
         rows += [
             ("steps", formatted(told["training_steps"])),
             ("held-out loss, before and after", f"{before}, {after}"),
         ]
+    if settings:
+        rows = [("method", settings["method"]), ("devices", formatted(settings["devices"])), *rows]
+        rows += [(f"`{name}`", formatted(value)) for name, value in settings["settings"].items()]
     answers: dict[str, list[dict[str, Any]]] = {}
     for answer in told.get("answers", []):
         answers.setdefault(answer["from"], []).append(answer)
@@ -65,8 +68,6 @@ def state_rows(state: dict[str, Any]) -> list[tuple[str, str]]:
     rows = [("steps", formatted(state["global_step"]))]
     if state.get("epoch"):
         rows.append(("epochs", formatted(round(state["epoch"], 2))))
-    if state.get("train_batch_size"):
-        rows.append(("rows a step and device", formatted(state["train_batch_size"])))
     if rates := logged("learning_rate"):
         rows.append(("learning rate, largest logged", formatted(max(rates))))
     if tokens := logged("num_tokens"):
@@ -75,7 +76,7 @@ def state_rows(state: dict[str, Any]) -> list[tuple[str, str]]:
         ("loss", "training loss, first and last logged"),
         ("draft_loss", "loss of the draft head, first and last logged"),
         ("reward", "reward, first and last logged"),
-        ("eval_loss", "held-out loss, first and last"),
+        ("eval_loss", "held-out loss in training, first and last"),
     ):
         if values := logged(name):
             rows.append((label, ", ".join(formatted(value) for value in dict.fromkeys((values[0], values[-1])))))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Write the card of a model or adapter into its folder, without touching the weights.
+r"""Write the card of a model or adapter into its folder, without touching the weights.
 
     python -m model_cards.write_card --folder outputs/demo/package --facts model_cards/facts/demo.yaml \
         --results outputs/demo/held_out_answers.json --run outputs/demo/model --report outputs/demo/report.json

@@ -12,6 +12,7 @@ from trl import get_peft_config, get_quantization_config
 from training import training_curves
 from training.merged_output import OutputArguments, write_merged
 from training.row_loading import load_rows
+from training.run_record import write_run_record
 
 
 def trainer_options(
@@ -65,6 +66,7 @@ def train_and_save(trainer: Any, script_args: Any, output_args: OutputArguments)
     output = Path(trainer.args.output_dir)
     trainer.save_model(str(output))
     trainer.save_state()
+    write_run_record(trainer)
     trainer.accelerator.print(f"Model saved to {output}")
     if output_args.merge_adapter:
         if trainer.accelerator.is_main_process:
