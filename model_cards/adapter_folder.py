@@ -12,7 +12,7 @@ from typing import Any
 from transformers import AutoTokenizer
 
 import modeling_longcat_lite
-from model_cards.described_model import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from eval.model_identity import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from modeling_longcat_lite import ROW_DELTA_FILE
 from tokenization.assemble_tokenizer import forget_origin
 from tokenization.chat_templates import load_chat_template

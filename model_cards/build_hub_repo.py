@@ -18,9 +18,9 @@ from pathlib import Path
 
 from transformers import GenerationConfig
 
+from eval.model_identity import ADAPTER_CONFIG
 from model_cards.adapter_folder import tokenizer_for_use, write_adapter_folder
 from model_cards.card import CardSources, make_card
-from model_cards.described_model import ADAPTER_CONFIG
 from model_cards.write_card import add_card_arguments, card_sources
 from modeling_longcat_lite import LongCatLiteForCausalLM
 

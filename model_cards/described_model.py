@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from eval.model_identity import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from eval.parameter_report import report as count_parameters
 from eval.units import format_size
 from model_cards.training_record import formatted, read_json
@@ -19,8 +20,6 @@ from modeling_longcat_lite import (
     changed_rows_by_order,
     read_safetensors_header,
 )
-
-ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
 @dataclass(frozen=True)
@@ -160,4 +159,4 @@ def has_tools(folder: Path) -> bool:
     return renders and "response_template" in read_json(settings)
 
 
-__all__ = ["ADAPTER_CONFIG", "ADAPTER_WEIGHTS", "DescribedModel", "describe"]
+__all__ = ["DescribedModel", "describe"]
