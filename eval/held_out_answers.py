@@ -42,7 +42,7 @@ def measure(model_dir: Path, rows_file: Path, count: int | None = None) -> dict[
     perplexity = math.exp(loss)
     about = {"task": "held-out answers", "samples": len(rows), "higher_is_better": False}
     results = [
-        {**about, "metric": "loss", "value": loss, "stderr": error},
+        {**about, "metric": "loss", "value": loss, "stderr": error, "unit": "nats a token"},
         {**about, "metric": "perplexity", "value": perplexity, "stderr": perplexity * error},
     ]
     return result_file(model_dir, NAME, results, answer_tokens=len(losses), machine=describe_machine())

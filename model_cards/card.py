@@ -138,7 +138,8 @@ def results_table(measured: list[Measured]) -> str:
         direction = {True: " ↑", False: " ↓", None: ""}[result.higher_is_better]
         numbers = ["" if n is None else formatted(n) for n in (result.value, result.stderr, result.samples)]
         data = ", ".join(part for part in (result.dataset, result.config, result.split) if part)
-        rows.append([result.task, result.metric + direction, *numbers, data])
+        unit = f", {result.unit}" if result.unit else ""
+        rows.append([result.task, f"{result.metric}{direction}{unit}", *numbers, data])
     header = ["task", "metric", "value", "standard error", "samples", "data"]
     filled = [column for column in range(len(header)) if any(row[column] for row in rows)]
     return markdown_table([header[i] for i in filled], [[row[i] for i in filled] for row in rows]) if rows else ""

@@ -20,7 +20,10 @@ KEY = ("task", "metric", "dataset", "config", "split")
 
 @dataclass(frozen=True)
 class Measured:
-    """One number of a result file, with what the file says of it. `source` is the file, `date` in ISO 8601."""
+    """One number of a result file, with what the file says of it. `source` is the file, `date` in ISO 8601.
+
+    `unit` is that of value and standard error, such as `nats a token`.
+    """
 
     source: Path
     evaluation: str
@@ -33,6 +36,7 @@ class Measured:
     dataset: str | None = None
     config: str | None = None
     split: str | None = None
+    unit: str | None = None
     date: str | None = None
 
 

@@ -42,7 +42,7 @@ def read_training(run: Path, report: Path | None = None) -> TrainingRecord:
     if state is not None:
         if report is not None:
             check_same_run(report, told, state)
-        rows = state_rows(state)
+        rows = state_rows(state, with_rate="learning_rate" not in settings.get("settings", {}))
     elif told:
         before, after = (formatted(told[f"heldout_loss_{when}"]) for when in ("before", "after"))
         rows += [
@@ -58,8 +58,8 @@ def read_training(run: Path, report: Path | None = None) -> TrainingRecord:
     return TrainingRecord(rows, versions, answers, curves)
 
 
-def state_rows(state: dict[str, Any]) -> list[tuple[str, str]]:
-    """Rows of a trainer's `trainer_state.json`."""
+def state_rows(state: dict[str, Any], with_rate: bool) -> list[tuple[str, str]]:
+    """Rows of a trainer's `trainer_state.json`; the learning rate where nothing else tells it."""
     history = state["log_history"]
 
     def logged(name: str) -> list[float]:
@@ -68,7 +68,7 @@ def state_rows(state: dict[str, Any]) -> list[tuple[str, str]]:
     rows = [("steps", formatted(state["global_step"]))]
     if state.get("epoch"):
         rows.append(("epochs", formatted(round(state["epoch"], 2))))
-    if rates := logged("learning_rate"):
+    if with_rate and (rates := logged("learning_rate")):
         rows.append(("learning rate, largest logged", formatted(max(rates))))
     if tokens := logged("num_tokens"):
         rows.append(("tokens read, as last logged", formatted(int(tokens[-1]))))
@@ -111,8 +111,10 @@ def read_json(path: Path, *needed: str) -> dict[str, Any]:
 
 
 def formatted(value: Any) -> str:
-    """Whole numbers in full, others with four significant digits, text as it is."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    """Whole numbers in full, others with four significant digits, truth as in JSON, text as it is."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if not isinstance(value, int | float):
         return str(value)
     return f"{int(value):,}" if value == int(value) else f"{value:.4g}"
 

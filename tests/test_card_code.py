@@ -72,7 +72,7 @@ def assert_equal_logits(folder: Path, model: torch.nn.Module) -> None:
         assert torch.equal(model.eval()(found["input_ids"]).logits, found["logits"])
 
 
-def parse_bash(folder: Path) -> list[str]:
+def parse_bash(folder: Path, name: str = ".") -> list[str]:
     """Give each command of the card to the parser of its program; returns the programs."""
     text = (folder / "README.md").read_text()
     lines = [shlex.split(line) for block in code_blocks(text, "bash") for line in block.splitlines()]
@@ -84,7 +84,7 @@ def parse_bash(folder: Path) -> list[str]:
         else:
             assert (program, arguments[0]) == ("trl", "sft")
             parsed = sft.make_parser().parse_args_and_config([*arguments[1:], "--use_cpu", "--bf16", "false"])
-            assert parsed[1].output_dir == "my-model" and parsed[2].model_name_or_path == "."
+            assert parsed[1].output_dir == "my-model" and parsed[2].model_name_or_path == name
             assert parsed[0].dataset_name == "my-data" and parsed[1].trust_remote_code is True
     return [program for program, *_ in lines]
 
@@ -92,12 +92,14 @@ def parse_bash(folder: Path) -> list[str]:
 @pytest.mark.slow  # a process of its own
 def test_the_blocks_of_a_model_run(tmp_path):
     chat = write_tiny_chat(tmp_path, num_nextn_predict_layers=1)
-    folder = build(tmp_path, chat / "model")
+    folder = build(tmp_path, chat / "model", repo_id="me/tiny")
+    (folder / "me").mkdir()
+    (folder / "me" / "tiny").symlink_to(folder)  # stands for the Hub
     text = (folder / "README.md").read_text()
     for title in ("Call tools", "Where the n-gram tables lie", "Faster, with the draft head", "Fine-tune"):
         assert f"### {title}" in section(text, "Use")
     assert len(code_blocks(text, "python")) == 4
-    assert parse_bash(folder) == ["pip", "pip", "trl"]
+    assert parse_bash(folder, "me/tiny") == ["pip", "pip", "trl"]
     run_blocks(folder, CHECK_MODEL, SAVE_LOGITS)
     assert_equal_logits(folder, LongCatLiteForCausalLM.from_pretrained(chat / "model"))
 
@@ -128,6 +130,7 @@ def test_the_folder_of_an_adapter(tmp_path, with_rows):
     assert data.eval_results[0].metric_value == OF_OUR_OWN[0]["value"] and "lora" in data.tags
     assert json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"] == "base/model"
     assert (folder / "adapter_model.safetensors").read_bytes() == (adapter / "adapter_model.safetensors").read_bytes()
+    assert not [path for path in folder.iterdir() if str(tmp_path).encode() in path.read_bytes()]
     text = (folder / "README.md").read_text()
     trained = sum(tensor.numel() for tensor in load_file(adapter / "adapter_model.safetensors").values())
     assert f"| trained parameters | {trained:,} (" in text and "| rank | 2 |" in text

@@ -9,15 +9,10 @@ trainer leaves it as it is, and pushes it.
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from huggingface_hub import ModelCard
+from transformers import Trainer
 from transformers.utils import logging
-
-if TYPE_CHECKING:
-    from trl import SFTTrainer as Trainer
-else:
-    Trainer = object
 
 logger = logging.get_logger(__name__)
 
