@@ -6,7 +6,7 @@ Everything that a card says comes from one of these four; what none of them tell
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from model_cards.card_metadata import check_repo_id, check_round_trip, make_meta
 from model_cards.card_results import Measured, figures, hub_entries, model_index, read_measured
 from model_cards.described_model import DescribedModel, describe
 from model_cards.facts import no_facts, read_facts
-from model_cards.training_record import CURVES, formatted, read_training
+from model_cards.training_record import formatted, read_training
 from model_cards.written_files import write_beside
 
 TEMPLATES = Path(__file__).parent
@@ -37,7 +37,8 @@ class CardSources:
         results (`Sequence[Path]`, *optional*): Result files of evaluations, see `eval/model_results.py`. A PNG of the
             same name beside one is shown.
         report (`Path`, *optional*): A report of the training run, see `model_cards/training_record.py`.
-        run (`Path`, *optional*): Folder of the training run, that of the model by default.
+        run (`Path`, *optional*): Folder of the training run, or a Hub folder with its record; that of the model by
+            default.
         license (`str`, *optional*): Licence of the weights where there is no facts file.
     """
 
@@ -50,7 +51,7 @@ class CardSources:
 
 @dataclass(frozen=True)
 class Card:
-    """The text of `README.md`, the content of each `.eval_results/{name}.yaml`, and figures: name to file.
+    """The text of `README.md`, the content of each `.eval_results/{name}.yaml`, and files to put beside it, by name.
 
     `base_model` is the model that it was made from, as on the Hub.
     """
@@ -58,13 +59,13 @@ class Card:
     text: str
     base_model: str | None = None
     hub_results: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
-    figures: dict[str, Path] = field(default_factory=dict)
+    files: dict[str, Path] = field(default_factory=dict)
 
     def write(self, folder: Path) -> None:
-        """Put the card into a folder that has the model; the figures and results of an older one are replaced."""
-        for name, figure in self.figures.items():
-            if figure.resolve() != (folder / name).resolve():
-                write_beside(folder / name, figure.read_bytes())
+        """Put the card into a folder that has the model; the results of an older one are replaced."""
+        for name, file in self.files.items():
+            if file.resolve() != (folder / name).resolve():
+                write_beside(folder / name, file.read_bytes())
         for old in folder.glob(f"{RESULTS_FOLDER}/*.yaml"):
             if old.stem not in self.hub_results:
                 old.unlink()
@@ -104,7 +105,7 @@ def make_card(folder: Path, sources: CardSources) -> Card:
     )
     text = environment.get_template("card_template.md").render(
         metadata=metadata.to_yaml().strip(),
-        facts=replace(facts, citation=facts.citation and facts.citation.strip()),
+        facts=facts,
         model=model,
         name=facts.repo_id or ".",
         requirement=REQUIREMENT,
@@ -115,9 +116,8 @@ def make_card(folder: Path, sources: CardSources) -> Card:
         fenced=fenced,
     )
     check_round_trip(text, metadata)
-    if training.curves is not None:
-        images = {**images, CURVES: training.curves}
-    return Card(text, facts.base_model[0] if facts.base_model else None, hub_entries(measured), images)
+    base_model = facts.base_model[0] if facts.base_model else None
+    return Card(text, base_model, hub_entries(measured), {**images, **training.files})
 
 
 def model_tags(model: DescribedModel) -> list[str]:

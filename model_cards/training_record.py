@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a training run left about itself in its folder, as a card shows it.
 
-trainer_state.json       of every trainer: steps, losses, learning rate, time
-training_run.json        of `training.sft`, `training.dpo`, `training.grpo`: method, settings, versions
-training_curves.png      of these too
-report.json              of `make demo`, or your own: `training_steps`, `heldout_loss_before`,
-                         `heldout_loss_after`, and where they mean something `versions` and `answers`
+    training_metrics.json    of `training.sft`, `training.dpo`, `training.grpo`: everything that was logged, by step
+    training_run.json        of these too: method, settings, versions
+    training_curves.png      of these too
+    trainer_state.json       of every other trainer, in place of the first
+    report.json              of `make demo`, or your own: `training_steps`, `heldout_loss_before`,
+                             `heldout_loss_after`, and where they mean something `versions` and `answers`
+
+The first three go into the Hub folder with the card: they hold its numbers, and no path of a machine.
 """
 
 import json
@@ -13,18 +16,27 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-STATE, RUN, CURVES = "trainer_state.json", "training_run.json", "training_curves.png"
+METRICS, RUN, CURVES = "training_metrics.json", "training_run.json", "training_curves.png"
+STATE = "trainer_state.json"
 REPORTED = ("training_steps", "heldout_loss_before", "heldout_loss_after")
+
+# Name of what was logged to its (step, value) pairs.
+Series = dict[str, list[tuple[int, float]]]
 
 
 @dataclass(frozen=True)
 class TrainingRecord:
-    """Rows of the card's table (name, value), library versions, sample answers, and the plot if there is one."""
+    """Rows of the card's table (name, value), library versions, sample answers, and files to put beside the card."""
 
     rows: list[tuple[str, str]] = field(default_factory=list)
     versions: dict[str, str] = field(default_factory=dict)
     answers: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
-    curves: Path | None = None
+    files: dict[str, Path] = field(default_factory=dict)
+
+    @property
+    def curves(self) -> str | None:
+        """The plot, if there is one."""
+        return CURVES if CURVES in self.files else None
 
 
 def read_training(run: Path, report: Path | None = None) -> TrainingRecord:
@@ -33,69 +45,80 @@ def read_training(run: Path, report: Path | None = None) -> TrainingRecord:
     Raises:
         `ValueError`: naming the file that cannot be read or lacks a key, or the report of another run.
     """
-    state = read_json(run / STATE, "log_history", "global_step") if (run / STATE).is_file() else None
-    settings = read_json(run / RUN, "method", "devices", "settings", "versions") if (run / RUN).is_file() else {}
+    files = {name: run / name for name in (METRICS, RUN, CURVES) if (run / name).is_file()}
+    series = read_series(run)
+    made = read_json(files[RUN], "method", "devices", "settings", "versions") if RUN in files else {}
     told = {} if report is None else read_json(report, *REPORTED)
-    versions = {**settings.get("versions", {}), **told.get("versions", {})}
-    curves = run / CURVES if (run / CURVES).is_file() else None
+    if report is not None and series:
+        check_same_run(report, told, series)
     rows: list[tuple[str, str]] = []
-    if state is not None:
-        if report is not None:
-            check_same_run(report, told, state)
-        rows = state_rows(state, with_rate="learning_rate" not in settings.get("settings", {}))
+    if made:
+        rows += [("method", made["method"]), ("devices", formatted(made["devices"]))]
+    if series:
+        rows += series_rows(series, with_rate="learning_rate" not in made.get("settings", {}))
     elif told:
         before, after = (formatted(told[f"heldout_loss_{when}"]) for when in ("before", "after"))
-        rows += [
-            ("steps", formatted(told["training_steps"])),
-            ("held-out loss, before and after", f"{before}, {after}"),
-        ]
-    if settings:
-        rows = [("method", settings["method"]), ("devices", formatted(settings["devices"])), *rows]
-        rows += [(f"`{name}`", formatted(value)) for name, value in settings["settings"].items()]
+        rows.append(("steps", formatted(told["training_steps"])))
+        rows.append(("held-out loss in training, first and last", f"{before}, {after}"))
+    rows += [(f"`{name}`", formatted(value)) for name, value in made.get("settings", {}).items()]
     answers: dict[str, list[dict[str, Any]]] = {}
     for answer in told.get("answers", []):
         answers.setdefault(answer["from"], []).append(answer)
-    return TrainingRecord(rows, versions, answers, curves)
+    return TrainingRecord(rows, {**made.get("versions", {}), **told.get("versions", {})}, answers, files)
 
 
-def state_rows(state: dict[str, Any], with_rate: bool) -> list[tuple[str, str]]:
-    """Rows of a trainer's `trainer_state.json`; the learning rate where nothing else tells it."""
-    history = state["log_history"]
+def read_series(run: Path) -> Series:
+    """What was logged in the run, empty if it left nothing."""
+    if (run / METRICS).is_file():
+        logged = read_json(run / METRICS).items()
+        return {name: [(step, value) for step, value in pairs if value is not None] for name, pairs in logged}
+    series: Series = {}
+    if (run / STATE).is_file():
+        for entry in read_json(run / STATE, "log_history")["log_history"]:
+            for name, value in entry.items():
+                if name not in ("step", "epoch") and isinstance(value, int | float):
+                    series.setdefault(name, []).append((entry["step"], value))
+    return series
 
-    def logged(name: str) -> list[float]:
-        return [entry[name] for entry in history if isinstance(entry.get(name), int | float)]
 
-    rows = [("steps", formatted(state["global_step"]))]
-    if state.get("epoch"):
-        rows.append(("epochs", formatted(round(state["epoch"], 2))))
-    if with_rate and (rates := logged("learning_rate")):
+def last_step(series: Series) -> int:
+    return max(step for pairs in series.values() for step, _ in pairs)
+
+
+def series_rows(series: Series, with_rate: bool) -> list[tuple[str, str]]:
+    """Rows of what was logged; the learning rate where nothing else tells it."""
+
+    def values(name: str) -> list[float]:
+        return [value for _, value in series.get(name, [])]
+
+    rows = [("steps", formatted(last_step(series)))]
+    if with_rate and (rates := values("learning_rate")):
         rows.append(("learning rate, largest logged", formatted(max(rates))))
-    if tokens := logged("num_tokens"):
-        rows.append(("tokens read, as last logged", formatted(int(tokens[-1]))))
+    if tokens := values("num_tokens"):
+        rows.append(("tokens read, as last logged", formatted(tokens[-1])))
     for name, label in (
-        ("loss", "training loss, first and last logged"),
-        ("draft_loss", "loss of the draft head, first and last logged"),
-        ("reward", "reward, first and last logged"),
-        ("eval_loss", "held-out loss in training, first and last"),
+        ("loss", "training loss"),
+        ("draft_loss", "loss of the draft head"),
+        ("reward", "reward"),
+        ("eval_loss", "held-out loss in training"),
     ):
-        if values := logged(name):
-            rows.append((label, ", ".join(formatted(value) for value in dict.fromkeys((values[0], values[-1])))))
-    if experts := logged("experts/mean"):
+        if logged := values(name):
+            rows.append((f"{label}, first and last", f"{formatted(logged[0])}, {formatted(logged[-1])}"))
+    if experts := values("experts/mean"):
         rows.append(("routed experts a token, as last logged", formatted(experts[-1])))
-    if runtimes := logged("train_runtime"):
+    if runtimes := values("train_runtime"):
         rows.append(("time", f"{formatted(runtimes[-1])} s"))
     return rows
 
 
-def check_same_run(report: Path, told: dict[str, Any], state: dict[str, Any]) -> None:
-    """Raise a `ValueError` where a report and the trainer's state tell of different runs."""
-    losses = [entry["eval_loss"] for entry in state["log_history"] if "eval_loss" in entry]
-    expected = {"training_steps": state["global_step"]}
-    if losses:
-        expected |= {"heldout_loss_before": losses[0], "heldout_loss_after": losses[-1]}
+def check_same_run(report: Path, told: dict[str, Any], series: Series) -> None:
+    """Raise a `ValueError` where a report and what was logged tell of different runs."""
+    expected: dict[str, float] = {"training_steps": last_step(series)}
+    if losses := series.get("eval_loss"):
+        expected |= {"heldout_loss_before": losses[0][1], "heldout_loss_after": losses[-1][1]}
     for key, value in expected.items():
         if told[key] != value:
-            raise ValueError(f"`report` {report} is of another run: its {key} is {told[key]}, that of {STATE} {value}")
+            raise ValueError(f"`report` {report} is of another run: its {key} is {told[key]}, and {value} was logged")
 
 
 def read_json(path: Path, *needed: str) -> dict[str, Any]:
@@ -119,4 +142,4 @@ def formatted(value: Any) -> str:
     return f"{int(value):,}" if value == int(value) else f"{value:.4g}"
 
 
-__all__ = ["CURVES", "TrainingRecord", "formatted", "read_training"]
+__all__ = ["TrainingRecord", "formatted", "read_training"]

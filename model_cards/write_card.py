@@ -2,7 +2,7 @@
 r"""Write the card of a model or adapter into its folder, without touching the weights.
 
     python -m model_cards.write_card --folder outputs/demo/package --facts model_cards/facts/demo.yaml \
-        --results outputs/demo/held_out_answers.json --run outputs/demo/model --report outputs/demo/report.json
+        --results outputs/demo/held_out_answers.json --report outputs/demo/report.json
 
 For a folder of `model_cards.build_hub_repo` that has been evaluated since, and for a training folder before
 `trainer.push_to_hub()`, which keeps this card. `--results` are JSON files of evaluations under eval/; of each the

@@ -8,6 +8,7 @@ from pathlib import Path
 import yaml
 
 from eval.model_results import result_file
+from training.training_curves import write_curves
 
 FACTS = {
     "name": "Tiny",
@@ -37,7 +38,6 @@ ON_THE_HUB = [
 OF_OUR_OWN = [{"task": "held-out", "metric": "loss", "value": 3.747325, "higher_is_better": False, "samples": 189}]
 STATE = {
     "global_step": 1298,
-    "epoch": 0.987654,
     "log_history": [
         {"step": 0, "eval_loss": 7.66334},
         {"step": 1, "loss": 6.38055, "learning_rate": 0.00199, "num_tokens": 12598.0},
@@ -70,10 +70,11 @@ def write_results(path: Path, model: Path, results: list[dict], **more) -> Path:
     return path
 
 
-def write_run(folder: Path, state: dict = STATE) -> Path:
+def write_run(folder: Path) -> Path:
     """What a training run leaves in its folder."""
-    for name, content in (("trainer_state.json", state), ("training_run.json", RUN)):
-        (folder / name).write_text(json.dumps(content), encoding="utf-8")
+    folder.mkdir(exist_ok=True)
+    write_curves(STATE["log_history"], folder)
+    (folder / "training_run.json").write_text(json.dumps(RUN), encoding="utf-8")
     (folder / "training_curves.png").write_bytes(PNG)
     return folder
 

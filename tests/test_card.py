@@ -31,6 +31,7 @@ from tiny_chat import write_tiny_chat
 
 from eval.model_identity import model_identity
 from model_cards import write_card
+from model_cards.build_hub_repo import build_hub_repo
 from model_cards.card import REQUIREMENT, CardSources, make_card
 from model_cards.card_metadata import check_metadata
 from modeling_longcat_lite import LongCatLiteForCausalLM, read_safetensors_header
@@ -136,6 +137,25 @@ def test_plots_come_along(card, tmp_path):
     assert all((tmp_path / name).read_bytes() == PNG for name in shown)
 
 
+def test_the_run_may_be_that_of_another_trainer(model_dir, tmp_path):
+    (tmp_path / "trl").mkdir()
+    (tmp_path / "trl" / "trainer_state.json").write_text(json.dumps(STATE))
+    ours = make_card(model_dir, CardSources(run=write_run(tmp_path / "ours"))).text
+    theirs = section(make_card(model_dir, CardSources(run=tmp_path / "trl")).text, "Training")
+    rows = {line for line in theirs.splitlines() if line.startswith("| ") and "learning rate" not in line}
+    assert len(rows) >= 6 and rows <= set(section(ours, "Training").splitlines())
+    assert "| learning rate, largest logged | 0.00199 |" in theirs and "| `learning_rate` | 0.002 |" in ours
+
+
+def test_a_hub_folder_has_the_record_of_its_run(model_dir, sources, tmp_path):
+    folder = tmp_path / "package"
+    build_hub_repo(model_dir, folder, sources)
+    again = make_card(folder, CardSources(sources.facts, sources.results, sources.report))
+    assert again.text == (folder / "README.md").read_text()
+    identities = [model_identity(of) for of in (model_dir, folder)]
+    assert identities[0] == identities[1] | {"name": "model"}
+
+
 def test_a_card_without_sources_says_that_nothing_is_known(model_dir):
     text = make_card(model_dir, CardSources(license="mit")).text
     assert ModelCard(text).data.license == "mit"
@@ -163,7 +183,7 @@ def test_tables_of_few_bits_are_named(tmp_path):
     model_dir = write_tiny_chat(tmp_path, ngram_table_bits=8) / "model"
     whole = write_tiny_chat(tmp_path / "whole") / "model"
     text = make_card(model_dir, CardSources()).text
-    assert "float32; n-gram tables in 8 bits" in text
+    assert "float32; n-gram tables in 8 bits" in text and "stored in 8 bits" in text
     parameters = r"\| parameters \| [\d,]+ \|"
     assert re.findall(parameters, text) == re.findall(parameters, make_card(whole, CardSources()).text)
 
@@ -269,7 +289,7 @@ def test_figures_of_one_name_are_refused(model_dir, tmp_path):
     ("report", "message"),
     [
         ({"training_steps": 1298}, r"report.json lacks heldout_loss_before, heldout_loss_after"),
-        (REPORT | {"training_steps": 5}, r"report.json is of another run: its training_steps is 5"),
+        (REPORT | {"training_steps": 5}, r"report.json is of another run: its training_steps is 5, and 1298"),
         (REPORT | {"heldout_loss_after": 1.0}, r"report.json is of another run: its heldout_loss_after is 1.0"),
     ],
 )
@@ -286,11 +306,3 @@ def test_a_folder_without_a_model(tmp_path, model_dir, folder):
         (tmp_path / "adapter_config.json").write_text(json.dumps(base))
     with pytest.raises(ValueError, match=r"neither config.json nor|has an adapter_config.json and no"):
         make_card(tmp_path, CardSources())
-
-
-def test_identity_of_the_package_is_that_of_the_model(model_dir, tmp_path):
-    from model_cards.build_hub_repo import build_hub_repo
-
-    build_hub_repo(model_dir, tmp_path / "package")
-    identities = [model_identity(folder) for folder in (model_dir, tmp_path / "package")]
-    assert identities[0] == identities[1] | {"name": "model"}

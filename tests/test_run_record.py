@@ -17,5 +17,6 @@ def test_a_run_leaves_its_settings(tmp_path):
     assert record["versions"]["trl"] == trl.__version__
     settings = record["settings"]
     assert settings["learning_rate"] == 1e-2 and settings["warmup_steps"] == 1 and settings["packing"] is True
+    assert settings["max_steps"] == 4 and "num_train_epochs" not in settings
     assert settings["lr_scheduler_type"] == "linear" and settings["bf16"] is False
     assert str(tmp_path) not in text

@@ -71,15 +71,7 @@ def main():
     with stage("fine-tuning", seconds):
         fine_tune()
     with stage("held-out answers", seconds):
-        run_module(
-            "eval.held_out_answers",
-            "--model",
-            OUTPUT / "model",
-            "--rows",
-            OUTPUT / "data" / "test.jsonl",
-            "--output",
-            OUTPUT,
-        )
+        measure()
     write_report(OUTPUT, SEED, questions, seconds)
     with stage("packaging", seconds):
         package()
@@ -167,6 +159,12 @@ def run_module(module: str, *arguments: str | Path) -> None:
     subprocess.run([sys.executable, "-m", module, *arguments], check=True)
 
 
+def measure():
+    """Loss on the held-out answers, as a result file."""
+    rows = OUTPUT / "data" / "test.jsonl"
+    run_module("eval.held_out_answers", "--model", OUTPUT / "model", "--rows", rows, "--output", OUTPUT)
+
+
 def package():
     """Build the Hub folder; the card takes its numbers from the result file and the run's own files."""
     run_module(
@@ -176,7 +174,7 @@ def package():
 
 def write_card():
     """Write the card again, with the answers that the package gave."""
-    run_module("model_cards.write_card", "--folder", OUTPUT / "package", "--run", OUTPUT / "model", *card_sources())
+    run_module("model_cards.write_card", "--folder", OUTPUT / "package", *card_sources())
 
 
 def card_sources() -> list[str | Path]:

@@ -32,7 +32,8 @@ def write_run_record(trainer: Any) -> Path | None:
     """Write the record of a trainer of TRL into its output folder; returns its path, of the main process only."""
     if not trainer.is_world_process_zero():
         return None
-    stated = {name: getattr(trainer.args, name) for name in SETTINGS if name in vars(trainer.args)}
+    lasts = "max_steps" if trainer.args.max_steps > 0 else "num_train_epochs"
+    stated = {name: getattr(trainer.args, name) for name in (lasts, *SETTINGS) if name in vars(trainer.args)}
     settings = {name: getattr(value, "value", value) for name, value in stated.items() if value is not None}
     record = {
         "method": trainer._name,
