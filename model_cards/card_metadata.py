@@ -6,7 +6,7 @@ Source: https://huggingface.co/docs/hub/model-cards and https://huggingface.co/d
 """
 
 import re
-from typing import Any
+from typing import Any, TypeGuard
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.utils import HFValidationError, validate_repo_id
@@ -108,14 +108,19 @@ def check_license(data: dict[str, Any]) -> None:
             raise ValueError(f"`{field}` is {value!r}, which does not match {form.pattern}")
 
 
-def check_repo_id(field: str, name: Any) -> None:
-    """`owner/name`, as on the Hub: a folder of this machine would be a broken link there."""
+def is_repo_id(name: Any) -> TypeGuard[str]:
+    """Whether it has the form `owner/name` of ids on the Hub."""
     try:
         validate_repo_id(name)
-    except HFValidationError as error:
-        raise ValueError(f"`{field}` has {name!r}, which is no id on the Hub: {error}") from error
-    if "/" not in name:
-        raise ValueError(f"`{field}` has {name!r}, which is no id on the Hub: it lacks the owner before a slash")
+    except HFValidationError:
+        return False
+    return isinstance(name, str) and "/" in name
+
+
+def check_repo_id(field: str, name: Any) -> None:
+    """An id of the Hub: a folder of this machine would be a broken link there."""
+    if not is_repo_id(name):
+        raise ValueError(f"`{field}` has {name!r}, which is no id on the Hub: those are owner/name")
 
 
 def listed(value: Any) -> list[Any]:
@@ -129,4 +134,4 @@ def check_round_trip(text: str, data: ModelCardData) -> None:
     check_metadata(read.to_dict())
 
 
-__all__ = ["LICENSES", "check_metadata", "check_repo_id", "check_round_trip", "make_metadata"]
+__all__ = ["LICENSES", "check_metadata", "check_repo_id", "check_round_trip", "is_repo_id", "make_metadata"]

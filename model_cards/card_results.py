@@ -14,6 +14,7 @@ from typing import Any
 from huggingface_hub import EvalResult, EvalResultEntry, eval_result_entries_to_yaml
 
 from eval.model_results import read_results
+from model_cards.card_metadata import is_repo_id
 
 KEY = ("task", "metric", "dataset", "config", "split")
 
@@ -77,15 +78,19 @@ def check_numbers(where: str, result: dict[str, Any]) -> None:
 
 
 def model_index(measured: list[Measured]) -> list[EvalResult]:
-    """For `ModelCardData(eval_results=...)`. Data that is not on the Hub goes by the task's name."""
+    """For `ModelCardData(eval_results=...)`, which puts results on one data set together, whatever their task.
+
+    So a metric's name has its task, and data that is not on the Hub is told apart by the task too.
+    """
     return [
         EvalResult(
             task_type="text-generation",
-            dataset_type=result.dataset or result.task,
-            dataset_name=result.task,
+            dataset_type=result.dataset if is_repo_id(result.dataset) else result.task,
+            dataset_name=result.dataset or result.task,
             dataset_config=result.config,
             dataset_split=result.split,
             metric_type=result.metric,
+            metric_name=f"{result.task}, {result.metric}",
             metric_value=result.value,
         )
         for result in measured
@@ -97,7 +102,7 @@ def hub_entries(measured: list[Measured]) -> dict[str, list[dict[str, Any]]]:
     entries: dict[str, list[EvalResultEntry]] = {}
     seen = set()
     for result in measured:
-        if result.dataset is None or "/" not in result.dataset or (result.dataset, result.task) in seen:
+        if not is_repo_id(result.dataset) or (result.dataset, result.task) in seen:
             continue
         seen.add((result.dataset, result.task))
         notes = [result.metric]

@@ -34,8 +34,13 @@ ON_THE_HUB = [
         "split": "test",
     },
     {"task": "gsm8k", "metric": "flexible", "value": 0.61, "dataset": "openai/gsm8k"},
+    {"task": "gsm8k_cot", "metric": "flexible", "value": 0.72, "dataset": "openai/gsm8k"},
 ]
-OF_OUR_OWN = [{"task": "held-out", "metric": "loss", "value": 3.747325, "higher_is_better": False, "samples": 189}]
+OF_OUR_OWN = [
+    {"task": "held-out", "metric": "loss", "value": 3.747325, "higher_is_better": False, "samples": 189},
+    {"task": "choice", "metric": "acc", "value": 0.996, "dataset": "Python's documentation"},
+    {"task": "choice_hard", "metric": "acc", "value": 0.28, "dataset": "Python's documentation"},
+]
 STATE = {
     "global_step": 1298,
     "log_history": [
