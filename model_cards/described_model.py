@@ -14,12 +14,7 @@ from eval.model_identity import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from eval.parameter_report import report as count_parameters
 from eval.units import format_size
 from model_cards.training_record import formatted, read_json
-from modeling_longcat_lite import (
-    ROW_DELTA_FILE,
-    LongCatLiteConfig,
-    changed_rows_by_order,
-    read_safetensors_header,
-)
+from modeling_longcat_lite import ROW_DELTA_FILE, LongCatLiteConfig, changed_rows_by_order, read_safetensors_header
 
 
 @dataclass(frozen=True)
@@ -45,10 +40,11 @@ def describe(folder: Path) -> DescribedModel:
         `ValueError`: naming the file that is missing there or broken.
     """
     is_adapter = (folder / ADAPTER_CONFIG).is_file()
-    has_row_delta = (folder / ROW_DELTA_FILE).is_file()
+    # Rows beside a whole model go into its tables when it is loaded.
+    has_row_delta = is_adapter and (folder / ROW_DELTA_FILE).is_file()
     if is_adapter:
-        adapter = read_json(folder / ADAPTER_CONFIG, "base_model_name_or_path", "peft_type")
-        config = LongCatLiteConfig.from_pretrained(adapter["base_model_name_or_path"])
+        adapter = read_json(folder / ADAPTER_CONFIG, "peft_type")
+        config = base_config(folder)
         rows, memory = adapter_rows(folder, adapter), []
     elif not (folder / "config.json").is_file():
         raise ValueError(f"`model` {folder} has neither config.json nor {ADAPTER_CONFIG}")
@@ -59,6 +55,17 @@ def describe(folder: Path) -> DescribedModel:
     if has_row_delta:
         rows.append(("changed n-gram rows", delta_text(folder / ROW_DELTA_FILE, config)))
     return DescribedModel(config, rows, memory, is_adapter, has_row_delta, has_tools(folder))
+
+
+def base_config(folder: Path) -> LongCatLiteConfig:
+    """The config of the model that the adapter in `folder` was trained on, where that is still to be found."""
+    base = read_json(folder / ADAPTER_CONFIG, "base_model_name_or_path")["base_model_name_or_path"]
+    try:
+        return LongCatLiteConfig.from_pretrained(base)
+    except (OSError, TypeError) as error:
+        raise ValueError(
+            f"`base_model_name_or_path` in {folder / ADAPTER_CONFIG} is {base!r}, where no model can be found: {error}"
+        ) from error
 
 
 def model_rows(config: LongCatLiteConfig, tables: int, others: int) -> list[tuple[str, str]]:
@@ -159,4 +166,4 @@ def has_tools(folder: Path) -> bool:
     return renders and "response_template" in read_json(settings)
 
 
-__all__ = ["DescribedModel", "describe"]
+__all__ = ["DescribedModel", "base_config", "describe"]

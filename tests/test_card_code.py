@@ -144,6 +144,9 @@ def test_an_adapter_names_its_base(tmp_path):
     adapter = write_adapter(write_tiny_chat(tmp_path) / "model", tmp_path / "adapter")
     with pytest.raises(ValueError, match="`base_model`"):
         build(tmp_path, adapter)
+    (tmp_path / "model").rename(tmp_path / "moved")
+    with pytest.raises(ValueError, match=r"`base_model_name_or_path` in .* where no model can be found"):
+        build(tmp_path, adapter, **OF_AN_ADAPTER)
     assert not (tmp_path / "folder").exists()
 
 
