@@ -124,7 +124,7 @@ def model_tags(model: DescribedModel) -> list[str]:
     tags = ["longcat", "mixture-of-experts", "custom_code"]
     if model.config.use_ngram_embedding:
         tags.append("n-gram-embedding")
-    return [*tags, "lora"] if model.is_adapter else tags
+    return [*tags, dict(model.rows)["adapter"].lower()] if model.is_adapter else tags
 
 
 def library_name(model: DescribedModel) -> str:

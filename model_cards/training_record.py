@@ -70,8 +70,9 @@ def read_training(run: Path, report: Path | None = None) -> TrainingRecord:
 def read_series(run: Path) -> Series:
     """What was logged in the run, empty if it left nothing."""
     if (run / METRICS).is_file():
-        logged = read_json(run / METRICS).items()
-        return {name: [(step, value) for step, value in pairs if value is not None] for name, pairs in logged}
+        logged = read_json(run / METRICS)
+        finite = {name: [(step, n) for step, n in pairs if n is not None] for name, pairs in logged.items()}
+        return {name: pairs for name, pairs in finite.items() if pairs}
     series: Series = {}
     if (run / STATE).is_file():
         for entry in read_json(run / STATE, "log_history")["log_history"]:

@@ -151,6 +151,13 @@ def test_the_run_may_be_that_of_another_trainer(model_dir, tmp_path):
     assert "| learning rate, largest logged | 0.00199 |" in theirs and "| `learning_rate` | 0.002 |" in ours
 
 
+def test_what_was_not_finite_is_left_out(model_dir, tmp_path):
+    metrics = {"loss": [[1, 2.5], [2, None]], "grad_norm": [[2, None]]}
+    (tmp_path / "training_metrics.json").write_text(json.dumps(metrics))
+    text = section(make_card(model_dir, CardSources(run=tmp_path)).text, "Training")
+    assert "| training loss, first and last | 2.5, 2.5 |" in text and "None" not in text
+
+
 def test_a_hub_folder_has_the_record_of_its_run(model_dir, sources, tmp_path):
     folder = tmp_path / "package"
     build_hub_repo(model_dir, folder, sources)
