@@ -24,6 +24,8 @@ NOT_ARCHITECTURE = frozenset(
         "use_cache",
     }
 )
+# Fields that files of before do not have: at what they were then, they say nothing new.
+ADDED_LATER = {"attention_method": "MLA", "index_topk": None, "scale_word_embedding": True}
 HASHED_BYTES = 1024  # of each tensor, from its start
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 # As above, of an adapter: where its base lay, and whether it was being trained.
@@ -39,6 +41,7 @@ def config_hash(folder: Path) -> str:
     else:
         config, left_out = LongCatLiteConfig.from_pretrained(folder).to_dict(), NOT_ARCHITECTURE
     kept = {key: value for key, value in config.items() if key not in left_out}
+    kept = {key: value for key, value in kept.items() if key not in ADDED_LATER or value != ADDED_LATER[key]}
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 
 
