@@ -2,23 +2,26 @@
 """Build a folder that can be uploaded to the Hub as it is, from a trained model.
 
     python -m model_cards.build_hub_repo --model outputs/demo/model --output outputs/demo/package
+    python -m model_cards.build_hub_repo --model outputs/demo/model --output outputs/demo/package --push user/name
 
 The folder is flat: safetensors weights, `config.json` with an `auto_map`, the model's code, tokenizer, chat template,
 generation settings and a card. `AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)` needs no more.
+`--push` uploads it too, see `hub_upload.py`; when that fails, the same command goes on with the folder that is built.
 """
 
 import argparse
-import shutil
-import tempfile
 from pathlib import Path
 
 from huggingface_hub import ModelCard
 from transformers import AutoTokenizer, GenerationConfig
 
 from model_cards.card import render_card
+from model_cards.hub_upload import add_push_options, check_destination
+from model_cards.unfinished_push import UnfinishedPush
 from modeling_longcat_lite import LongCatLiteForCausalLM
 from tokenization.assemble_tokenizer import forget_origin
 from tokenization.chat_templates import load_chat_template
+from training.folder_replacement import replaced_folder
 
 
 def build_hub_repo(
@@ -47,17 +50,8 @@ def build_hub_repo(
     for name in ("config.json", "tokenizer.json"):
         if not (model_dir / name).is_file():
             raise ValueError(f"`model` {model_dir} has no {name}; save the model and its tokenizer there first")
-    output_dir.parent.mkdir(parents=True, exist_ok=True)
-    building = Path(tempfile.mkdtemp(prefix=f".{output_dir.name}-", dir=output_dir.parent))
-    try:
+    with replaced_folder(output_dir) as building:
         write_folder(model_dir, building, report, license, max_shard_size)
-        building.chmod(0o755)  # mkdtemp lets nobody else read
-        if output_dir.exists():
-            shutil.rmtree(output_dir)
-        building.rename(output_dir)
-    except BaseException:
-        shutil.rmtree(building, ignore_errors=True)
-        raise
 
 
 def write_folder(model_dir: Path, folder: Path, report: Path | None, license: str | None, max_shard_size: str) -> None:
@@ -83,9 +77,17 @@ def write_folder(model_dir: Path, folder: Path, report: Path | None, license: st
 
 def main(arguments: list[str] | None = None) -> None:
     args = make_parser().parse_args(arguments)
-    build_hub_repo(args.model, args.output, args.report, args.license, args.max_shard_size, args.overwrite)
+    if args.push is not None:
+        check_destination(args.push, args.revision)  # before building, which may take long
+    elif args.private or args.revision or args.commit_message:
+        raise ValueError("`--private`, `--revision` and `--commit-message` are of an upload: add `--push`")
+    unfinished = UnfinishedPush(args, args.output)
+    if args.push is None or not unfinished.is_built():
+        build_hub_repo(args.model, args.output, args.report, args.license, args.max_shard_size, args.overwrite)
     size = sum(file.stat().st_size for file in args.output.rglob("*"))
     print(f"{args.output}: {len(list(args.output.iterdir()))} files, {size / 1e6:.1f} MB")
+    if args.push is not None:
+        print(unfinished.push(args.push, args.private, args.revision, args.commit_message))
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -96,6 +98,8 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--license", help="licence of the weights, as the Hub names it")
     parser.add_argument("--max-shard-size", default="5GB", help="largest weights file, default: %(default)s")
     parser.add_argument("--overwrite", action="store_true", help="replace a folder that is not empty")
+    parser.add_argument("--push", metavar="USER/NAME", help="upload the folder to this repository of the Hub")
+    add_push_options(parser)
     return parser
 
 
