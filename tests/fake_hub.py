@@ -5,7 +5,7 @@
         subprocess.run([sys.executable, ...], env=hub.environment())  # read when huggingface_hub is imported
 
 What arrived is in `hub.files(name)`, `hub.repositories[name]`, `hub.requests` and `hub.stored`; `hub.fail` makes
-requests fail. Uploads of large files go by LFS, as with `HF_HUB_DISABLE_XET=1`; Xet's own storage is not spoken.
+requests fail. Large files come by LFS, or with `FakeHub(xet=True)` by Xet, as on the Hub; all are read by HTTP.
 """
 
 import base64
@@ -15,60 +15,18 @@ import os
 import re
 import tempfile
 import threading
+import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+from fake_repository import Commit, File, Repository
+from fake_xet import XetStorage
+
 USER = "me"
 TOKEN = "hf_" + "ThisIsTheTokenOfTheFakeHub1234567"
-
-
-@dataclass
-class File:
-    """Content of a file; `lfs` if it is stored by its sha256, and not in git."""
-
-    content: bytes
-    lfs: bool
-
-    @property
-    def oid(self) -> str:
-        if self.lfs:
-            return hashlib.sha256(self.content).hexdigest()
-        return hashlib.sha1(b"blob %d\0" % len(self.content) + self.content).hexdigest()
-
-
-@dataclass
-class Commit:
-    """A state of a repository, and what led there."""
-
-    branch: str
-    message: str
-    files: dict[str, File]
-    changed: list[str]
-
-    @property
-    def sha(self) -> str:
-        listing = [self.branch, self.message, *(f"{name} {file.oid}" for name, file in sorted(self.files.items()))]
-        return hashlib.sha1("\n".join(listing).encode()).hexdigest()
-
-
-@dataclass
-class Repository:
-    """Branches by name, and all commits in their order; born with one, as on the Hub."""
-
-    private: bool
-    branches: dict[str, Commit] = field(default_factory=dict)
-    commits: list[Commit] = field(default_factory=list)
-
-    def add(self, commit: Commit) -> None:
-        self.branches[commit.branch] = commit
-        self.commits.append(commit)
-
-    def at(self, revision: str) -> Commit | None:
-        by_sha = {commit.sha: commit for commit in self.commits}
-        return self.branches.get(revision) or by_sha.get(revision)
 
 
 @dataclass
@@ -88,16 +46,16 @@ class FakeHub:
     Attributes:
         repositories (`dict[str, Repository]`): By name.
         requests (`list[tuple[str, str]]`): Method and path of every request that arrived.
-        stored (`list[str]`): sha256 of every large file that was stored, once for each time that it was sent.
-        large (`tuple[str, ...]`): Endings of the names of large files.
+        stored (`list[str]`): sha256 of every file that came by LFS, once for each time that it was sent.
+        xet (`XetStorage` or `None`): What came by Xet.
     """
 
-    def __init__(self, large: tuple[str, ...] = (".safetensors",)):
+    def __init__(self, xet: bool = False):
         self.repositories: dict[str, Repository] = {}
         self.requests: list[tuple[str, str]] = []
         self.stored: list[str] = []
         self.objects: dict[str, bytes] = {}
-        self.large = large
+        self.xet = XetStorage() if xet else None
         self.lock = threading.Lock()
         self._failures: list[Failure] = []
 
@@ -123,7 +81,8 @@ class FakeHub:
             "HF_TOKEN": TOKEN,
             "HF_HOME": self._home.name,
             "HF_HUB_OFFLINE": "0",
-            "HF_HUB_DISABLE_XET": "1",
+            "HF_HUB_DISABLE_XET": "0" if self.xet else "1",
+            "HF_XET_DATA_XORB_COMPRESSION_POLICY": "none",
             "HF_HUB_DISABLE_TELEMETRY": "1",
             "NO_PROXY": "127.0.0.1",
             "OMP_NUM_THREADS": "1",
@@ -286,7 +245,7 @@ class HubRequestHandler(BaseHTTPRequestHandler):
         answers = []
         for asked in json.loads(self.body)["files"]:
             path = asked["path"]
-            mode = "lfs" if path.endswith(self.hub.large) else "regular"
+            mode = "lfs" if path.endswith(".safetensors") else "regular"
             answers.append({"path": path, "uploadMode": mode, "shouldIgnore": False})
             if path in there:
                 answers[-1]["oid"] = there[path].oid
@@ -315,6 +274,29 @@ class HubRequestHandler(BaseHTTPRequestHandler):
         if oid not in self.hub.objects:
             raise HubError(404, "no such object")
         self.send(200, {})
+
+    def xet_token(self, name: str, revision: str) -> None:
+        self.check_user()
+        expires = int(time.time()) + 3600
+        self.send(200, {"casUrl": f"{self.hub.url}/xet", "exp": expires, "accessToken": "of-xet"})
+
+    def xet_xorb(self, name: str) -> None:
+        self.xet.store_xorb(name, self.body)
+        self.send(200, {"was_inserted": True})
+
+    def xet_shard(self) -> None:
+        files = self.xet.files_of_shard(self.body)
+        for sha256, content in files.items():
+            if hashlib.sha256(content).hexdigest() != sha256:
+                raise HubError(400, "content does not match its sha256")
+        self.hub.objects |= files
+        self.send(200, {"result": 1})
+
+    @property
+    def xet(self) -> XetStorage:
+        if self.hub.xet is None:
+            raise HubError(404, "this Hub has no Xet storage")
+        return self.hub.xet
 
     def commit(self, name: str, branch: str) -> None:
         self.check_user()
@@ -378,6 +360,9 @@ ROUTES = (
     ("POST", rf"/{NAME}\.git/info/lfs/objects/batch", HubRequestHandler.lfs_batch),
     ("PUT", "/lfs/([0-9a-f]+)", HubRequestHandler.lfs_store),
     ("POST", "/lfs/verify/([0-9a-f]+)", HubRequestHandler.lfs_verify),
+    ("GET", f"/api/models/{NAME}/xet-write-token/(.+)", HubRequestHandler.xet_token),
+    ("POST", "/xet/v1/xorbs/default/([0-9a-f]+)", HubRequestHandler.xet_xorb),
+    ("POST", "/xet/v1/shards", HubRequestHandler.xet_shard),
     ("GET", f"/api/models/{NAME}", HubRequestHandler.information),
     ("GET", f"/api/models/{NAME}/revision/(.+)", HubRequestHandler.information),
     ("GET", f"/api/models/{NAME}/tree/([^/]+)", HubRequestHandler.tree),

@@ -1,0 +1,398 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is pushed loads by name elsewhere; a push that cannot be right sends nothing; one that fails goes on."""
+
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+from fake_hub import TOKEN, FakeHub
+from huggingface_hub import ModelCard
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file
+from tiny_chat import write_tiny_chat
+from transformers import AutoTokenizer
+
+from model_cards import build_hub_repo as builder
+from model_cards import upload_checks
+from modeling_longcat_lite import ROW_DELTA_FILE, LongCatLiteForCausalLM, read_row_delta, write_row_delta
+from training.folder_replacement import replaced_folder
+
+QUESTION = [{"role": "user", "content": "What does function 1 do?"}]
+CODE = {path.name for path in Path("modeling_longcat_lite").glob("*.py")} - {"__init__.py"}
+PUSH = "from model_cards.push_to_hub import main; main()"
+# The same command twice, of which the first fails: is the folder built again?
+BUILD_AND_PUSH_TWICE = """
+import sys
+from pathlib import Path
+from model_cards.build_hub_repo import main
+try:
+    main(sys.argv[1:])
+except Exception as error:
+    print("failed:", error, *error.__notes__)
+package = Path(sys.argv[sys.argv.index("--output") + 1])
+times = {path: path.stat().st_mtime_ns for path in package.iterdir()}
+main(sys.argv[1:])
+assert times == {path: path.stat().st_mtime_ns for path in package.iterdir()}
+"""
+# Called with the model's name, an adapter's or "", and the file for what is found; and more, to forbid the package.
+LOAD = """
+import sys
+name, adapter, output = sys.argv[1:4]
+if sys.argv[4:]:
+    sys.modules["modeling_longcat_lite"] = None
+else:
+    import modeling_longcat_lite
+import torch
+from safetensors.torch import save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=bool(sys.argv[4:]))
+if sys.argv[4:]:
+    model = AutoModelForCausalLM.from_pretrained(name, trust_remote_code=True)
+    assert type(model).__module__.startswith("transformers_modules."), type(model)
+else:
+    model = modeling_longcat_lite.LongCatLiteForCausalLM.from_pretrained(name)
+inputs = tokenizer.apply_chat_template(
+    [{"role": "user", "content": "What does function 1 do?"}],
+    add_generation_prompt=True, return_dict=True, return_tensors="pt",
+)
+found = {f"weights.{key}": weights.clone() for key, weights in model.state_dict().items()}
+found["answer"] = model.generate(**inputs, max_new_tokens=8)
+if adapter:
+    from peft import PeftModel
+    model.load_ngram_rows(adapter)
+    model = PeftModel.from_pretrained(model, adapter).eval()
+    with torch.no_grad():
+        found["adapted"] = model(inputs["input_ids"]).logits
+save_file(found, output)
+"""
+TRAIN_AND_PUSH = """
+import sys
+from training.sft import main, make_parser
+trainer = main(*make_parser().parse_args_and_config(sys.argv[1:]))
+trainer.model.push_to_hub("me/model")
+"""
+REFUSE = """
+import sys
+from model_cards.push_to_hub import main
+for line in sys.stdin:
+    try:
+        print("pushed:", line, main(line.split("|")))
+    except ValueError as error:
+        print("refused:", error)
+"""
+
+
+def run(hub: FakeHub, code: str, *arguments, fails: bool = False, cwd=None, stdin: str = "", **changes) -> str:
+    """Runs code in a process that takes `hub` for the Hub; returns its output, which never has the token in it."""
+    done = subprocess.run(
+        [sys.executable, "-c", code, *map(str, arguments)],
+        env=hub.environment(**changes),
+        cwd=cwd,
+        input=stdin,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    output = done.stdout + done.stderr
+    assert (done.returncode != 0) == fails, output
+    assert TOKEN not in output
+    return output
+
+
+def digests(folder: Path) -> dict[str, str]:
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+def pushed_files(hub: FakeHub, name: str, revision: str = "main") -> dict[str, bytes]:
+    return {path: data for path, data in hub.files(name, revision).items() if path != ".gitattributes"}
+
+
+@pytest.fixture(scope="module")
+def chat(tmp_path_factory) -> Path:
+    return write_tiny_chat(tmp_path_factory.mktemp("chat"))
+
+
+@pytest.fixture(scope="module")
+def package(chat) -> Path:
+    builder.build_hub_repo(chat / "model", chat / "package", max_shard_size="200KB")
+    return chat / "package"
+
+
+@pytest.fixture(scope="module")
+def adapter(chat) -> Path:
+    """Of no effect on its own before training, so its weights are drawn; with changed rows beside it."""
+    model = LongCatLiteForCausalLM.from_pretrained(chat / "model")
+    torch.manual_seed(0)
+    targets = LoraConfig(r=2, target_modules=["q_a_proj", "o_proj"], init_lora_weights=False)
+    get_peft_model(model, targets).save_pretrained(chat / "adapter")
+    rows = [(torch.arange(0, size, 2), torch.randn((size + 1) // 2, 4)) for size in model.config.subtable_sizes]
+    write_row_delta(chat / "adapter" / ROW_DELTA_FILE, model.config, rows, str(chat / "model"))
+    (chat / "adapter" / "ngram_row_delta.md").write_text(f"Rows of `{chat / 'model'}`, not of `{chat / 'model-2'}`.")
+    return chat / "adapter"
+
+
+@pytest.fixture
+def hub():
+    with FakeHub() as hub:
+        yield hub
+
+
+@pytest.mark.slow  # three processes that import torch, of which two at a time
+def test_model_and_adapter_load_by_name_in_other_processes(chat, adapter, tmp_path, hub):
+    hub.fail("POST", "/commit/", times=1, status=403)
+    build = ("--model", chat / "model", "--output", tmp_path / "package", "--max-shard-size", "200KB", "--push")
+    said = run(hub, BUILD_AND_PUSH_TWICE, *build, "me/tiny")
+    assert "failed:" in said and "The same command goes on" in said and f"{hub.url}/me/tiny/commit/" in said
+    shards = [path.read_bytes() for path in (tmp_path / "package").glob("*.safetensors")]
+    assert len(shards) > 2 and sorted(hub.stored) == sorted(hashlib.sha256(shard).hexdigest() for shard in shards)
+    assert pushed_files(hub, "me/tiny") == contents(tmp_path / "package")
+    assert [path.name for path in tmp_path.iterdir()] == ["package"]  # and no note of an unfinished push
+    run(hub, PUSH, "--folder", adapter, "--repo", "me/adapter", "--base-model", "me/tiny")
+
+    with ThreadPoolExecutor() as pool:
+        without = ("me/tiny", "", tmp_path / "without", "the package")
+        loads = [
+            pool.submit(run, hub, LOAD, *without, cwd=tmp_path, PYTHONPATH=None),
+            pool.submit(run, hub, LOAD, "me/tiny", "me/adapter", tmp_path / "with"),
+        ]
+        for load in loads:
+            load.result()
+    model = LongCatLiteForCausalLM.from_pretrained(chat / "model").eval()
+    tokenizer = AutoTokenizer.from_pretrained(chat / "model")
+    inputs = tokenizer.apply_chat_template(QUESTION, add_generation_prompt=True, return_dict=True, return_tensors="pt")
+    answer = model.generate(**inputs, max_new_tokens=8, do_sample=False)
+    for found in (load_file(tmp_path / "without"), load_file(tmp_path / "with")):
+        assert torch.equal(found["answer"], answer)
+        weights = {name.removeprefix("weights."): w for name, w in found.items() if name.startswith("weights.")}
+        assert weights.keys() == model.state_dict().keys()
+        assert all(torch.equal(weights[name], tensor) for name, tensor in model.state_dict().items())
+    with torch.no_grad():
+        plain = model(inputs["input_ids"]).logits
+        model.load_ngram_rows(adapter)
+        without_lora = model(inputs["input_ids"]).logits
+        adapted = PeftModel.from_pretrained(model, adapter).eval()(inputs["input_ids"]).logits
+    assert torch.equal(found["adapted"], adapted)
+    assert not torch.equal(plain, without_lora) and not torch.equal(without_lora, adapted)
+
+
+@pytest.mark.slow  # a process that trains
+def test_trainer_and_model_push_their_code(chat, tmp_path, hub):
+    options = (
+        "--model_name_or_path",
+        chat / "model",
+        "--dataset_name",
+        chat / "data",
+        "--output_dir",
+        tmp_path / "out",
+    )
+    options += ("--chat_template_path", "tokenization/chat_template_training.jinja", "--max_steps", "1", "--use_cpu")
+    options += ("--bf16", "false", "--report_to", "none", "--save_strategy", "no", "--max_length", "64")
+    run(hub, TRAIN_AND_PUSH, *options, "--push_to_hub", "--hub_model_id", "me/trainer")
+    weights = (tmp_path / "out" / "model.safetensors").read_bytes()
+    from_trainer, from_model = hub.files("me/trainer"), hub.files("me/model")
+    for files in (from_trainer, from_model):
+        assert CODE | {"config.json", "README.md"} <= files.keys()
+        assert json.loads(files["config.json"])["auto_map"].keys() >= {"AutoConfig", "AutoModelForCausalLM"}
+        assert files["model.safetensors"] == weights
+        assert all(
+            data == (Path("modeling_longcat_lite") / name).read_bytes() for name, data in files.items() if name in CODE
+        )
+        assert not any(TOKEN.encode() in data for data in files.values())
+    assert {"tokenizer.json", "chat_template.jinja"} <= from_trainer.keys()
+
+
+def test_branch_message_and_privacy_arrive(package, hub):
+    options = ("--private", "--revision", "trial/one", "--commit-message", "Second try")
+    run(hub, PUSH, "--folder", package, "--repo", "me/tiny", *options)
+    repository = hub.repositories["me/tiny"]
+    assert repository.private
+    assert (repository.commits[-1].branch, repository.commits[-1].message) == ("trial/one", "Second try")
+    assert pushed_files(hub, "me/tiny", "trial/one") == contents(package)
+    assert pushed_files(hub, "me/tiny", "main") == {}
+
+
+def test_a_public_repository_is_not_taken_for_a_private_one(package, hub):
+    run(hub, PUSH, "--folder", package, "--repo", "me/tiny")
+    commits = len(hub.repositories["me/tiny"].commits)
+    said = run(hub, PUSH, "--folder", package, "--repo", "me/tiny", "--private", fails=True)
+    assert "`private`: me/tiny exists and is public" in said
+    assert len(hub.repositories["me/tiny"].commits) == commits
+
+
+def test_a_failed_upload_leaves_the_folder_and_goes_on(package, hub):
+    before, push = digests(package), ("--folder", package, "--repo", "me/tiny")
+    shards = len(list(package.glob("*.safetensors")))
+    hub.fail("PUT", after=2, status=403)
+    said = run(hub, PUSH, *push, fails=True)
+    assert "The same command goes on" in said and "the disk is full" in said
+    assert len(hub.stored) == 2 < shards
+    assert digests(package) == before
+    assert pushed_files(hub, "me/tiny") == {}
+    hub.heal()
+    hub.fail("PUT", times=1)  # a connection that drops once is tried again, without a word
+    run(hub, PUSH, *push)
+    assert len(hub.stored) == len(set(hub.stored)) == shards
+    assert pushed_files(hub, "me/tiny") == contents(package)
+    assert digests(package) == before
+
+
+def test_uploads_by_xet_go_on_too(package):
+    with FakeHub(xet=True) as hub:
+        hub.fail("POST", "/commit/", times=2, status=403)  # once for all files, once for a part of them
+        push = ("--folder", package, "--repo", "me/tiny", "--commit-message", "By Xet")
+        run(hub, PUSH, *push, fails=True)
+        sent = list(hub.xet.received)
+        assert sent and pushed_files(hub, "me/tiny") == {}
+        run(hub, PUSH, *push)
+        assert hub.xet.received == sent
+        assert pushed_files(hub, "me/tiny") == contents(package)
+        assert hub.repositories["me/tiny"].commits[-1].message == "By Xet"
+        assert hub.stored == []
+
+
+def test_what_an_earlier_push_left_is_not_loaded_with_the_new_weights(chat, package, adapter, tmp_path, hub):
+    whole = tmp_path / "whole"
+    builder.build_hub_repo(chat / "model", whole)
+    shutil.copy(adapter / ROW_DELTA_FILE, whole)
+    (whole / "picture.png").write_bytes(b"picture")
+    run(hub, PUSH, "--folder", whole, "--repo", "me/tiny")
+    assert {"model.safetensors", ROW_DELTA_FILE} <= hub.files("me/tiny").keys()
+    said = run(hub, PUSH, "--folder", package, "--repo", "me/tiny")
+    assert f"model.safetensors, {ROW_DELTA_FILE}" in said
+    assert pushed_files(hub, "me/tiny") == {**contents(package), "picture.png": b"picture"}
+
+
+def test_an_adapter_names_its_base_as_the_hub_does(chat, adapter, tmp_path, hub):
+    before = digests(adapter)
+    said = run(hub, PUSH, "--folder", adapter, "--repo", "me/adapter", fails=True)
+    assert "`base_model_name_or_path`" in said and "--base-model user/name" in said
+    assert hub.requests == []
+    run(hub, PUSH, "--folder", adapter, "--repo", "me/adapter", "--base-model", "me/tiny")
+    files = hub.files("me/adapter")
+    assert json.loads(files["adapter_config.json"])["base_model_name_or_path"] == "me/tiny"
+    assert ModelCard(files["README.md"].decode()).data.base_model == "me/tiny"
+    assert not [name for name, data in files.items() if f"{chat}/model".encode() in data.replace(b"model-2", b"")]
+    assert files["ngram_row_delta.md"].decode() == f"Rows of `me/tiny`, not of `{chat / 'model-2'}`."
+    (tmp_path / ROW_DELTA_FILE).write_bytes(files[ROW_DELTA_FILE])
+    config = LongCatLiteForCausalLM.config_class.from_pretrained(chat / "model")
+    for table, expected in zip(read_row_delta(tmp_path, config), read_row_delta(adapter, config), strict=True):
+        assert all(torch.equal(*pair) for pair in zip(table, expected, strict=True))
+    assert digests(adapter) == before
+
+
+def test_what_training_left_stays_here(package, tmp_path, hub):
+    folder = tmp_path / "folder"
+    shutil.copytree(package, folder)
+    left = ["training_args.bin", "optimizer.pt", "rng_state.pth", "checkpoint-4/model.safetensors", "runs/events"]
+    for name in left:
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(b"x")
+    said = run(hub, PUSH, "--folder", folder, "--repo", "me/tiny")
+    assert "not uploaded: checkpoint-4/, optimizer.pt, rng_state.pth, runs/, training_args.bin" in said
+    assert pushed_files(hub, "me/tiny") == contents(package)
+
+
+def test_what_cannot_be_right_sends_nothing(package, adapter, tmp_path, hub):
+    def folder(name: str, without: str = "", **added: str) -> Path:
+        (tmp_path / name).mkdir()
+        for path in package.iterdir():
+            if path.name != without:
+                (tmp_path / name / path.name).symlink_to(path)
+        for file, text in added.items():
+            path = tmp_path / name / file.replace("__", ".")
+            path.unlink(missing_ok=True)
+            path.write_text(text)
+        return tmp_path / name
+
+    shard = sorted(path.name for path in package.glob("*.safetensors"))[1]
+    key = "sk-proj-" + "a1B2" * 6
+    config = {**json.loads((package / "config.json").read_text()), "auto_map": None}
+    cases = {
+        (package, "me/ti--ny"): "`repo` 'me/ti--ny' is no name of a repository",
+        (package, "me/models/tiny"): "`repo` 'me/models/tiny'",
+        (package, f"{hub.url}/me/tiny"): f"`repo` '{hub.url}/me/tiny'",
+        (package, "me/tiny.git"): "`repo` 'me/tiny.git'",
+        (package, "me/tiny", "--revision", "0" * 40): "`revision` 000",
+        (package, "me/tiny", "--base-model", "me/base"): "`base_model` is for adapters",
+        (adapter, "me/tiny", "--base-model", "no/name/this"): "`base_model` 'no/name/this' is no name",
+        (tmp_path / "nowhere", "me/tiny"): "is no folder",
+        (folder("no-config", "config.json"), "me/tiny"): "lacks config.json",
+        (folder("no-tokenizer", "tokenizer.json"), "me/tiny"): "lacks tokenizer.json",
+        (folder("no-card", "README.md"), "me/tiny"): "lacks README.md",
+        (folder("no-shard", shard), "me/tiny"): f"lacks {shard}",
+        (folder("no-weights", "model.safetensors.index.json"), "me/tiny"): "lacks model.safetensors;",
+        (folder("no-code", "moe.py"), "me/tiny"): "lacks moe.py",
+        (folder("no-map", config__json=json.dumps(config)), "me/tiny"): "lacks `auto_map` in config.json",
+        (folder("env", __env="KEY=1"), "me/tiny"): "holds .env, which looks like a secret",
+        (folder("pem", server__pem="key"), "me/tiny"): "holds server.pem, which looks like a secret",
+        (folder("own", notes__md=f"one\ntwo {TOKEN}"), "me/tiny"): "notes.md, line 2: a Hugging Face token",
+        (folder("api", run__json=f'{{"key": "{key}"}}'), "me/tiny"): "run.json, line 1: an API key",
+    }
+    lines = "".join("|".join(map(str, ("--folder", source, "--repo", *rest))) + "\n" for source, *rest in cases)
+    said = run(hub, REFUSE, stdin=lines).splitlines()
+    refused = [line for line in said if line.startswith("refused: ")]
+    assert len(refused) == len(cases)
+    for line, expected in zip(refused, cases.values(), strict=True):
+        assert expected in line
+    assert key not in "".join(said)
+    no_token = run(hub, REFUSE, stdin=lines.splitlines()[-1], HF_TOKEN=None)
+    assert "refused: there is no token" in no_token and "hf auth login" in no_token
+    offline = run(hub, REFUSE, stdin=f"--folder|{package}|--repo|me/tiny", HF_HUB_OFFLINE="1")
+    assert "refused: `HF_HUB_OFFLINE` is set" in offline
+    assert hub.requests == []
+    # The same, with nothing wrong.
+    assert "pushed: " in run(hub, REFUSE, stdin=f"--folder|{package}|--repo|me/tiny")
+    assert hub.requests
+
+
+def test_words_are_no_secrets(tmp_path):
+    text = "task-specific-language-modeling-data sk-learn-and-other-names-of-libraries hf_hub_download_to_folder_of_a"
+    (tmp_path / "notes.md").write_text(text)
+    upload_checks.check_secrets(tmp_path, ["notes.md"], "x")
+
+
+def test_options_of_an_upload_need_one(chat, tmp_path):
+    with pytest.raises(ValueError, match="add `--push`"):
+        builder.main(["--model", str(chat / "model"), "--output", str(tmp_path / "out"), "--private"])
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
+    output = tmp_path / "output"
+    for content in ("first", "second"):
+        with replaced_folder(output) as folder:
+            (folder / content).touch()
+            assert output.exists() == (content == "second")
+        assert [path.name for path in output.iterdir()] == [content]
+    with pytest.raises(RuntimeError), replaced_folder(output) as folder:
+        raise RuntimeError
+    # The second of two renames fails: the old folder comes back.
+    rename = Path.rename
+    monkeypatch.setattr(
+        Path, "rename", lambda path, to: (path.name.endswith(".partial") and 1 / 0) or rename(path, to)
+    )
+    with pytest.raises(ZeroDivisionError), replaced_folder(output) as folder:
+        pass
+    monkeypatch.undo()
+    assert [path.name for path in output.iterdir()] == ["second"]
+    # A process that is killed there leaves the old folder aside, and the next one finds it.
+    output.rename(tmp_path / ".output.old")
+    with pytest.raises(RuntimeError), replaced_folder(output) as folder:
+        assert (output / "second").exists()
+        raise RuntimeError
+    assert [path.name for path in output.iterdir()] == ["second"]
+    assert [path.name for path in tmp_path.iterdir()] == ["output"]
