@@ -8,6 +8,7 @@ that arrived whole are not sent again.
 """
 
 import argparse
+import glob
 import logging
 from pathlib import Path
 
@@ -88,24 +89,29 @@ def push_folder(
     check_base(folder, files, base_model)
     if left_out:
         logger.warning("not uploaded: %s", ", ".join(left_out))
+    api = HfApi()
+    repo = make_repository(api, repo, private, revision)
     try:
         with with_base(folder, files, base_model) as prepared:
-            return upload(HfApi(), prepared, files, repo, private, revision, commit_message)
+            return send(api, prepared, files, repo, revision, commit_message)
     except BaseException as error:
         error.add_note(f"{folder} is as it was. The same command goes on: files that arrived are not sent again.")
         raise
 
 
-def upload(
-    api: HfApi, folder: Path, files: list[str], repo: str, private: bool, revision: str | None, message: str | None
-) -> str:
-    """Make the repository and the branch, send the files, see that they are there."""
+def make_repository(api: HfApi, repo: str, private: bool, revision: str | None) -> str:
+    """See that there is a repository, private if asked for, and the branch; returns its full name."""
     # Without `private` the setting of the organization counts.
     repo = api.create_repo(repo, private=private or None, exist_ok=True).repo_id
     if private and not api.model_info(repo).private:  # the argument is ignored for one that is there
         raise ValueError(f"`private`: {repo} exists and is public; change that in its settings, or take another name")
     if revision not in (None, constants.DEFAULT_REVISION) and not str(revision).startswith("refs/"):
         api.create_branch(repo, branch=str(revision), exist_ok=True)
+    return repo
+
+
+def send(api: HfApi, folder: Path, files: list[str], repo: str, revision: str | None, message: str | None) -> str:
+    """Send the files, remove what would be read with them, see that all are there."""
     remains = ADAPTER_REMAINS if is_adapter(files) else MODEL_REMAINS
     there = set(api.list_repo_files(repo, revision=revision))
     stale = sorted(name for name in there - set(files) if matches(name, remains))
@@ -116,7 +122,7 @@ def upload(
         folder_path=folder,
         revision=revision,
         commit_message=message or f"Upload {'adapter' if is_adapter(files) else 'model'}",
-        allow_patterns=[name.replace("[", "[[]") for name in files],
+        allow_patterns=[glob.escape(name) for name in files],
         delete_patterns=stale,
     )
     missing = sorted(set(files) - set(api.list_repo_files(repo, revision=revision)))

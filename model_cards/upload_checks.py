@@ -12,8 +12,8 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 # Of resuming a training, and pickles, which run code when they are read. Any part of a path may match.
-LEFT_OUT = ("checkpoint-*", "global_step*", "merged", "runs", "wandb", "__pycache__", "*.partial", "optimizer*")
-LEFT_OUT += ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle", "*.pyc")
+LEFT_OUT = ("checkpoint-*", "global_step*", "merged", "runs", "wandb", "__pycache__", "*.partial", "optimizer_[0-9]*")
+LEFT_OUT += ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle", "*.distcp", "*.pyc")
 HIDDEN_BUT_READ_BY_THE_HUB = (".gitattributes", ".eval_results")
 SECRET_FILES = (".env", ".env.*", ".netrc", ".git-credentials", "*.pem", "*.key", "*.p12", "id_rsa*", "id_ed25519*")
 SECRET_FILES += ("token", "credentials", "credentials.json", "secrets.*")

@@ -14,7 +14,7 @@ import torch
 from fake_hub import TOKEN, FakeHub
 from huggingface_hub import ModelCard
 from peft import LoraConfig, PeftModel, get_peft_model
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tiny_chat import write_tiny_chat
 from transformers import AutoTokenizer
 
@@ -24,7 +24,6 @@ from modeling_longcat_lite import ROW_DELTA_FILE, LongCatLiteForCausalLM, read_r
 from training.folder_replacement import replaced_folder
 
 QUESTION = [{"role": "user", "content": "What does function 1 do?"}]
-CODE = {path.name for path in Path("modeling_longcat_lite").glob("*.py")} - {"__init__.py"}
 PUSH = "from model_cards.push_to_hub import main; main()"
 # The same command twice, of which the first fails: is the folder built again?
 BUILD_AND_PUSH_TWICE = """
@@ -82,7 +81,7 @@ import sys
 from model_cards.push_to_hub import main
 for line in sys.stdin:
     try:
-        print("pushed:", line, main(line.split("|")))
+        print("pushed:", line, main(line.strip().split("|")))
     except ValueError as error:
         print("refused:", error)
 """
@@ -101,7 +100,7 @@ def run(hub: FakeHub, code: str, *arguments, fails: bool = False, cwd=None, stdi
     )
     output = done.stdout + done.stderr
     assert (done.returncode != 0) == fails, output
-    assert TOKEN not in output
+    assert hub.environment(**changes).get("HF_TOKEN", TOKEN) not in output
     return output
 
 
@@ -191,26 +190,17 @@ def test_model_and_adapter_load_by_name_in_other_processes(chat, adapter, tmp_pa
 
 @pytest.mark.slow  # a process that trains
 def test_trainer_and_model_push_their_code(chat, tmp_path, hub):
-    options = (
-        "--model_name_or_path",
-        chat / "model",
-        "--dataset_name",
-        chat / "data",
-        "--output_dir",
-        tmp_path / "out",
-    )
-    options += ("--chat_template_path", "tokenization/chat_template_training.jinja", "--max_steps", "1", "--use_cpu")
-    options += ("--bf16", "false", "--report_to", "none", "--save_strategy", "no", "--max_length", "64")
-    run(hub, TRAIN_AND_PUSH, *options, "--push_to_hub", "--hub_model_id", "me/trainer")
-    weights = (tmp_path / "out" / "model.safetensors").read_bytes()
+    options = ("--model_name_or_path", chat / "model", "--dataset_name", chat / "data")
+    options += ("--output_dir", tmp_path / "out", "--chat_template_path", "tokenization/chat_template_training.jinja")
+    options += ("--max_steps", "1", "--use_cpu", "--bf16", "false", "--report_to", "none", "--save_strategy", "no")
+    run(hub, TRAIN_AND_PUSH, *options, "--max_length", "64", "--push_to_hub", "--hub_model_id", "me/trainer")
+    code = {path.name: path.read_bytes() for path in Path("modeling_longcat_lite").glob("*.py")}
+    del code["__init__.py"]
     from_trainer, from_model = hub.files("me/trainer"), hub.files("me/model")
     for files in (from_trainer, from_model):
-        assert CODE | {"config.json", "README.md"} <= files.keys()
+        assert code.items() <= files.items() and {"config.json", "README.md"} <= files.keys()
         assert json.loads(files["config.json"])["auto_map"].keys() >= {"AutoConfig", "AutoModelForCausalLM"}
-        assert files["model.safetensors"] == weights
-        assert all(
-            data == (Path("modeling_longcat_lite") / name).read_bytes() for name, data in files.items() if name in CODE
-        )
+        assert files["model.safetensors"] == (tmp_path / "out" / "model.safetensors").read_bytes()
         assert not any(TOKEN.encode() in data for data in files.values())
     assert {"tokenizer.json", "chat_template.jinja"} <= from_trainer.keys()
 
@@ -252,11 +242,12 @@ def test_a_failed_upload_leaves_the_folder_and_goes_on(package, hub):
 
 def test_uploads_by_xet_go_on_too(package):
     with FakeHub(xet=True) as hub:
-        hub.fail("POST", "/commit/", times=2, status=403)  # once for all files, once for a part of them
+        hub.fail("POST", "/commit/", status=403)
         push = ("--folder", package, "--repo", "me/tiny", "--commit-message", "By Xet")
         run(hub, PUSH, *push, fails=True)
         sent = list(hub.xet.received)
         assert sent and pushed_files(hub, "me/tiny") == {}
+        hub.heal()
         run(hub, PUSH, *push)
         assert hub.xet.received == sent
         assert pushed_files(hub, "me/tiny") == contents(package)
@@ -365,6 +356,28 @@ def test_words_are_no_secrets(tmp_path):
     upload_checks.check_secrets(tmp_path, ["notes.md"], "x")
 
 
+def test_secrets_of_other_forms_are_found(tmp_path):
+    save_file({"weight": torch.ones(1)}, tmp_path / "model.safetensors", metadata={"by": f"me, {TOKEN}"})
+    with pytest.raises(ValueError, match=r"model.safetensors, line 1: a Hugging Face token"):
+        upload_checks.check_secrets(tmp_path, ["model.safetensors"], "x")
+    (tmp_path / "notes.md").write_text("my-very-own-token")
+    with pytest.raises(ValueError, match=r"notes.md, line 1: your own token"):
+        upload_checks.check_secrets(tmp_path, ["notes.md"], "very-own-token")
+
+
+def test_a_token_that_is_refused_is_not_shown(package, hub):
+    said = run(hub, PUSH, "--folder", package, "--repo", "me/tiny", fails=True, HF_TOKEN="hf_" + "wrong" * 7)
+    assert "401" in said
+    said = run(hub, PUSH, "--folder", package, "--repo", "you/tiny", fails=True)
+    assert "403" in said and "namespace" in said
+    assert hub.repositories == {} and hub.stored == []
+
+
+def test_changed_rows_that_are_nowhere_are_named(chat):
+    with pytest.raises(ValueError, match=r"me/nothing: no such folder, and no repository on the Hub"):
+        LongCatLiteForCausalLM.from_pretrained(chat / "model").load_ngram_rows("me/nothing")
+
+
 def test_options_of_an_upload_need_one(chat, tmp_path):
     with pytest.raises(ValueError, match="add `--push`"):
         builder.main(["--model", str(chat / "model"), "--output", str(tmp_path / "out"), "--private"])
@@ -372,6 +385,9 @@ def test_options_of_an_upload_need_one(chat, tmp_path):
 
 
 def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
+    def fail():
+        raise OSError("no space")
+
     output = tmp_path / "output"
     for content in ("first", "second"):
         with replaced_folder(output) as folder:
@@ -382,12 +398,8 @@ def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
         raise RuntimeError
     # The second of two renames fails: the old folder comes back.
     rename = Path.rename
-    monkeypatch.setattr(
-        Path, "rename", lambda path, to: (path.name.endswith(".partial") and 1 / 0) or rename(path, to)
-    )
-    with pytest.raises(ZeroDivisionError), replaced_folder(output) as folder:
-        pass
-    monkeypatch.undo()
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="no space"), replaced_folder(output) as folder:
+        patch.setattr(Path, "rename", lambda path, to: fail() if path == folder else rename(path, to))
     assert [path.name for path in output.iterdir()] == ["second"]
     # A process that is killed there leaves the old folder aside, and the next one finds it.
     output.rename(tmp_path / ".output.old")
