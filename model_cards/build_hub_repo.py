@@ -82,7 +82,7 @@ def main(arguments: list[str] | None = None) -> None:
     elif args.private or args.revision or args.commit_message:
         raise ValueError("`--private`, `--revision` and `--commit-message` are of an upload: add `--push`")
     unfinished = UnfinishedPush(args, args.output)
-    if args.push is None or not unfinished.is_built():
+    if args.push is None or args.overwrite or not unfinished.is_built():
         build_hub_repo(args.model, args.output, args.report, args.license, args.max_shard_size, args.overwrite)
     size = sum(file.stat().st_size for file in args.output.rglob("*"))
     print(f"{args.output}: {len(list(args.output.iterdir()))} files, {size / 1e6:.1f} MB")

@@ -16,7 +16,7 @@ from huggingface_hub import HfApi, constants, get_token
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
-from model_cards.adapter_base import check_base, with_base
+from model_cards.adapter_base import checked_base, with_base
 from model_cards.upload_checks import check_complete, check_secrets, files_to_upload, is_adapter, matches
 
 # What `from_pretrained` would read together with the new weights, if an earlier push had left it in the repository.
@@ -86,13 +86,15 @@ def push_folder(
     files, left_out = files_to_upload(folder)
     check_complete(folder, files)
     check_secrets(folder, files, token)
-    check_base(folder, files, base_model)
+    base = checked_base(folder, files, base_model)
     if left_out:
         logger.warning("not uploaded: %s", ", ".join(left_out))
     api = HfApi()
+    if base is not None and not api.repo_exists(base):
+        raise ValueError(f"`base_model`: there is no {base} on the Hub that you may read; push it first")
     repo = make_repository(api, repo, private, revision)
     try:
-        with with_base(folder, files, base_model) as prepared:
+        with with_base(folder, files, base) as prepared:
             return send(api, prepared, files, repo, revision, commit_message)
     except BaseException as error:
         error.add_note(f"{folder} is as it was. The same command goes on: files that arrived are not sent again.")

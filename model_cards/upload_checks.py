@@ -12,11 +12,11 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 # Of resuming a training, and pickles, which run code when they are read. Any part of a path may match.
-LEFT_OUT = ("checkpoint-*", "global_step*", "merged", "runs", "wandb", "__pycache__", "*.partial", "optimizer_[0-9]*")
-LEFT_OUT += ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle", "*.distcp", "*.pyc")
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle", "*.distcp", "*.pyc", "__pycache__")
+LEFT_OUT = ("checkpoint-*", "global_step*", "optimizer_[0-9]*", "merged", "runs", "wandb", "*.partial", *PICKLES)
 HIDDEN_BUT_READ_BY_THE_HUB = (".gitattributes", ".eval_results")
-SECRET_FILES = (".env", ".env.*", ".netrc", ".git-credentials", "*.pem", "*.key", "*.p12", "id_rsa*", "id_ed25519*")
-SECRET_FILES += ("token", "credentials", "credentials.json", "secrets.*")
+KEY_FILES = ("*.pem", "*.key", "*.p12", "id_rsa*", "id_ed25519*")
+SECRET_FILES = (".env", ".env.*", ".netrc", "token", ".git-credentials", "credentials*", "secrets.*", *KEY_FILES)
 SECRETS = {
     "a Hugging Face token": rb"\bhf_(?:[a-z]{2,8}_)?[A-Za-z0-9]{30,}",
     # With a digit somewhere: words that are joined by hyphens are no key.

@@ -59,7 +59,7 @@ def find_row_delta(delta: str | os.PathLike, **hub_arguments) -> str | os.PathLi
     if Path(delta).exists() or not HUB_NAME.fullmatch(str(delta)):
         return delta
     try:
-        return cached_file(str(delta), ROW_DELTA_FILE, **hub_arguments)
+        return str(cached_file(str(delta), ROW_DELTA_FILE, **hub_arguments))
     except OSError as error:
         raise ValueError(
             f"{delta}: no such folder, and no repository on the Hub with {ROW_DELTA_FILE} ({error})"

@@ -90,6 +90,11 @@ class FakeHub:
         }
         return {name: value for name, value in names.items() if value is not None}
 
+    def add_repository(self, name: str, private: bool = False) -> None:
+        """Make a repository, with the one file that new ones have."""
+        self.repositories[name] = Repository(private)
+        self.repositories[name].add(Commit("main", "initial commit", {".gitattributes": File(b"", lfs=False)}, []))
+
     def files(self, name: str, revision: str = "main") -> dict[str, bytes]:
         """Content by path, at the head of a branch."""
         return {path: file.content for path, file in self.repositories[name].branches[revision].files.items()}
@@ -128,6 +133,7 @@ class HubRequestHandler(BaseHTTPRequestHandler):
     """One request; the routes are the methods in `ROUTES`."""
 
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # a header and a body apart would wait for each other
     hub: FakeHub
 
     def log_message(self, *_) -> None:
@@ -215,9 +221,7 @@ class HubRequestHandler(BaseHTTPRequestHandler):
         if name in self.hub.repositories:
             self.send(409, {"error": "You already created this model repo", **address})
             return
-        created = Repository(private=asked.get("visibility") == "private")
-        created.add(Commit("main", "initial commit", {".gitattributes": File(b"", lfs=False)}, []))
-        self.hub.repositories[name] = created
+        self.hub.add_repository(name, private=asked.get("visibility") == "private")
         self.send(200, address)
 
     def create_branch(self, name: str, branch: str) -> None:

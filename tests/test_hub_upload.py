@@ -272,7 +272,11 @@ def test_an_adapter_names_its_base_as_the_hub_does(chat, adapter, tmp_path, hub)
     said = run(hub, PUSH, "--folder", adapter, "--repo", "me/adapter", fails=True)
     assert "`base_model_name_or_path`" in said and "--base-model user/name" in said
     assert hub.requests == []
-    run(hub, PUSH, "--folder", adapter, "--repo", "me/adapter", "--base-model", "me/tiny")
+    with_base = ("--folder", adapter, "--repo", "me/adapter", "--base-model", "me/tiny")
+    assert "there is no me/tiny on the Hub" in run(hub, PUSH, *with_base, fails=True)
+    assert hub.repositories == {}
+    hub.add_repository("me/tiny")
+    run(hub, PUSH, *with_base)
     files = hub.files("me/adapter")
     assert json.loads(files["adapter_config.json"])["base_model_name_or_path"] == "me/tiny"
     assert ModelCard(files["README.md"].decode()).data.base_model == "me/tiny"
