@@ -19,8 +19,9 @@ from tiny_chat import write_tiny_chat
 from transformers import AutoTokenizer
 
 from model_cards import build_hub_repo as builder
-from model_cards import upload_checks
+from model_cards import unfinished_push, upload_checks
 from modeling_longcat_lite import ROW_DELTA_FILE, LongCatLiteForCausalLM, read_row_delta, write_row_delta
+from training import extend_context, sft
 from training.folder_replacement import replaced_folder
 
 QUESTION = [{"role": "user", "content": "What does function 1 do?"}]
@@ -205,6 +206,18 @@ def test_trainer_and_model_push_their_code(chat, tmp_path, hub):
     assert {"tokenizer.json", "chat_template.jinja"} <= from_trainer.keys()
 
 
+@pytest.mark.parametrize("script", [sft, extend_context], ids=["sft", "extend_context"])
+def test_a_token_among_the_training_arguments_is_refused(script, chat, tmp_path):
+    # `training_args.bin` holds it, and `trainer.push_to_hub` uploads that file.
+    options = ["--model_name_or_path", str(chat / "model"), "--dataset_name", str(chat / "data"), "--use_cpu"]
+    options += ["--output_dir", str(tmp_path), "--bf16", "false", "--report_to", "none", "--hub_token", TOKEN]
+    stages = ["--stages", "training/recipes/yarn_demo.stages.yaml"] if script is extend_context else []
+    with pytest.raises(ValueError, match="`hub_token` would be stored") as refused:
+        script.main(*script.make_parser().parse_args_and_config([*options, *stages]))
+    assert TOKEN not in str(refused.value)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_branch_message_and_privacy_arrive(package, hub):
     options = ("--private", "--revision", "trial/one", "--commit-message", "Second try")
     run(hub, PUSH, "--folder", package, "--repo", "me/tiny", *options)
@@ -240,19 +253,22 @@ def test_a_failed_upload_leaves_the_folder_and_goes_on(package, hub):
     assert digests(package) == before
 
 
-def test_uploads_by_xet_go_on_too(package):
+def test_uploads_by_xet_go_on_too_and_large_ones_take_several_commits(package, tmp_path):
+    folder = tmp_path / "folder"
+    shutil.copytree(package, folder)
+    for index in range(230):
+        (folder / f"note-{index}.txt").write_text(f"{index}")
+    push = ("--folder", folder, "--repo", "me/tiny", "--commit-message", "By Xet")
     with FakeHub(xet=True) as hub:
         hub.fail("POST", "/commit/", status=403)
-        push = ("--folder", package, "--repo", "me/tiny", "--commit-message", "By Xet")
         run(hub, PUSH, *push, fails=True)
         sent = list(hub.xet.received)
         assert sent and pushed_files(hub, "me/tiny") == {}
         hub.heal()
         run(hub, PUSH, *push)
-        assert hub.xet.received == sent
-        assert pushed_files(hub, "me/tiny") == contents(package)
-        assert hub.repositories["me/tiny"].commits[-1].message == "By Xet"
-        assert hub.stored == []
+        assert hub.xet.received == sent and hub.stored == []
+        assert pushed_files(hub, "me/tiny") == contents(folder)
+        assert [commit.message for commit in hub.repositories["me/tiny"].commits[1:]] == ["By Xet", "By Xet (part 2)"]
 
 
 def test_what_an_earlier_push_left_is_not_loaded_with_the_new_weights(chat, package, adapter, tmp_path, hub):
@@ -386,6 +402,27 @@ def test_options_of_an_upload_need_one(chat, tmp_path):
     with pytest.raises(ValueError, match="add `--push`"):
         builder.main(["--model", str(chat / "model"), "--output", str(tmp_path / "out"), "--private"])
     assert not (tmp_path / "out").exists()
+
+
+def test_an_unfinished_push_goes_on_with_the_same_build_only(tmp_path, monkeypatch):
+    monkeypatch.setattr(unfinished_push, "push_folder", lambda *rest: 1 / 0)
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    output = tmp_path / "package"
+    output.mkdir()
+
+    def unfinished(*options: str) -> unfinished_push.UnfinishedPush:
+        arguments = ["--model", str(tmp_path / "model"), "--output", str(output), "--push", "me/tiny", *options]
+        return unfinished_push.UnfinishedPush(builder.make_parser().parse_args(arguments), output)
+
+    assert not unfinished().is_built()
+    with pytest.raises(ZeroDivisionError):
+        unfinished().push("me/tiny", False, None, None)
+    assert unfinished().is_built()
+    assert unfinished("--commit-message", "Again", "--private").is_built()
+    assert not unfinished("--license", "mit").is_built()
+    (tmp_path / "model" / "config.json").write_text("{ }")
+    assert not unfinished().is_built()
 
 
 def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
