@@ -1,11 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is pushed loads by name elsewhere; a push that cannot be right sends nothing; one that fails goes on."""
+"""What is pushed arrives as it was asked for and loads by name elsewhere; a push that fails goes on."""
 
 import hashlib
 import json
 import shutil
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -14,15 +12,14 @@ import torch
 from fake_hub import TOKEN, FakeHub
 from huggingface_hub import ModelCard
 from peft import LoraConfig, PeftModel, get_peft_model
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from tiny_chat import write_tiny_chat
 from transformers import AutoTokenizer
 
 from model_cards import build_hub_repo as builder
-from model_cards import unfinished_push, upload_checks
+from model_cards import unfinished_push
 from modeling_longcat_lite import ROW_DELTA_FILE, LongCatLiteForCausalLM, read_row_delta, write_row_delta
 from training import extend_context, sft
-from training.folder_replacement import replaced_folder
 
 QUESTION = [{"role": "user", "content": "What does function 1 do?"}]
 PUSH = "from model_cards.push_to_hub import main; main()"
@@ -77,32 +74,6 @@ from training.sft import main, make_parser
 trainer = main(*make_parser().parse_args_and_config(sys.argv[1:]))
 trainer.model.push_to_hub("me/model")
 """
-REFUSE = """
-import sys
-from model_cards.push_to_hub import main
-for line in sys.stdin:
-    try:
-        print("pushed:", line, main(line.strip().split("|")))
-    except ValueError as error:
-        print("refused:", error)
-"""
-
-
-def run(hub: FakeHub, code: str, *arguments, fails: bool = False, cwd=None, stdin: str = "", **changes) -> str:
-    """Runs code in a process that takes `hub` for the Hub; returns its output, which never has the token in it."""
-    done = subprocess.run(
-        [sys.executable, "-c", code, *map(str, arguments)],
-        env=hub.environment(**changes),
-        cwd=cwd,
-        input=stdin,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    output = done.stdout + done.stderr
-    assert (done.returncode != 0) == fails, output
-    assert hub.environment(**changes).get("HF_TOKEN", TOKEN) not in output
-    return output
 
 
 def digests(folder: Path) -> dict[str, str]:
@@ -155,19 +126,19 @@ def hub():
 def test_model_and_adapter_load_by_name_in_other_processes(chat, adapter, tmp_path, hub):
     hub.fail("POST", "/commit/", times=1, status=403)
     build = ("--model", chat / "model", "--output", tmp_path / "package", "--max-shard-size", "200KB", "--push")
-    said = run(hub, BUILD_AND_PUSH_TWICE, *build, "me/tiny")
+    said = hub.run(BUILD_AND_PUSH_TWICE, *build, "me/tiny")
     assert "failed:" in said and "The same command goes on" in said and f"{hub.url}/me/tiny/commit/" in said
     shards = [path.read_bytes() for path in (tmp_path / "package").glob("*.safetensors")]
     assert len(shards) > 2 and sorted(hub.stored) == sorted(hashlib.sha256(shard).hexdigest() for shard in shards)
     assert pushed_files(hub, "me/tiny") == contents(tmp_path / "package")
     assert [path.name for path in tmp_path.iterdir()] == ["package"]  # and no note of an unfinished push
-    run(hub, PUSH, "--folder", adapter, "--repo", "me/adapter", "--base-model", "me/tiny")
+    hub.run(PUSH, "--folder", adapter, "--repo", "me/adapter", "--base-model", "me/tiny")
 
     with ThreadPoolExecutor() as pool:
         without = ("me/tiny", "", tmp_path / "without", "the package")
         loads = [
-            pool.submit(run, hub, LOAD, *without, cwd=tmp_path, PYTHONPATH=None),
-            pool.submit(run, hub, LOAD, "me/tiny", "me/adapter", tmp_path / "with"),
+            pool.submit(hub.run, LOAD, *without, cwd=tmp_path, PYTHONPATH=None),
+            pool.submit(hub.run, LOAD, "me/tiny", "me/adapter", tmp_path / "with"),
         ]
         for load in loads:
             load.result()
@@ -194,7 +165,7 @@ def test_trainer_and_model_push_their_code(chat, tmp_path, hub):
     options = ("--model_name_or_path", chat / "model", "--dataset_name", chat / "data")
     options += ("--output_dir", tmp_path / "out", "--chat_template_path", "tokenization/chat_template_training.jinja")
     options += ("--max_steps", "1", "--use_cpu", "--bf16", "false", "--report_to", "none", "--save_strategy", "no")
-    run(hub, TRAIN_AND_PUSH, *options, "--max_length", "64", "--push_to_hub", "--hub_model_id", "me/trainer")
+    hub.run(TRAIN_AND_PUSH, *options, "--max_length", "64", "--push_to_hub", "--hub_model_id", "me/trainer")
     code = {path.name: path.read_bytes() for path in Path("modeling_longcat_lite").glob("*.py")}
     del code["__init__.py"]
     from_trainer, from_model = hub.files("me/trainer"), hub.files("me/model")
@@ -220,7 +191,7 @@ def test_a_token_among_the_training_arguments_is_refused(script, chat, tmp_path)
 
 def test_branch_message_and_privacy_arrive(package, hub):
     options = ("--private", "--revision", "trial/one", "--commit-message", "Second try")
-    run(hub, PUSH, "--folder", package, "--repo", "me/tiny", *options)
+    hub.run(PUSH, "--folder", package, "--repo", "me/tiny", *options)
     repository = hub.repositories["me/tiny"]
     assert repository.private
     assert (repository.commits[-1].branch, repository.commits[-1].message) == ("trial/one", "Second try")
@@ -229,9 +200,9 @@ def test_branch_message_and_privacy_arrive(package, hub):
 
 
 def test_a_public_repository_is_not_taken_for_a_private_one(package, hub):
-    run(hub, PUSH, "--folder", package, "--repo", "me/tiny")
+    hub.run(PUSH, "--folder", package, "--repo", "me/tiny")
     commits = len(hub.repositories["me/tiny"].commits)
-    said = run(hub, PUSH, "--folder", package, "--repo", "me/tiny", "--private", fails=True)
+    said = hub.run(PUSH, "--folder", package, "--repo", "me/tiny", "--private", fails=True)
     assert "`private`: me/tiny exists and is public" in said
     assert len(hub.repositories["me/tiny"].commits) == commits
 
@@ -240,14 +211,14 @@ def test_a_failed_upload_leaves_the_folder_and_goes_on(package, hub):
     before, push = digests(package), ("--folder", package, "--repo", "me/tiny")
     shards = len(list(package.glob("*.safetensors")))
     hub.fail("PUT", after=2, status=403)
-    said = run(hub, PUSH, *push, fails=True)
+    said = hub.run(PUSH, *push, fails=True)
     assert "The same command goes on" in said and "the disk is full" in said
     assert len(hub.stored) == 2 < shards
     assert digests(package) == before
     assert pushed_files(hub, "me/tiny") == {}
     hub.heal()
     hub.fail("PUT", times=1)  # a connection that drops once is tried again, without a word
-    run(hub, PUSH, *push)
+    hub.run(PUSH, *push)
     assert len(hub.stored) == len(set(hub.stored)) == shards
     assert pushed_files(hub, "me/tiny") == contents(package)
     assert digests(package) == before
@@ -261,11 +232,11 @@ def test_uploads_by_xet_go_on_too_and_large_ones_take_several_commits(package, t
     push = ("--folder", folder, "--repo", "me/tiny", "--commit-message", "By Xet")
     with FakeHub(xet=True) as hub:
         hub.fail("POST", "/commit/", status=403)
-        run(hub, PUSH, *push, fails=True)
+        hub.run(PUSH, *push, fails=True)
         sent = list(hub.xet.received)
         assert sent and pushed_files(hub, "me/tiny") == {}
         hub.heal()
-        run(hub, PUSH, *push)
+        hub.run(PUSH, *push)
         assert hub.xet.received == sent and hub.stored == []
         assert pushed_files(hub, "me/tiny") == contents(folder)
         assert [commit.message for commit in hub.repositories["me/tiny"].commits[1:]] == ["By Xet", "By Xet (part 2)"]
@@ -276,23 +247,25 @@ def test_what_an_earlier_push_left_is_not_loaded_with_the_new_weights(chat, pack
     builder.build_hub_repo(chat / "model", whole)
     shutil.copy(adapter / ROW_DELTA_FILE, whole)
     (whole / "picture.png").write_bytes(b"picture")
-    run(hub, PUSH, "--folder", whole, "--repo", "me/tiny")
+    hub.run(PUSH, "--folder", whole, "--repo", "me/tiny")
     assert {"model.safetensors", ROW_DELTA_FILE} <= hub.files("me/tiny").keys()
-    said = run(hub, PUSH, "--folder", package, "--repo", "me/tiny")
+    said = hub.run(PUSH, "--folder", package, "--repo", "me/tiny")
     assert f"model.safetensors, {ROW_DELTA_FILE}" in said
     assert pushed_files(hub, "me/tiny") == {**contents(package), "picture.png": b"picture"}
 
 
 def test_an_adapter_names_its_base_as_the_hub_does(chat, adapter, tmp_path, hub):
     before = digests(adapter)
-    said = run(hub, PUSH, "--folder", adapter, "--repo", "me/adapter", fails=True)
+    said = hub.run(PUSH, "--folder", adapter, "--repo", "me/adapter", fails=True)
     assert "`base_model_name_or_path`" in said and "--base-model user/name" in said
     assert hub.requests == []
+    said = hub.run(PUSH, "--folder", adapter, "--repo", "me/adapter", "--base-model", "no/name/this", fails=True)
+    assert "`base_model` 'no/name/this' is no name" in said and hub.requests == []
     with_base = ("--folder", adapter, "--repo", "me/adapter", "--base-model", "me/tiny")
-    assert "there is no me/tiny on the Hub" in run(hub, PUSH, *with_base, fails=True)
+    assert "there is no me/tiny on the Hub" in hub.run(PUSH, *with_base, fails=True)
     assert hub.repositories == {}
     hub.add_repository("me/tiny")
-    run(hub, PUSH, *with_base)
+    hub.run(PUSH, *with_base)
     files = hub.files("me/adapter")
     assert json.loads(files["adapter_config.json"])["base_model_name_or_path"] == "me/tiny"
     assert ModelCard(files["README.md"].decode()).data.base_model == "me/tiny"
@@ -305,90 +278,10 @@ def test_an_adapter_names_its_base_as_the_hub_does(chat, adapter, tmp_path, hub)
     assert digests(adapter) == before
 
 
-def test_what_training_left_stays_here(package, tmp_path, hub):
-    folder = tmp_path / "folder"
-    shutil.copytree(package, folder)
-    left = ["training_args.bin", "optimizer.pt", "rng_state.pth", "checkpoint-4/model.safetensors", "runs/events"]
-    for name in left:
-        (folder / name).parent.mkdir(exist_ok=True)
-        (folder / name).write_bytes(b"x")
-    said = run(hub, PUSH, "--folder", folder, "--repo", "me/tiny")
-    assert "not uploaded: checkpoint-4/, optimizer.pt, rng_state.pth, runs/, training_args.bin" in said
-    assert pushed_files(hub, "me/tiny") == contents(package)
-
-
-def test_what_cannot_be_right_sends_nothing(package, adapter, tmp_path, hub):
-    def folder(name: str, without: str = "", **added: str) -> Path:
-        (tmp_path / name).mkdir()
-        for path in package.iterdir():
-            if path.name != without:
-                (tmp_path / name / path.name).symlink_to(path)
-        for file, text in added.items():
-            path = tmp_path / name / file.replace("__", ".")
-            path.unlink(missing_ok=True)
-            path.write_text(text)
-        return tmp_path / name
-
-    shard = sorted(path.name for path in package.glob("*.safetensors"))[1]
-    key = "sk-proj-" + "a1B2" * 6
-    config = {**json.loads((package / "config.json").read_text()), "auto_map": None}
-    cases = {
-        (package, "me/ti--ny"): "`repo` 'me/ti--ny' is no name of a repository",
-        (package, "me/models/tiny"): "`repo` 'me/models/tiny'",
-        (package, f"{hub.url}/me/tiny"): f"`repo` '{hub.url}/me/tiny'",
-        (package, "me/tiny.git"): "`repo` 'me/tiny.git'",
-        (package, "me/tiny", "--revision", "0" * 40): "`revision` 000",
-        (package, "me/tiny", "--base-model", "me/base"): "`base_model` is for adapters",
-        (adapter, "me/tiny", "--base-model", "no/name/this"): "`base_model` 'no/name/this' is no name",
-        (tmp_path / "nowhere", "me/tiny"): "is no folder",
-        (folder("no-config", "config.json"), "me/tiny"): "lacks config.json",
-        (folder("no-tokenizer", "tokenizer.json"), "me/tiny"): "lacks tokenizer.json",
-        (folder("no-card", "README.md"), "me/tiny"): "lacks README.md",
-        (folder("no-shard", shard), "me/tiny"): f"lacks {shard}",
-        (folder("no-weights", "model.safetensors.index.json"), "me/tiny"): "lacks model.safetensors;",
-        (folder("no-code", "moe.py"), "me/tiny"): "lacks moe.py",
-        (folder("no-map", config__json=json.dumps(config)), "me/tiny"): "lacks `auto_map` in config.json",
-        (folder("env", __env="KEY=1"), "me/tiny"): "holds .env, which looks like a secret",
-        (folder("pem", server__pem="key"), "me/tiny"): "holds server.pem, which looks like a secret",
-        (folder("own", notes__md=f"one\ntwo {TOKEN}"), "me/tiny"): "notes.md, line 2: a Hugging Face token",
-        (folder("api", run__json=f'{{"key": "{key}"}}'), "me/tiny"): "run.json, line 1: an API key",
-    }
-    lines = "".join("|".join(map(str, ("--folder", source, "--repo", *rest))) + "\n" for source, *rest in cases)
-    said = run(hub, REFUSE, stdin=lines).splitlines()
-    refused = [line for line in said if line.startswith("refused: ")]
-    assert len(refused) == len(cases)
-    for line, expected in zip(refused, cases.values(), strict=True):
-        assert expected in line
-    assert key not in "".join(said)
-    no_token = run(hub, REFUSE, stdin=lines.splitlines()[-1], HF_TOKEN=None)
-    assert "refused: there is no token" in no_token and "hf auth login" in no_token
-    offline = run(hub, REFUSE, stdin=f"--folder|{package}|--repo|me/tiny", HF_HUB_OFFLINE="1")
-    assert "refused: `HF_HUB_OFFLINE` is set" in offline
-    assert hub.requests == []
-    # The same, with nothing wrong.
-    assert "pushed: " in run(hub, REFUSE, stdin=f"--folder|{package}|--repo|me/tiny")
-    assert hub.requests
-
-
-def test_words_are_no_secrets(tmp_path):
-    text = "task-specific-language-modeling-data sk-learn-and-other-names-of-libraries hf_hub_download_to_folder_of_a"
-    (tmp_path / "notes.md").write_text(text)
-    upload_checks.check_secrets(tmp_path, ["notes.md"], "x")
-
-
-def test_secrets_of_other_forms_are_found(tmp_path):
-    save_file({"weight": torch.ones(1)}, tmp_path / "model.safetensors", metadata={"by": f"me, {TOKEN}"})
-    with pytest.raises(ValueError, match=r"model.safetensors, line 1: a Hugging Face token"):
-        upload_checks.check_secrets(tmp_path, ["model.safetensors"], "x")
-    (tmp_path / "notes.md").write_text("my-very-own-token")
-    with pytest.raises(ValueError, match=r"notes.md, line 1: your own token"):
-        upload_checks.check_secrets(tmp_path, ["notes.md"], "very-own-token")
-
-
 def test_a_token_that_is_refused_is_not_shown(package, hub):
-    said = run(hub, PUSH, "--folder", package, "--repo", "me/tiny", fails=True, HF_TOKEN="hf_" + "wrong" * 7)
+    said = hub.run(PUSH, "--folder", package, "--repo", "me/tiny", fails=True, HF_TOKEN="hf_" + "wrong" * 7)
     assert "401" in said
-    said = run(hub, PUSH, "--folder", package, "--repo", "you/tiny", fails=True)
+    said = hub.run(PUSH, "--folder", package, "--repo", "you/tiny", fails=True)
     assert "403" in said and "namespace" in said
     assert hub.repositories == {} and hub.stored == []
 
@@ -423,29 +316,3 @@ def test_an_unfinished_push_goes_on_with_the_same_build_only(tmp_path, monkeypat
     assert not unfinished("--license", "mit").is_built()
     (tmp_path / "model" / "config.json").write_text("{ }")
     assert not unfinished().is_built()
-
-
-def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
-    def fail():
-        raise OSError("no space")
-
-    output = tmp_path / "output"
-    for content in ("first", "second"):
-        with replaced_folder(output) as folder:
-            (folder / content).touch()
-            assert output.exists() == (content == "second")
-        assert [path.name for path in output.iterdir()] == [content]
-    with pytest.raises(RuntimeError), replaced_folder(output) as folder:
-        raise RuntimeError
-    # The second of two renames fails: the old folder comes back.
-    rename = Path.rename
-    with monkeypatch.context() as patch, pytest.raises(OSError, match="no space"), replaced_folder(output) as folder:
-        patch.setattr(Path, "rename", lambda path, to: fail() if path == folder else rename(path, to))
-    assert [path.name for path in output.iterdir()] == ["second"]
-    # A process that is killed there leaves the old folder aside, and the next one finds it.
-    output.rename(tmp_path / ".output.old")
-    with pytest.raises(RuntimeError), replaced_folder(output) as folder:
-        assert (output / "second").exists()
-        raise RuntimeError
-    assert [path.name for path in output.iterdir()] == ["second"]
-    assert [path.name for path in tmp_path.iterdir()] == ["output"]
