@@ -23,7 +23,8 @@ class UnfinishedPush:
         self.output = output
         self.note = output.absolute().with_name(f".{output.name}.push.json")
         options = {name: value for name, value in vars(args).items() if name not in OF_THE_UPLOAD}
-        sources = [value for value in options.values() if isinstance(value, Path) and value != output]
+        values = [value for values in options.values() for value in (values if isinstance(values, list) else [values])]
+        sources = [value for value in values if isinstance(value, Path) and value != output]
         files = [file for source in sources for file in ([source] if source.is_file() else sorted(source.glob("*")))]
         self.built_from = {
             "options": {name: str(value) for name, value in sorted(options.items())},

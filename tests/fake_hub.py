@@ -68,8 +68,10 @@ class FakeHub:
 
     def environment(self, **changes: str | None) -> dict[str, str]:
         """Variables of a process that takes this for the Hub, with an empty cache; `None` takes a variable away."""
+        elsewhere = ("HF_TOKEN_PATH", "HUGGING_FACE_HUB_TOKEN", "HF_HUB_CACHE", "HF_MODULES_CACHE", "HF_XET_CACHE")
         names: Mapping[str, str | None] = {
             **os.environ,
+            **dict.fromkeys(elsewhere),
             "HF_ENDPOINT": self.url,
             "HF_TOKEN": TOKEN,
             "HF_HOME": self._home.name,
@@ -78,6 +80,7 @@ class FakeHub:
             "HF_XET_DATA_XORB_COMPRESSION_POLICY": "none",
             "HF_HUB_DISABLE_TELEMETRY": "1",
             "NO_PROXY": "127.0.0.1",
+            "no_proxy": "127.0.0.1",
             "OMP_NUM_THREADS": "1",
             **changes,
         }
