@@ -2,9 +2,9 @@
 """Upload of a folder to the Hub, whole or not at all as far as that can be known before the first byte is sent.
 
 `HfApi.upload_folder` of huggingface_hub 2 does the sending; what was `upload_large_folder` is part of it. With
-`hf_xet`, which comes with it, a large folder arrives in several commits, `MESSAGE`, `MESSAGE (part 2)`, ..., and what
-has arrived is not sent again by a second run. Without (`HF_HUB_DISABLE_XET=1`) there is one commit at the end; files
-that arrived whole are not sent again.
+`hf_xet`, which comes with it, a large folder arrives in several commits, `MESSAGE`, `MESSAGE (part 2)`, ..., and the
+repository is not whole before the last one; what has arrived is not sent again by a second run. Without
+(`HF_HUB_DISABLE_XET=1`) there is one commit at the end; files that arrived whole are not sent again.
 """
 
 import argparse
@@ -65,7 +65,7 @@ def push_folder(
 ) -> str:
     """Upload a model's or an adapter's folder; returns the address of the commit.
 
-    What a loader would read beside the new weights, from an earlier push, is removed in the same commit. The folder
+    What a loader would read beside the new weights, from an earlier push, is removed in the (first) commit. The folder
     itself is only read.
 
     Args:
@@ -118,14 +118,14 @@ def send(api: HfApi, folder: Path, files: list[str], repo: str, revision: str | 
     there = set(api.list_repo_files(repo, revision=revision))
     stale = sorted(name for name in there - set(files) if matches(name, remains))
     if stale:
-        logger.warning("removed from %s, being of an earlier push: %s", repo, ", ".join(stale))
+        logger.warning("removing from %s what an earlier push left: %s", repo, ", ".join(stale))
     commit = api.upload_folder(
         repo_id=repo,
         folder_path=folder,
         revision=revision,
         commit_message=message or f"Upload {'adapter' if is_adapter(files) else 'model'}",
         allow_patterns=[glob.escape(name) for name in files],
-        delete_patterns=stale,
+        delete_patterns=stale or None,
     )
     missing = sorted(set(files) - set(api.list_repo_files(repo, revision=revision)))
     if missing:
