@@ -2,18 +2,17 @@
 r"""Build a folder that can be uploaded to the Hub as it is, from a trained model or adapter.
 
     python -m model_cards.build_hub_repo --model outputs/demo/model --output outputs/demo/package \
-        --facts model_cards/facts/demo.yaml --results outputs/demo/held_out_answers.json
+        --facts model_cards/facts/demo.yaml --results outputs/demo/held_out_answers.json --push user/name
 
 The folder is flat: safetensors weights, `config.json` with an `auto_map`, the model's code, tokenizer, chat template,
 generation settings and a card. `AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)` needs no more.
 Of an adapter it has the adapter, changed n-gram rows if there are any, the code, tokenizer and card.
 
-`model_cards.write_card` writes the card again when there are new results, and leaves the weights alone.
+`model_cards.write_card` writes the card again when there are new results, and leaves the weights alone. `--push`
+uploads the folder, see `hub_upload.py`; when that fails, the same command goes on with the folder that is built.
 """
 
 import argparse
-import shutil
-import tempfile
 from pathlib import Path
 
 from transformers import GenerationConfig
@@ -21,8 +20,11 @@ from transformers import GenerationConfig
 from eval.model_identity import ADAPTER_CONFIG
 from model_cards.adapter_folder import tokenizer_for_use, write_adapter_folder
 from model_cards.card import CardSources, make_card
+from model_cards.hub_upload import add_push_options, check_destination
+from model_cards.unfinished_push import UnfinishedPush
 from model_cards.write_card import add_card_arguments, card_sources
 from modeling_longcat_lite import LongCatLiteForCausalLM
+from training.folder_replacement import replaced_folder
 
 
 def build_hub_repo(
@@ -52,21 +54,12 @@ def build_hub_repo(
         if not (model_dir / name).is_file():
             raise ValueError(f"`model` {model_dir} has no {name}; save the model and its tokenizer there first")
     finished_card = make_card(model_dir, card or CardSources())
-    output_dir.parent.mkdir(parents=True, exist_ok=True)
-    building = Path(tempfile.mkdtemp(prefix=f".{output_dir.name}-", dir=output_dir.parent))
-    try:
+    with replaced_folder(output_dir) as building:
         if is_adapter:
             write_adapter_folder(model_dir, building, finished_card.base_model)
         else:
             write_folder(model_dir, building, max_shard_size)
         finished_card.write(building)
-        building.chmod(0o755)  # mkdtemp lets nobody else read
-        if output_dir.exists():
-            shutil.rmtree(output_dir)
-        building.rename(output_dir)
-    except BaseException:
-        shutil.rmtree(building, ignore_errors=True)
-        raise
 
 
 def write_folder(model_dir: Path, folder: Path, max_shard_size: str) -> None:
@@ -88,9 +81,17 @@ def write_folder(model_dir: Path, folder: Path, max_shard_size: str) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     args = make_parser().parse_args(arguments)
-    build_hub_repo(args.model, args.output, card_sources(args), args.max_shard_size, args.overwrite)
+    if args.push is not None:
+        check_destination(args.push, args.revision)  # before building, which may take long
+    elif args.private or args.revision or args.commit_message:
+        raise ValueError("`--private`, `--revision` and `--commit-message` are of an upload: add `--push`")
+    unfinished = UnfinishedPush(args, args.output)
+    if args.push is None or args.overwrite or not unfinished.is_built():
+        build_hub_repo(args.model, args.output, card_sources(args), args.max_shard_size, args.overwrite)
     size = sum(file.stat().st_size for file in args.output.rglob("*"))
     print(f"{args.output}: {len(list(args.output.iterdir()))} files, {size / 1e6:.1f} MB")
+    if args.push is not None:
+        print(unfinished.push(args.push, args.private, args.revision, args.commit_message))
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -102,6 +103,8 @@ def make_parser() -> argparse.ArgumentParser:
     add_card_arguments(parser)
     parser.add_argument("--max-shard-size", default="5GB", help="largest weights file, default: %(default)s")
     parser.add_argument("--overwrite", action="store_true", help="replace a folder that is not empty")
+    parser.add_argument("--push", metavar="USER/NAME", help="upload the folder to this repository of the Hub")
+    add_push_options(parser)
     return parser
 
 
