@@ -30,7 +30,7 @@ from .mtp import freeze_draft_head
 from .ngram_hot_rows import read_hot_rows
 from .ngram_quantization import packed_width
 from .ngram_row_cache import RowCache
-from .ngram_row_delta import ROW_DELTA_FILE, read_row_delta, write_row_delta
+from .ngram_row_delta import ROW_DELTA_FILE, find_row_delta, read_row_delta, write_row_delta
 from .ngram_tables import PLACEMENTS, NgramTables, StoredTable, find_tables
 from .sparse_attention import leave_indexer, warn_of_lost_indexer
 
@@ -153,11 +153,13 @@ class CheckpointLoadingMixin(PreTrainedModel):
         embedding.tables.overlay = overlay
 
     @torch.no_grad()
-    def load_ngram_rows(self, *deltas: str | os.PathLike):
+    def load_ngram_rows(self, *deltas: str | os.PathLike, **hub_arguments):
         """Puts changed rows of the n-gram tables in their place, in memory; of several deltas, later ones win.
 
         Args:
-            deltas (`str` or `os.PathLike`): Files, or folders with an `ngram_row_delta.safetensors`.
+            deltas (`str` or `os.PathLike`):
+                Files, or folders or repositories on the Hub with an `ngram_row_delta.safetensors`.
+            hub_arguments: As for `from_pretrained`: `revision`, `token`, `cache_dir`, ...
 
         Raises:
             `ValueError`: naming file and field, table or row, if a delta is not of this config; or if the tables are
@@ -173,7 +175,7 @@ class CheckpointLoadingMixin(PreTrainedModel):
                 '`ngram_tables="host"` or `"disk"`, which lays them over.'
             )
         for delta in deltas:
-            changed = read_row_delta(delta, self.config)
+            changed = read_row_delta(find_row_delta(delta, **hub_arguments), self.config)
             if not resident:
                 embedding.tables.change_rows(changed, self.config.subtable_width)
                 continue
