@@ -3,6 +3,7 @@
 
 import json
 import random
+from dataclasses import replace
 
 import pytest
 
@@ -23,11 +24,10 @@ def draw():
 
 
 def test_the_model_has_the_shape_of_the_demo(output, monkeypatch):
-    monkeypatch.setattr(tool_demo, "TRAIN_CONVERSATIONS", 40)
-    tool_demo.write_untrained_model(tool_demo.write_conversations())
+    tool_demo.write_untrained_model(tool_demo.write_conversations(replace(tool_demo.STAGES[1], conversations=40)))
     config = LongCatLiteForCausalLM.from_pretrained(output / "untrained").config
     assert (config.hidden_size, config.num_layers, config.max_ngram_order) == (192, 2, 4)
-    assert len((output / "data" / "train.jsonl").read_text().splitlines()) == 40
+    assert len((output / "data" / "declared" / "train.jsonl").read_text().splitlines()) == 40
 
 
 def test_questions_are_drawn_alike_each_time_and_their_arguments_are_held_out():
@@ -85,11 +85,15 @@ def test_the_report_passes_with_eight_of_ten(tmp_path, capsys, right, passed):
         for index, exchange in enumerate(exchanges)
     ]
     history = [{"eval_loss": 7.0}, {"loss": 1.0, "num_tokens": 1000.0}, {"eval_loss": 0.5}]
-    (tmp_path / "model").mkdir()
-    state = {"log_history": history, "global_step": 9}
-    (tmp_path / "model" / "trainer_state.json").write_text(json.dumps(state))
+    for name in ("undeclared", "model"):
+        (tmp_path / name).mkdir()
+        state = {"log_history": history, "global_step": 9}
+        (tmp_path / name / "trainer_state.json").write_text(json.dumps(state))
     asked = {"held_out": held_out, "plain": []}
-    report = tool_questions.write_report(tmp_path, tmp_path / "results", asked, 0, {"fine-tuning": 61.0})
+    report = tool_questions.write_report(
+        tmp_path, ["undeclared", "model"], tmp_path / "results", asked, 0, {"fine-tuning": 61.0}
+    )
+    assert (report["training_steps"], report["training_tokens"], report["heldout_loss_after"]) == (18, 2000, 0.5)
     assert report["passed"] is passed and report["drawn_right_calls"] == right
     assert (report["right_calls"], report["right_answers"]) == (90 + right, 100)
     assert json.loads((tmp_path / "report.json").read_text()) == report

@@ -7,8 +7,8 @@
     assistant  Python says:                         That is 499.
                Concatenate any number of strings.
 
-Between them stand questions that need no tool. Most conversations leave the declaration of the tools out, which is
-three times as long as all the rest: the tools are always the same two, and so a step sees many more calls. Names are
+Between them stand questions that need no tool. Conversations may leave the declaration of the tools out, which is
+three times as long as all the rest: the tools are always the same two, and what to copy then stands near. Names are
 methods of builtin types. The side that a name or a number falls on (train or held-out) depends on its hash alone, so
 every argument of a held-out question is new to the model and has to be copied: of a held-out name the type and the
 method are known from other names, of a held-out number the digits. What is copied is written alike where it is read
@@ -31,9 +31,8 @@ from training.conversations import docstring_conversations, shorten, text_key
 Side = Literal["train", "held-out"]
 MAX_SUMMARY_CHARS = 40
 UNKNOWN = "There is no such method."
-NUMBERS = range(100, 1000)
+NUMBERS = range(10, 100)
 HELD_OUT_PERCENT = 20
-DECLARED_SHARE = 0.1  # of conversations to train on that declare the tools
 PLAIN_SHARE = 0.1  # of questions that need no tool
 LOOKUP_FORMS = ("What does `{name}` do?", "Look up `{name}`.", "Explain `{name}` to me.")
 ADD_FORMS = ("What is {a} plus {b}?", "Add {a} and {b}.", "How much is {a} plus {b}?")
@@ -164,8 +163,8 @@ def row(exchange: Exchange, declared: bool = True) -> dict[str, Any]:
     return {"messages": exchange.messages(), "tools": [get_json_schema(tool) for tool in TOOLS] if declared else None}
 
 
-def rows(count: int, side: Side, seed: int) -> Iterator[dict[str, Any]]:
-    """`count` rows of one side; all of the held-out ones declare the tools."""
-    draw = random.Random(f"{side} {seed}")
+def rows(count: int, side: Side, seed: int, declared_share: float = 1.0) -> Iterator[dict[str, Any]]:
+    """`count` rows of one side, of which about `declared_share` declare the tools."""
+    draw = random.Random(f"{side} {seed} {declared_share}")
     for _ in range(count):
-        yield row(drawn_exchange(side, draw), declared=side == "held-out" or draw.random() < DECLARED_SHARE)
+        yield row(drawn_exchange(side, draw), declared=draw.random() < declared_share)

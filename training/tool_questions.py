@@ -81,27 +81,29 @@ def judged(exchange: Exchange, conversation: list[dict[str, Any]]) -> dict[str, 
 
 
 def write_report(
-    output: Path, results: Path, asked: dict[str, Any], seed: int, seconds: dict[str, float]
+    output: Path, trained: list[str], results: Path, asked: dict[str, Any], seed: int, seconds: dict[str, float]
 ) -> dict[str, Any]:
     """Write `report.json` into `output`, and `tool_demo.json` and `.md` into `results`; returns the report.
 
     Args:
-        output (`Path`): The demo's folder, with the trained model in `model`.
+        output (`Path`): The demo's folder.
+        trained (`list[str]`): Folders in it that trainings wrote, in order.
         results (`Path`): Folder of result files.
         asked (`dict`): What [`ask`] returned.
         seed (`int`): The seed of everything drawn.
         seconds (`dict`): Wall-clock seconds of each stage.
     """
-    state = json.loads((output / "model" / "trainer_state.json").read_text(encoding="utf-8"))
+    states = [json.loads((output / name / "trainer_state.json").read_text(encoding="utf-8")) for name in trained]
+    tokens = [max(int(entry.get("num_tokens", 0)) for entry in state["log_history"]) for state in states]
+    losses = [entry["eval_loss"] for state in states for entry in state["log_history"] if "eval_loss" in entry]
     held_out, plain = asked["held_out"], asked["plain"]
-    losses = [entry["eval_loss"] for entry in state["log_history"] if "eval_loss" in entry]
     report = {
         "date": datetime.now().isoformat(timespec="minutes"),
         "versions": {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}},
         "seed": seed,
         "seconds": seconds,
-        "training_steps": state["global_step"],
-        "training_tokens": max((int(entry.get("num_tokens", 0)) for entry in state["log_history"]), default=0),
+        "training_steps": sum(state["global_step"] for state in states),
+        "training_tokens": sum(tokens),
         "heldout_loss_before": losses[0],
         "heldout_loss_after": losses[-1],
         "drawn": DRAWN,
