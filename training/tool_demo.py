@@ -81,7 +81,7 @@ def write_conversations(part: Stage) -> list[dict[str, Any]]:
     from training.tool_conversations import rows
 
     train = list(rows(part.conversations, "train", SEED, part.declared_share))
-    test = list(rows(TEST_CONVERSATIONS, "held-out", SEED))
+    test = list(rows(TEST_CONVERSATIONS, "held-out", SEED, float(part.declared_share > 0)))
     folder = OUTPUT / "data" / part.name
     folder.mkdir(parents=True)
     for name, side in (("train", train), ("test", test)):
