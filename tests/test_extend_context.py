@@ -80,6 +80,19 @@ def test_finished_stages_are_not_trained_again(tiny, tmp_path):
         assert torch.equal(weights, whole.model.state_dict()[name]), name
 
 
+def test_an_interrupted_stage_goes_on_from_its_newest_whole_checkpoint(tiny, tmp_path):
+    stages, every_step = write_stages(tmp_path / "stages.yaml"), ("--save_strategy", "steps", "--save_steps", "1")
+    whole = run(tiny, tmp_path / "out", stages, *every_step)
+    # As it would be after a kill in stage 2, while its second checkpoint was written.
+    record = tmp_path / "out" / "stages.json"
+    record.write_text(json.dumps(json.loads(record.read_text())[:2]))
+    (tmp_path / "out" / "stage-2-64" / "checkpoint-2" / "trainer_state.json").unlink()
+    resumed = run(tiny, tmp_path / "out", stages, *every_step, "--resume_from_checkpoint", "last")
+    assert [entry["step"] for entry in resumed.state.log_history if "loss" in entry] == [1, 2]
+    for name, weights in resumed.model.state_dict().items():
+        assert torch.equal(weights, whole.model.state_dict()[name]), name
+
+
 def test_a_short_loss_that_rises_stops_the_run(tiny, tmp_path):
     stages = write_stages(tmp_path / "stages.yaml", short_loss_tolerance=0.0)
     with pytest.raises(RuntimeError, match=r"stage 1: .*`short_loss_tolerance`.*stage-1-32"):
@@ -133,6 +146,7 @@ def test_stages_that_cannot_be_are_named(tiny, tmp_path, changes, problem):
         (("--packing",), "`packing`"),
         (("--per_device_train_batch_size", "2"), "`per_device_train_batch_size` must be 1"),
         (("--use_peft",), "`use_peft`"),
+        (("--resume_from_checkpoint", "out/checkpoint-3"), "`resume_from_checkpoint`.*`last`"),
         (("--dataset_text_field", "body"), "`train` has neither a column `body`"),
         (("--dataset_test_split", "validation"), "no split `validation`"),
     ],

@@ -96,6 +96,7 @@ class ContextExtension:
     def train(self):
         """Run the stages; returns the last trainer, whose `stage_records` say what was measured."""
         from training.context_stages import stage_config
+        from training.trainer_run import newest_checkpoint
 
         path = self.output / RECORD
         resuming = self.training_args.resume_from_checkpoint == "last"
@@ -109,7 +110,7 @@ class ContextExtension:
             if index + 1 >= len(records):
                 trainer = None  # its memory is free before the next model is loaded
                 trainer = self._trainer(source, stage_config(self.config, self.stages, stage), index)
-                trainer.train(resume_from_checkpoint=last_checkpoint(folder) if resuming else None)
+                trainer.train(resume_from_checkpoint=newest_checkpoint(folder) if resuming else None)
                 self._finish(trainer, index, records)
             source = str(folder)
         if trainer is None:
@@ -222,6 +223,11 @@ def check_arguments(script_args, training_args, model_args, dataset_args, stage_
             raise ValueError(f"`{name}` must be 1: a batch is a block of `max_length` tokens; accumulate gradients")
     if model_args.use_peft:
         raise ValueError("`use_peft`: each stage goes on from the weights of the one before; merge adapters instead")
+    if training_args.resume_from_checkpoint not in (None, "last"):
+        raise ValueError(
+            f"`resume_from_checkpoint` is {training_args.resume_from_checkpoint!r}, and must be `last`: which stage "
+            "goes on, and where, is found in the output folder"
+        )
     if training_args.load_best_model_at_end or training_args.eval_strategy != "no":
         raise ValueError("`eval_strategy` and `load_best_model_at_end`: each stage is evaluated once, at its end")
 
@@ -234,13 +240,6 @@ def check_parallelism(parallelism, original_length: int):
             f"`original_length` {original_length} must be a multiple of twice `parallelism_config_cp_size` ({size}): "
             "a process gets two chunks of every row"
         )
-
-
-def last_checkpoint(folder: Path) -> str | None:
-    """The newest checkpoint of an interrupted stage, if there is one."""
-    from transformers.trainer_utils import get_last_checkpoint
-
-    return get_last_checkpoint(str(folder)) if folder.is_dir() else None
 
 
 def make_parser(subparsers: argparse._SubParsersAction | None = None, prog: str | None = None):
