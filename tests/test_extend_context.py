@@ -57,6 +57,11 @@ def test_stages_go_on_from_each_other(tiny, tmp_path):
     records = json.loads((tmp_path / "out" / "stages.json").read_text())
     assert [record["stage"] for record in records] == ["before", 1, 2]
     assert records[2]["short_loss_ratio"] == records[2]["short_loss"] / records[0]["short_loss"]
+    for folder, length in (("stage-1-32", 32), ("stage-2-64", 64)):
+        logged = json.loads((tmp_path / "out" / folder / "training_metrics.json").read_text())
+        # Of a long block and one of short rows, each of `length` tokens.
+        assert logged["num_tokens"] == [[1, length], [2, 2 * length]] and logged["tokens_per_second"]
+        assert (tmp_path / "out" / folder / "training_curves.png").is_file()
     for folder, factor in (("stage-1-32", 2.0), ("stage-2-64", 4.0), (".", 4.0)):
         config = LongCatLiteConfig.from_pretrained(tmp_path / "out" / folder)
         rope = config.rope_parameters

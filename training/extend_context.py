@@ -17,7 +17,8 @@ The recipe holds TRL's keys; the stages file what TRL does not know (see `contex
 That loss is measured before the first stage, under the checkpoint's own RoPE, and after each; where it has risen by
 more than `short_loss_tolerance`, the run stops behind the stage, which is saved.
 
-Each stage is saved as `stage-1-MAX_LENGTH` and so on, the last one in the output folder itself, with `stages.json`.
+Each stage is saved as `stage-1-MAX_LENGTH` and so on, with what it logged as JSON and as a plot; the last one in the
+output folder itself too, with `stages.json`.
 `--resume_from_checkpoint last` skips finished stages and goes on inside the one that was interrupted.
 """
 
@@ -127,7 +128,10 @@ class ContextExtension:
         Sharded models cannot be evaluated without an optimizer: this is the evaluation before a step that is thrown
         away.
         """
+        from training.training_curves import TrainingCurves
+
         trainer = self._trainer(self.model_args.model_name_or_path, self.config, 0)
+        trainer.remove_callback(TrainingCurves)
         trainer.args.eval_on_start, trainer.args.max_steps, trainer.args.save_strategy = True, 1, "no"
         trainer.args.gradient_accumulation_steps = 1
         trainer.train()
@@ -141,6 +145,7 @@ class ContextExtension:
         from modeling_longcat_lite import LongCatLiteForCausalLM
         from training.context_rows import collate_block, evaluation_blocks, stage_blocks
         from training.sequence_shards import ShardedRowsSFTTrainer
+        from training.training_curves import TrainingCurves
 
         stage, original = self.stages.stages[index], self.stages.original_length
         args = copy.deepcopy(self.training_args)
@@ -164,6 +169,7 @@ class ContextExtension:
             eval_dataset=evaluation_blocks(self.short_test, max(1, stage.max_length // original)),
             data_collator=collate_block,
             processing_class=self.tokenizer,
+            callbacks=[TrainingCurves()],
         )
         check_parallelism(trainer.accelerator.parallelism_config, original)
         return trainer
