@@ -47,6 +47,19 @@ def check_rows(rows: Dataset | IterableDataset, split: str, task: str = "sft") -
             raise ValueError(f"row {index} of `{split}`: {problem}")
 
 
+def check_labels(rows: Dataset | IterableDataset, max_length: int | None) -> None:
+    """Raise a `ValueError` if none of the tokenized rows has a token to learn; looks no further than to the first."""
+    if not isinstance(rows, Dataset):
+        return
+    if len(rows) and "labels" not in rows.column_names:
+        return
+    labels = rows.select_columns("labels") if len(rows) else []
+    if all(label == -100 for row in labels for label in row["labels"]):
+        raise ValueError(
+            f"`max_length` {max_length}: of all rows no token is left that would be learned; answers begin behind it"
+        )
+
+
 def problem_of(row: dict[str, Any], form: Iterable[str]) -> str | None:
     """What keeps a row from being trained on, or `None`."""
     kinds = set()
@@ -108,4 +121,4 @@ def problem_of_tools(tools: Any) -> str | None:
     return None
 
 
-__all__ = ["FORMS", "check_rows"]
+__all__ = ["FORMS", "check_labels", "check_rows"]
