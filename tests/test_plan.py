@@ -190,6 +190,11 @@ def test_every_recipe_can_be_planned(recipe):
     assert plan_memory(CONFIG, replace(setup, length=32)).total > 0
 
 
+def test_rows_of_a_context_extension_are_those_of_its_longest_stage():
+    lengths = {name: read_setup(Path(f"training/recipes/{name}.yaml")).length for name in ("yarn_demo", "yarn_256k")}
+    assert lengths == {"yarn_demo": 2048, "yarn_256k": 262144}
+
+
 def run(*options: str) -> bool:
     return plan.main(plan.make_parser().parse_args(options))
 
@@ -223,6 +228,7 @@ def test_what_would_fit_is_told(tmp_path, capsys):
         (("--recipe", "demo", "--gpu-memory", "80"), "--gpu-memory"),
         (("--recipe", "demo", "--gpu-memory", "0GB"), "--gpu-memory"),
         (("--recipe", "nothing", "--gpu-memory", "80GB"), "none of .*demo"),
+        (("--recipe", "sft_tables.longcat", "--gpu-memory", "80GB"), "none of .*sft_tables"),
         (("--recipe", "demo", "--gpu-memory", "80GB", "--gpus", "0"), "gpus"),
         (("--recipe", "demo", "--gpu-memory", "80GB", "--tables", "sharded"), "fsdp2"),
         (("--recipe", "demo", "--gpu-memory", "80GB", "--model", "nowhere"), "--model"),

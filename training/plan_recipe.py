@@ -2,6 +2,7 @@
 """What of a recipe decides how much memory training takes.
 
 A recipe is a YAML file of TRL's keys; what it leaves out has TRL's defaults. Keys that move no byte are passed over.
+Rows of a context extension are whole rows of its longest stage: context parallelism, which splits them, is not known.
 """
 
 from dataclasses import dataclass, fields
@@ -75,9 +76,9 @@ def find_recipe(name: str) -> Path:
         `ValueError`: if there is none; the message lists those that there are.
     """
     path = Path(name) if name.endswith((".yaml", ".yml")) else RECIPES / f"{name}.yaml"
-    if not path.is_file():
+    if not path.is_file() or path.with_suffix("").suffix in (".longcat", ".stages"):
         known = ", ".join(sorted(p.stem for p in RECIPES.glob("*.yaml") if "." not in p.stem))
-        raise ValueError(f"`recipe` {name!r} is no file, and none of {known}.")
+        raise ValueError(f"`recipe` {name!r} is no recipe's file, and none of {known}.")
     return path
 
 
@@ -143,6 +144,11 @@ def row_length(values: dict, trainer: str, path: Path) -> int:
     """Tokens of a row at the most."""
     if trainer == "grpo":
         return values["max_completion_length"] + PROMPT_LENGTH
+    from training.context_stages import read_stages
+
+    stages = path.with_suffix(".stages.yaml")
+    if stages.is_file():
+        return max(stage.max_length for stage in read_stages(stages).stages)
     if not isinstance(values["max_length"], int):
         raise ValueError(f"`max_length` in {path} is {values['max_length']!r}: without a bound there is no plan.")
     return values["max_length"]
