@@ -120,6 +120,7 @@ def test_resuming_repeats_the_uninterrupted_run_bit_for_bit(chat, tmp_path):
     [
         ({"tables": {"tables": "sparse"}}, "`tables` is one of frozen, row_sparse, all"),
         ({"tables": {"table_learning_rate": 1.0}}, "table_learning_rate"),
+        ({"tables": {**BY_ROWS, "table_learning_rate": -1.0}}, "`table_learning_rate` is -1.0"),
         ({"tables": BY_ROWS, "optim": "adafactor"}, "`optim: adafactor`.*adamw_torch"),
         ({"tables": BY_ROWS, "peft_config": LORA}, "adapter would not carry"),
         ({"tables": BY_ROWS, "torch_compile": True, "init": {"ngram_tables": "disk"}}, "torch_compile"),
