@@ -62,9 +62,10 @@ class ResumableTrainer(Trainer):
     """
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        plugin = getattr(self.accelerator.state, "fsdp_plugin", None)
+        plugin, target = getattr(self.accelerator.state, "fsdp_plugin", None), model or self.model
         if plugin is not None:
-            check_ignored_modules(self.model if model is None else model, plugin.ignored_modules)
+            assert target is not None
+            check_ignored_modules(target, plugin.ignored_modules)
         return super().create_optimizer(model)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
