@@ -213,6 +213,7 @@ def test_best_model_is_loaded_with_its_experts(chat, tmp_path):
     # The learning rate makes things worse, so the best model is that of the first evaluation.
     every_step = ("--eval_strategy", "steps", "--eval_steps", "1", "--save_strategy", "steps", "--save_steps", "1")
     trainer = run(chat, tmp_path / "out", *every_step, "--load_best_model_at_end", "true", "--learning_rate", "10")
+    assert not trainer.state.best_model_checkpoint.endswith("checkpoint-4")  # the model as it stood in the end
     best = LongCatLiteForCausalLM.from_pretrained(trainer.state.best_model_checkpoint).state_dict()
     for name, weights in trainer.model.state_dict().items():
         assert torch.equal(weights, best[name]), name
