@@ -6,7 +6,7 @@ TORCH ?= torch==2.13.0
 BIN := .venv/bin
 PYTEST := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --durations 10
 
-.PHONY: install demo draft bits yarn test test-fast test-full lint typing format bench clean
+.PHONY: install demo draft bits yarn test test-fast test-full test-mlx eval-smoke lint typing format bench clean
 
 install: .venv/.installed
 
@@ -47,18 +47,33 @@ bits: install outputs/demo/report.json
 yarn: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m training.yarn_study
 
+# What the demo's model knows: bits per byte, multiple choice and tool calls from Python's documentation.
+eval-smoke: export HF_HUB_OFFLINE := 1
+eval-smoke: export OMP_NUM_THREADS := 1
+eval-smoke: install outputs/demo/report.json
+	$(BIN)/python -m eval.harness --model outputs/demo/model --suite smoke
+
 outputs/demo/report.json:
 	$(MAKE) demo
 
 # One worker a core, one thread a worker: torch's own threads would fight over two cores.
 test: install
-	$(PYTEST) -m "not full" tests
+	$(PYTEST) -m "not full and not mlx" tests
 
 test-fast: install
-	$(PYTEST) -m "not slow and not full" tests
+	$(PYTEST) -m "not slow and not full and not mlx" tests
 
 test-full: install
-	$(PYTEST) tests
+	$(PYTEST) -m "not mlx" tests
+
+# Logits against mlx-lm, which wants versions of its own.
+test-mlx: install .venv-mlx/.installed
+	$(PYTEST) -m mlx tests/test_mlx.py
+
+.venv-mlx/.installed: tests/mlx_requirements.txt
+	$(PYTHON) -m venv .venv-mlx
+	.venv-mlx/bin/pip install --quiet --requirement tests/mlx_requirements.txt
+	touch $@
 
 lint: install typing
 	$(BIN)/ruff check .
@@ -79,4 +94,4 @@ bench: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m eval.row_optimizer_speed
 
 clean:
-	rm -rf .venv build dist *.egg-info
+	rm -rf .venv .venv-mlx build dist *.egg-info

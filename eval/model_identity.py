@@ -9,7 +9,7 @@ import hashlib
 import json
 from pathlib import Path
 
-from modeling_longcat_lite import LongCatLiteConfig, read_safetensors_header
+from modeling_longcat_lite import ROW_DELTA_FILE, LongCatLiteConfig, read_safetensors_header
 
 # What differs between two copies of one model: who wrote it, as what it was read, how it is run.
 NOT_ARCHITECTURE = frozenset(
@@ -24,25 +24,41 @@ NOT_ARCHITECTURE = frozenset(
         "use_cache",
     }
 )
+# Fields that files of before do not have: at what they were then, they say nothing new.
+ADDED_LATER = {"attention_method": "MLA", "index_topk": None, "scale_word_embedding": True}
 HASHED_BYTES = 1024  # of each tensor, from its start
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+# As above, of an adapter: where its base lay, and whether it was being trained.
+NOT_ADAPTER = frozenset({"auto_mapping", "base_model_name_or_path", "inference_mode", "revision"})
 
 
 def config_hash(folder: Path) -> str:
-    """SHA-256, in hexadecimal, of what `config.json` in `folder` says of the architecture."""
-    config = LongCatLiteConfig.from_pretrained(folder).to_dict()
-    kept = {key: value for key, value in config.items() if key not in NOT_ARCHITECTURE}
+    """SHA-256, in hexadecimal, of what the config of the model, or of the adapter, in `folder` says of its shape."""
+    if (folder / ADAPTER_CONFIG).is_file():
+        config, left_out = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8")), NOT_ADAPTER
+        # PEFT writes sets of names, in any order.
+        config = {key: sorted(value, key=str) if isinstance(value, list) else value for key, value in config.items()}
+    else:
+        config, left_out = LongCatLiteConfig.from_pretrained(folder).to_dict(), NOT_ARCHITECTURE
+    kept = {key: value for key, value in config.items() if key not in left_out}
+    kept = {key: value for key, value in kept.items() if key not in ADDED_LATER or value != ADDED_LATER[key]}
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 
 
 def weights_hash(folder: Path) -> str:
     """SHA-256, in hexadecimal, of name, dtype, shape and first KiB of every tensor in `folder`, by name.
 
+    Of a model or of an adapter, each with the n-gram rows that were changed beside it.
+
     Raises:
         `ValueError`: no safetensors file there, or one that is cut off.
     """
-    files = sorted(folder.glob("model*.safetensors"))
+    is_adapter = (folder / ADAPTER_CONFIG).is_file()
+    pattern = ADAPTER_WEIGHTS if is_adapter else "model*.safetensors"
+    files = sorted(folder.glob(pattern))
     if not files:
-        raise ValueError(f"`model` {folder} has no model*.safetensors")
+        raise ValueError(f"`model` {folder} has no {pattern}")
+    files += folder.glob(ROW_DELTA_FILE)
     tensors = {name: (path, entry) for path in files for name, entry in read_safetensors_header(path)[0].items()}
     digest = hashlib.sha256()
     for name, (path, entry) in sorted(tensors.items()):
@@ -62,4 +78,4 @@ def model_identity(folder: Path) -> dict[str, str]:
     }
 
 
-__all__ = ["config_hash", "model_identity", "weights_hash"]
+__all__ = ["ADAPTER_CONFIG", "ADAPTER_WEIGHTS", "config_hash", "model_identity", "weights_hash"]

@@ -31,12 +31,12 @@ from transformers.utils import logging
 
 from eval.bare_reads import random_rows, time_bare_reads
 from eval.large_tables import DTYPE, stored_tables
-from eval.local_text import documents
 from eval.page_cache import cached_share, evict, read_in
 from eval.paired_timing import time_paired
 from eval.process_usage import PeakMemory, bytes_read, memory
 from eval.speed_models import FIRST_PLAIN_TOKEN, filled
 from modeling_longcat_lite import LongCatLiteDynamicCache, LongCatLiteForCausalLM, ngram_row_ids
+from training.local_text import documents
 
 STATES = ("warm", "cold", "evicted")
 PAGE_VALUES = 2048  # of bfloat16, in a page of the smallest size

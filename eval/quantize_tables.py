@@ -35,7 +35,7 @@ from modeling_longcat_lite import (
     read_safetensors_header,
 )
 
-TABLE = re.compile(r"(?P<table>.*ngram_embeddings\.embedders\.\d+)\.weight")
+TABLE = re.compile(r"(?P<table>.*(ngram_embeddings\.embedders\.|oe_embed_tokens)\d+)\.weight")
 INDEX = "model.safetensors.index.json"
 # Bytes of memory a value takes while it is packed: as stored (4 at most), in float32, scaled, rounded, as integer.
 BYTES_PER_VALUE = 18

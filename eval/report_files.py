@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A report as JSON and Markdown, side by side."""
+"""A report as JSON, Markdown and figure, side by side, each written whole or not at all."""
 
 import json
 from collections.abc import Sequence
 from pathlib import Path
+
+from matplotlib.figure import Figure
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -13,13 +15,27 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def write_whole(path: Path, text: str) -> None:
+    """Writes `text` beside `path` and renames, so that `path` is never half a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f"{path.name}.partial")
+    beside.write_text(text, encoding="utf-8")
+    beside.replace(path)
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Saves a figure as PNG beside `path` and renames."""
+    beside = path.with_name(f"{path.name}.partial")
+    figure.savefig(beside, dpi=120, format="png")
+    beside.replace(path)
+
+
 def write_report(output: Path, name: str, results: dict, markdown: str) -> list[Path]:
     """Writes `{name}.json` and `{name}.md` into the folder `output`; returns their paths."""
-    output.mkdir(parents=True, exist_ok=True)
     paths = [output / f"{name}.json", output / f"{name}.md"]
-    paths[0].write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-    paths[1].write_text(markdown, encoding="utf-8")
+    write_whole(paths[0], json.dumps(results, indent=2) + "\n")
+    write_whole(paths[1], markdown)
     return paths
 
 
-__all__ = ["markdown_table", "write_report"]
+__all__ = ["markdown_table", "save_figure", "write_report", "write_whole"]

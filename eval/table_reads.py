@@ -58,6 +58,13 @@ def vocabulary_digest(tokenizer) -> str:
     return hashlib.sha256(json.dumps(sorted(tokenizer.get_vocab().items())).encode()).hexdigest()[:16]
 
 
+def check_length(tokens: int, names: list[str]):
+    """Raises a `ValueError` that names the documents if their tokens are too few to measure anything."""
+    if tokens < FEWEST_TOKENS:
+        named = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+        raise ValueError(f"{named}: {tokens} tokens, too short to measure; at least {FEWEST_TOKENS} are needed")
+
+
 def read_tokens(tokenizer, documents: Iterable[tuple[str, str]], ends: list[int], count: int) -> TokenStream:
     """The first `count` tokens of (name, text) documents, each closed by the first token of `ends`, if there is one.
 
@@ -79,9 +86,7 @@ def read_tokens(tokenizer, documents: Iterable[tuple[str, str]], ends: list[int]
             progress.update(task, completed=found)
             if found == count:
                 break
-    if found < FEWEST_TOKENS:
-        named = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
-        raise ValueError(f"{named}: {found} tokens, too short to measure; at least {FEWEST_TOKENS} are needed")
+    check_length(found, names)
     return TokenStream(np.concatenate(pieces), tuple(names), characters)
 
 
@@ -104,6 +109,7 @@ def spoken_path(path: str) -> str:
 __all__ = [
     "FEWEST_TOKENS",
     "TokenStream",
+    "check_length",
     "load_config",
     "load_tokenizer",
     "read_tokens",

@@ -21,7 +21,6 @@ import torch
 from rich.console import Console
 from rich.progress import track
 
-from eval.local_text import documents
 from eval.report_files import write_report
 from eval.row_caches import NEVER, lru_hit_rates, previous_reads, stack_distances, static_hit_rates
 from eval.table_reads import (
@@ -36,6 +35,7 @@ from eval.table_reads import (
 )
 from eval.working_set_report import as_markdown, draw
 from modeling_longcat_lite import LongCatLiteConfig, segment_ends, write_hot_rows
+from training.local_text import documents
 
 CACHE_SIZES = [4**n for n in range(5, 11)]  # rows
 WINDOW = 1000  # tokens

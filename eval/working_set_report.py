@@ -151,4 +151,4 @@ def draw(results: dict, path: Path):
     figure.savefig(path, dpi=150)
 
 
-__all__ = ["as_markdown", "draw"]
+__all__ = ["COLOURS", "as_markdown", "draw", "heading", "percent"]

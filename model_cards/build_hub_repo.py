@@ -1,73 +1,72 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Build a folder that can be uploaded to the Hub as it is, from a trained model.
+r"""Build a folder that can be uploaded to the Hub as it is, from a trained model or adapter.
 
-    python -m model_cards.build_hub_repo --model outputs/demo/model --output outputs/demo/package
+    python -m model_cards.build_hub_repo --model outputs/demo/model --output outputs/demo/package \
+        --facts model_cards/facts/demo.yaml --results outputs/demo/held_out_answers.json --push user/name
 
 The folder is flat: safetensors weights, `config.json` with an `auto_map`, the model's code, tokenizer, chat template,
 generation settings and a card. `AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)` needs no more.
+Of an adapter it has the adapter, changed n-gram rows if there are any, the code, tokenizer and card.
+
+`model_cards.write_card` writes the card again when there are new results, and leaves the weights alone. `--push`
+uploads the folder, see `hub_upload.py`; when that fails, the same command goes on with the folder that is built.
 """
 
 import argparse
-import shutil
-import tempfile
 from pathlib import Path
 
-from huggingface_hub import ModelCard
-from transformers import AutoTokenizer, GenerationConfig
+from transformers import GenerationConfig
 
-from model_cards.card import render_card
+from eval.model_identity import ADAPTER_CONFIG
+from model_cards.adapter_folder import tokenizer_for_use, write_adapter_folder
+from model_cards.card import CardSources, make_card
+from model_cards.hub_upload import add_push_options, check_destination
+from model_cards.unfinished_push import UnfinishedPush
+from model_cards.write_card import add_card_arguments, card_sources
 from modeling_longcat_lite import LongCatLiteForCausalLM
-from tokenization.assemble_tokenizer import forget_origin
-from tokenization.chat_templates import load_chat_template
+from training.folder_replacement import replaced_folder
 
 
 def build_hub_repo(
     model_dir: Path,
     output_dir: Path,
-    report: Path | None = None,
-    license: str | None = None,
+    card: CardSources | None = None,
     max_shard_size: str = "5GB",
     overwrite: bool = False,
 ) -> None:
     """Write the Hub folder beside `output_dir` and rename it, so that never half a folder stands there.
 
     Args:
-        model_dir (`Path`): Folder with a model and a tokenizer, each saved by `save_pretrained`.
+        model_dir (`Path`): Folder with a model or an adapter, and a tokenizer, each saved by `save_pretrained`.
         output_dir (`Path`): Folder to write, new or empty.
-        report (`Path`, *optional*): JSON file with the numbers that the card shows, see [`render_card`].
-        license (`str`, *optional*): Licence of the weights for the card's metadata, such as `"apache-2.0"`.
+        card (`CardSources`, *optional*): What the card is made of, beside `model_dir`.
         max_shard_size (`str`, *optional*, defaults to `"5GB"`): Largest weights file.
         overwrite (`bool`, *optional*, defaults to `False`): Whether to replace a folder that is not empty.
 
     Raises:
-        `ValueError`: `model_dir` has no model or no tokenizer, or `output_dir` is not empty.
+        `ValueError`: `model_dir` has no model or no tokenizer, `output_dir` is not empty, or [`make_card`] refuses the
+            card's sources. Nothing is written then.
     """
     if output_dir.exists() and any(output_dir.iterdir()) and not overwrite:
         raise ValueError(f"`output` {output_dir} is not empty; --overwrite replaces it")
-    for name in ("config.json", "tokenizer.json"):
+    is_adapter = (model_dir / ADAPTER_CONFIG).is_file()
+    for name in (ADAPTER_CONFIG if is_adapter else "config.json", "tokenizer.json"):
         if not (model_dir / name).is_file():
             raise ValueError(f"`model` {model_dir} has no {name}; save the model and its tokenizer there first")
-    output_dir.parent.mkdir(parents=True, exist_ok=True)
-    building = Path(tempfile.mkdtemp(prefix=f".{output_dir.name}-", dir=output_dir.parent))
-    try:
-        write_folder(model_dir, building, report, license, max_shard_size)
-        building.chmod(0o755)  # mkdtemp lets nobody else read
-        if output_dir.exists():
-            shutil.rmtree(output_dir)
-        building.rename(output_dir)
-    except BaseException:
-        shutil.rmtree(building, ignore_errors=True)
-        raise
+    finished_card = make_card(model_dir, card or CardSources())
+    with replaced_folder(output_dir) as building:
+        if is_adapter:
+            write_adapter_folder(model_dir, building, finished_card.base_model)
+        else:
+            write_folder(model_dir, building, max_shard_size)
+        finished_card.write(building)
 
 
-def write_folder(model_dir: Path, folder: Path, report: Path | None, license: str | None, max_shard_size: str) -> None:
-    """Fill an existing folder with everything the Hub shows or needs."""
+def write_folder(model_dir: Path, folder: Path, max_shard_size: str) -> None:
+    """Fill an existing folder with everything but the card."""
     model = LongCatLiteForCausalLM.from_pretrained(model_dir)
-    tokenizer = AutoTokenizer.from_pretrained(model_dir)
-    forget_origin(tokenizer)
-    if tokenizer.chat_template == load_chat_template("training"):
-        # Same text; the generation tags are of use to trainers only.
-        tokenizer.chat_template = load_chat_template()
+    model.config.use_cache = True  # trainers turn it off
+    tokenizer = tokenizer_for_use(model_dir)
     # Training leaves special tokens behind that only `generate` needs; greedy is the setting that needs no tuning.
     model.generation_config = GenerationConfig(
         bos_token_id=tokenizer.bos_token_id,
@@ -78,24 +77,34 @@ def write_folder(model_dir: Path, folder: Path, report: Path | None, license: st
     # The package's save_pretrained copies the code and writes `auto_map`.
     model.save_pretrained(folder, max_shard_size=max_shard_size)
     tokenizer.save_pretrained(folder)
-    ModelCard(render_card(model, report, license)).save(folder / "README.md")
 
 
 def main(arguments: list[str] | None = None) -> None:
     args = make_parser().parse_args(arguments)
-    build_hub_repo(args.model, args.output, args.report, args.license, args.max_shard_size, args.overwrite)
+    if args.push is not None:
+        check_destination(args.push, args.revision)  # before building, which may take long
+    elif args.private or args.revision or args.commit_message:
+        raise ValueError("`--private`, `--revision` and `--commit-message` are of an upload: add `--push`")
+    unfinished = UnfinishedPush(args, args.output)
+    if args.push is None or args.overwrite or not unfinished.is_built():
+        build_hub_repo(args.model, args.output, card_sources(args), args.max_shard_size, args.overwrite)
     size = sum(file.stat().st_size for file in args.output.rglob("*"))
     print(f"{args.output}: {len(list(args.output.iterdir()))} files, {size / 1e6:.1f} MB")
+    if args.push is not None:
+        print(unfinished.push(args.push, args.private, args.revision, args.commit_message))
 
 
 def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m model_cards.build_hub_repo", description="Build a Hub folder.")
-    parser.add_argument("--model", type=Path, required=True, help="folder with the trained model and its tokenizer")
+    parser.add_argument(
+        "--model", type=Path, required=True, help="folder with the model or adapter, and its tokenizer"
+    )
     parser.add_argument("--output", type=Path, required=True, help="folder to write, new or empty")
-    parser.add_argument("--report", type=Path, help="JSON file with numbers for the card")
-    parser.add_argument("--license", help="licence of the weights, as the Hub names it")
+    add_card_arguments(parser)
     parser.add_argument("--max-shard-size", default="5GB", help="largest weights file, default: %(default)s")
     parser.add_argument("--overwrite", action="store_true", help="replace a folder that is not empty")
+    parser.add_argument("--push", metavar="USER/NAME", help="upload the folder to this repository of the Hub")
+    add_push_options(parser)
     return parser
 
 

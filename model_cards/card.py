@@ -1,52 +1,154 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The model card: facts read off the model, numbers read off a report, put into `card_template.md`."""
+"""The model card: what is read off the model, its run, its result files and its facts, put into `card_template.md`.
 
-import json
+Everything that a card says comes from one of these four; what none of them tells is left out, or said to be unknown.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import ModelCard, ModelCardData
+import yaml
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-TEMPLATE = Path(__file__).with_name("card_template.md")
-TAGS = ["longcat", "mixture-of-experts", "custom_code"]
+from eval.model_identity import model_identity
+from eval.report_files import markdown_table
+from model_cards.card_metadata import check_repo_id, check_round_trip, make_metadata
+from model_cards.card_results import Measured, figures, hub_entries, model_index, read_measured
+from model_cards.described_model import DescribedModel, describe
+from model_cards.facts import no_facts, read_facts
+from model_cards.training_record import formatted, read_training
+from model_cards.written_files import write_beside
+
+TEMPLATES = Path(__file__).parent
+REQUIREMENT = "transformers>=5.23,<6"  # as in pyproject.toml
+SHOWN_ANSWERS = 2  # of each kind of question
+CARD, RESULTS_FOLDER = "README.md", ".eval_results"
 
 
-def render_card(model: Any, report: Path | None = None, license: str | None = None) -> str:
-    """Return the text of the card, front matter included.
+@dataclass(frozen=True)
+class CardSources:
+    """What a card is made of, beside the model's own folder.
 
     Args:
-        model (`LongCatLiteForCausalLM`): The model that the card is about.
-        report (`Path`, *optional*):
-            JSON file. Of its keys the card uses `training_data` and `training_steps`, and as evaluation results
-            `heldout_loss_before` and `heldout_loss_after`.
+        facts (`Path`, *optional*): A facts file, see `model_cards/facts.py`.
+        results (`Sequence[Path]`, *optional*): Result files of evaluations, see `eval/model_results.py`. A PNG of the
+            same name beside one is shown.
+        report (`Path`, *optional*): A report of the training run, see `model_cards/training_record.py`.
+        run (`Path`, *optional*): Folder of the training run, or a Hub folder with its record; that of the model by
+            default.
+        license (`str`, *optional*): Licence of the weights where there is no facts file.
+    """
 
-        license (`str`, *optional*):
-            Licence of the weights, as the Hub names it; for those who made them to say, left out if not given.
+    facts: Path | None = None
+    results: Sequence[Path] = ()
+    report: Path | None = None
+    run: Path | None = None
+    license: str | None = None
+
+
+@dataclass(frozen=True)
+class Card:
+    """The text of `README.md`, the content of each `.eval_results/{name}.yaml`, and files to put beside it, by name.
+
+    `base_model` is the model that it was made from, as on the Hub.
+    """
+
+    text: str
+    base_model: str | None = None
+    hub_results: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    files: dict[str, Path] = field(default_factory=dict)
+
+    def write(self, folder: Path) -> None:
+        """Put the card into a folder that has the model; the results of an older one are replaced."""
+        for name, file in self.files.items():
+            if file.resolve() != (folder / name).resolve():
+                write_beside(folder / name, file.read_bytes())
+        for old in folder.glob(f"{RESULTS_FOLDER}/*.yaml"):
+            if old.stem not in self.hub_results:
+                old.unlink()
+        for name, entries in self.hub_results.items():
+            (folder / RESULTS_FOLDER).mkdir(exist_ok=True)
+            text = yaml.safe_dump(entries, sort_keys=False, allow_unicode=True)
+            write_beside(folder / RESULTS_FOLDER / f"{name}.yaml", text.encode())
+        write_beside(folder / CARD, self.text.encode())
+
+
+def make_card(folder: Path, sources: CardSources) -> Card:
+    """Make the card of the model, or of the adapter, in `folder`. No weights are read.
 
     Raises:
-        `ValueError`: The report lacks one of these keys.
+        `ValueError`: naming the file and the key that is wrong: facts that the Hub would refuse, results of another
+            model, a report of another run.
     """
-    numbers = None if report is None else read_report(report)
-    tags = [*TAGS, "n-gram-embedding"] if model.config.use_ngram_embedding else TAGS
-    metadata = ModelCardData(license=license, library_name="transformers", pipeline_tag="text-generation", tags=tags)
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    tables = sum(p.numel() for name, p in model.named_parameters() if ".embedders." in name)
-    card = ModelCard.from_template(
-        metadata,
-        template_path=str(TEMPLATE),
-        config=model.config,
-        parameters=f"{parameters / 1e6:,.1f} M",
-        table_share=f"{100 * tables / parameters:.0f} %",
-        report=numbers,
+    model = describe(folder)
+    if sources.facts is None:
+        facts = no_facts(folder.resolve().name, sources.license)
+    elif sources.license is not None:
+        raise ValueError("`license` is for a card without `facts`; it stands in the facts file otherwise")
+    else:
+        facts = read_facts(sources.facts)
+    if facts.repo_id is not None:
+        check_repo_id("repo_id", facts.repo_id)
+    measured = read_measured(sources.results, model_identity(folder)) if sources.results else []
+    training = read_training(sources.run or folder, sources.report)
+    images = figures(sources.results)
+    metadata = make_metadata(facts, model_tags(model), library_name(model), model_index(measured))
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=StrictUndefined,
+        keep_trailing_newline=True,
     )
-    return str(card)
+    text = environment.get_template("card_template.md").render(
+        metadata=metadata.to_yaml().strip(),
+        facts=facts,
+        model=model,
+        name=facts.repo_id or ".",
+        requirement=REQUIREMENT,
+        results=results_table(measured),
+        figures=list(images),
+        training=training,
+        shown=SHOWN_ANSWERS,
+        fenced=fenced,
+    )
+    check_round_trip(text, metadata)
+    base_model = facts.base_model[0] if facts.base_model else None
+    return Card(text, base_model, hub_entries(measured), {**images, **training.files})
 
 
-def read_report(report: Path) -> dict[str, Any]:
-    """The report's numbers; missing ones are named."""
-    numbers = json.loads(report.read_text(encoding="utf-8"))
-    needed = ("training_data", "training_steps", "heldout_loss_before", "heldout_loss_after")
-    missing = [key for key in needed if key not in numbers]
-    if missing:
-        raise ValueError(f"`report` {report} lacks {', '.join(missing)}")
-    return numbers
+def model_tags(model: DescribedModel) -> list[str]:
+    tags = ["longcat", "mixture-of-experts", "custom_code"]
+    if model.config.use_ngram_embedding:
+        tags.append("n-gram-embedding")
+    return [*tags, dict(model.rows)["adapter"].lower()] if model.is_adapter else tags
+
+
+def library_name(model: DescribedModel) -> str:
+    return "peft" if model.is_adapter else "transformers"
+
+
+def results_table(measured: list[Measured]) -> str:
+    """Task, metric with its direction, value, standard error, samples, data; columns without entries are left out."""
+    rows = []
+    for result in measured:
+        direction = {True: " ↑", False: " ↓", None: ""}[result.higher_is_better]
+        numbers = ["" if n is None else formatted(n) for n in (result.value, result.stderr, result.samples)]
+        data = ", ".join(part for part in (result.dataset, result.config, result.split) if part)
+        unit = f", {result.unit}" if result.unit else ""
+        rows.append([result.task, f"{result.metric}{direction}{unit}", *numbers, data])
+    header = ["task", "metric", "value", "standard error", "samples", "data"]
+    filled = [column for column in range(len(header)) if any(row[column] for row in rows)]
+    return markdown_table([header[i] for i in filled], [[row[i] for i in filled] for row in rows]) if rows else ""
+
+
+def fenced(text: str) -> str:
+    """A block of text as it is; its fence is longer than any in the text."""
+    fence = "`" * max([3, *(len(run) + 1 for run in re.findall("`+", text))])
+    return f"{fence}text\n{text}\n{fence}"
+
+
+__all__ = ["CARD", "RESULTS_FOLDER", "Card", "CardSources", "make_card"]

@@ -2,12 +2,13 @@
 """The released checkpoint layout: its tensor names against the parameters of this package.
 
 Reading converts from left to right, writing from right to left, so that a saved checkpoint has the names and shapes
-of meituan-longcat/LongCat-Flash-Lite. Names not listed are the same on both sides.
+of meituan-longcat/LongCat-Flash-Lite. Names not listed are the same on both sides. The n-gram tensors of
+LongCat-Flash-Lite-Sparse and LongCat-2.0 have other names, which are read and never written.
 """
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -27,11 +28,22 @@ DRAFT_HEAD_PREFIX = "model.mtp."
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
 
 
+class ReadRenaming(WeightRenaming):
+    """A name that is read: saving leaves what it became as it is."""
+
+    __slots__ = ()
+
+    def reverse_transform(self) -> WeightRenaming:
+        return WeightRenaming("^$", "")  # no tensor is called so
+
+
 def checkpoint_conversions() -> list[WeightConverter | WeightRenaming]:
     """The table: released name (`*` any index), this package's name, operation."""
     stack_experts: list[ConversionOps] = [MergeModulelist(dim=0), Concatenate(dim=1)]
     join_projections: list[ConversionOps] = [Concatenate(dim=1, num_shards_attribute="num_subtables")]
     return [
+        ReadRenaming(r"oe_embed_tokens(\d+)\.", r"ngram_embeddings.embedders.\1."),
+        ReadRenaming(r"oe_embed_proj(\d+)\.", r"ngram_embeddings.post_projs.\1."),
         WeightConverter(
             ["mlp.experts.*.gate_proj.weight", "mlp.experts.*.up_proj.weight"],
             "mlp.experts.gate_up_proj",
@@ -76,6 +88,18 @@ def _tensor_names(path: str) -> list[str]:
     return list(checkpoint_shapes([path]))
 
 
+def oe_name(name: str) -> str:
+    """What LongCat-Flash-Lite-Sparse and LongCat-2.0 call a tensor of the released layout."""
+    name = name.replace("ngram_embeddings.embedders.", "oe_embed_tokens")
+    return name.replace("ngram_embeddings.post_projs.", "oe_embed_proj")
+
+
+def spelling_of(found: Iterable[str]) -> Callable[[str], str]:
+    """How a checkpoint with the names `found` calls a tensor of the released layout."""
+    has_oe_names = any(name.removeprefix("model.").startswith("oe_embed_") for name in found)
+    return oe_name if has_oe_names else str
+
+
 def checkpoint_shapes(files: Sequence[str]) -> dict[str, tuple[list[int], str]]:
     """Shape and file of every tensor, from the headers alone.
 
@@ -105,6 +129,8 @@ def check_against_model(
         `ValueError`: naming the tensor that is missing, of another shape, or not part of the model.
     """
     expected = fused if found.keys() & (fused.keys() - released.keys()) else released
+    spelled = spelling_of(found)
+    expected = {spelled(name): tensor for name, tensor in expected.items()}
     for name, tensor in expected.items():
         if name in found:
             shape, path = found[name]
@@ -118,7 +144,10 @@ def check_against_model(
             )
     for name, (_, path) in found.items():
         if name not in expected and not name.startswith(tuple(optional)):
-            raise ValueError(f"`{name}` in {path} has no place in a model of this config: is a field of it wrong?")
+            fix = " `num_nextn_predict_layers=0` loads the rest." if name.startswith(DRAFT_HEAD_PREFIX) else ""
+            raise ValueError(
+                f"`{name}` in {path} has no place in a model of this config: is a field of it wrong?{fix}"
+            )
 
 
 __all__ = [
@@ -127,5 +156,7 @@ __all__ = [
     "check_against_model",
     "checkpoint_conversions",
     "checkpoint_shapes",
+    "oe_name",
     "register_checkpoint_layout",
+    "spelling_of",
 ]

@@ -16,15 +16,23 @@ from transformers import PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 from transformers.utils import cached_file
 
-from .checkpoint_layout import HUB_ARGUMENTS, carries_draft_head, check_against_model, checkpoint_shapes
+from .checkpoint_layout import (
+    HUB_ARGUMENTS,
+    carries_draft_head,
+    check_against_model,
+    checkpoint_shapes,
+    oe_name,
+    spelling_of,
+)
 from .configuration_longcat_lite import LongCatLiteConfig
 from .fp8_blocks import check_scales, read_cut_blocks
 from .mtp import freeze_draft_head
 from .ngram_hot_rows import read_hot_rows
 from .ngram_quantization import packed_width
 from .ngram_row_cache import RowCache
-from .ngram_row_delta import ROW_DELTA_FILE, read_row_delta, write_row_delta
+from .ngram_row_delta import ROW_DELTA_FILE, find_row_delta, read_row_delta, write_row_delta
 from .ngram_tables import PLACEMENTS, NgramTables, StoredTable, find_tables
+from .sparse_attention import leave_indexer, warn_of_lost_indexer
 
 TABLES = "ngram_embeddings.embedders."
 
@@ -33,6 +41,7 @@ class CheckpointLoadingMixin(PreTrainedModel):
     """`from_pretrained` and `save_pretrained` of released checkpoints."""
 
     config: LongCatLiteConfig
+    num_indexer_tensors = 0  # of the checkpoint that it was loaded from, which are not in the model
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *model_args, ngram_tables: str = "resident", **kwargs):
@@ -77,8 +86,10 @@ class CheckpointLoadingMixin(PreTrainedModel):
         readable = checkpoint_files is not None and checkpoint_files[0].endswith(".safetensors")
         # A quantizer changes names and shapes, and `load_adapter` names the keys that it expects: theirs to check.
         is_whole = expected_keys is None and not load_config.is_quantized
+        found = checkpoint_shapes(checkpoint_files) if readable and expected_keys is None else {}
+        indexer = leave_indexer(found, model.config.index_topk)
         if readable and is_whole and not load_config.ignore_mismatched_sizes:
-            found = checkpoint_shapes(checkpoint_files)
+            found = {name: where for name, where in found.items() if name not in indexer}
             if not any(name.startswith("model.") for name in found):  # written by the trunk alone
                 found = {f"model.{name}": shape for name, shape in found.items()}
             check_against_model(found, *model._expected_tensors())
@@ -92,6 +103,7 @@ class CheckpointLoadingMixin(PreTrainedModel):
             model, state_dict, checkpoint_files, load_config, expected_keys
         )
         freeze_draft_head(model)  # loading makes new parameters
+        model.num_indexer_tensors += len(indexer)
         if was_fp8:  # its conversions lead back to FP8, which the model is no more: it is saved as any other
             del model._weight_conversions
         if stored:  # not before: while loading, all of a state dict is taken for parameters
@@ -111,7 +123,7 @@ class CheckpointLoadingMixin(PreTrainedModel):
         if not self.config.num_nextn_predict_layers:
             optional.append("model.mtp.")
         if self._offloaded_ngram_embedding() is not None:
-            optional.append(f"model.{TABLES}")  # checked when they are opened
+            optional += [f"model.{TABLES}", f"model.{oe_name(TABLES)}"]  # checked when they are opened
         return released, fused, optional
 
     def _offloaded_ngram_embedding(self) -> Any:
@@ -128,8 +140,10 @@ class CheckpointLoadingMixin(PreTrainedModel):
             raise ValueError(f'`ngram_tables="{embedding.placement}"` reads safetensors files, which are not there.')
         sizes, width, bits = self.config.subtable_sizes, self.config.subtable_width, self.config.ngram_table_bits
         kind, columns = ("weight", width) if bits == 16 else ("packed", packed_width(width, bits))
-        in_whole, in_trunk = ([f"{p}{TABLES}{i}.{kind}" for i in range(len(sizes))] for p in ("model.", ""))
-        names = in_trunk if in_trunk[0] in checkpoint_shapes(files) else in_whole
+        found = checkpoint_shapes(files)
+        tables = spelling_of(found)(TABLES)
+        in_whole, in_trunk = ([f"{p}{tables}{i}.{kind}" for i in range(len(sizes))] for p in ("model.", ""))
+        names = in_trunk if in_trunk[0] in found else in_whole
         return find_tables(files, names, sizes, columns, packed=bits < 16)
 
     def _open_ngram_tables(self, stored: list[StoredTable]):
@@ -139,11 +153,13 @@ class CheckpointLoadingMixin(PreTrainedModel):
         embedding.tables.overlay = overlay
 
     @torch.no_grad()
-    def load_ngram_rows(self, *deltas: str | os.PathLike):
+    def load_ngram_rows(self, *deltas: str | os.PathLike, **hub_arguments):
         """Puts changed rows of the n-gram tables in their place, in memory; of several deltas, later ones win.
 
         Args:
-            deltas (`str` or `os.PathLike`): Files, or folders with an `ngram_row_delta.safetensors`.
+            deltas (`str` or `os.PathLike`):
+                Files, or folders or repositories on the Hub with an `ngram_row_delta.safetensors`.
+            hub_arguments: As for `from_pretrained`: `revision`, `token`, `cache_dir`, ...
 
         Raises:
             `ValueError`: naming file and field, table or row, if a delta is not of this config; or if the tables are
@@ -159,7 +175,7 @@ class CheckpointLoadingMixin(PreTrainedModel):
                 '`ngram_tables="host"` or `"disk"`, which lays them over.'
             )
         for delta in deltas:
-            changed = read_row_delta(delta, self.config)
+            changed = read_row_delta(find_row_delta(delta, **hub_arguments), self.config)
             if not resident:
                 embedding.tables.change_rows(changed, self.config.subtable_width)
                 continue
@@ -197,6 +213,7 @@ class CheckpointLoadingMixin(PreTrainedModel):
     def save_pretrained(self, save_directory, *args, **kwargs):
         """As [`PreTrainedModel.save_pretrained`]. Tables on disk are copied from file to file, changed rows beside."""
         super().save_pretrained(save_directory, *args, **kwargs)
+        warn_of_lost_indexer(self.num_indexer_tensors, str(save_directory))
         embedding, folder = self._offloaded_ngram_embedding(), Path(save_directory).resolve()
         tables = None if embedding is None else embedding.tables
         stored = [] if tables is None else tables.stored

@@ -14,9 +14,18 @@ from typing import Any, ClassVar
 
 from transformers import PreTrainedConfig
 
-from .configuration_validation import take_one_rope_story, validate_fields, validate_rope_fields, validate_stated
+from .configuration_validation import (
+    OE_FIELDS,
+    take_draft_embedding,
+    take_one_rope_story,
+    validate_fields,
+    validate_oe_fields,
+    validate_rope_fields,
+    validate_stated,
+    with_known_rope_type,
+)
 
-# What other runtimes look up first in `architectures`, and our class names after it.
+# Files name the class that other runtimes know, and no other: SGLang compares the whole list.
 UPSTREAM_PREFIX, OWN_PREFIX = "LongcatFlashNgram", "LongCatLite"
 
 # Remote code: the class that was saved is listed by transformers, its siblings by us.
@@ -89,9 +98,13 @@ class LongCatLiteConfig(PreTrainedConfig):
         ngram_table_bits (`int`, *optional*, defaults to 16):
             8 or 4 for tables whose rows are integers with a scale each, as `eval.quantize_tables` writes them; 16 for
             floating-point tables of any dtype.
+        scale_word_embedding (`bool`, *optional*, defaults to `True`):
+            Whether the word row is divided by the number of terms too, `(word + sum) / 13`, as in the reference,
+            SGLang and Unsloth; `False` adds it whole, `word + sum / 13`, as mlx-vlm (pull request 2063) reads
+            LongCat-Flash-Lite-Sparse.
         embedding_amplification (`str`, *optional*, defaults to `"none"`):
             `"sqrt_d"` multiplies the embedding output by `sqrt(hidden_size)`, `"layer_norm"` normalises it (paper,
-            section 3.2.4).
+            section 3.2.4). Other runtimes know `"none"` only.
         num_nextn_predict_layers (`int`, *optional*):
             Blocks of the draft head (multi-token prediction), 0 or 1. `None` means: as many as the checkpoint
             carries, none for a fresh model.
@@ -99,10 +112,20 @@ class LongCatLiteConfig(PreTrainedConfig):
         mtp_use_ngram_embedding (`bool`, *optional*, defaults to `False`):
             Draft from the trunk's n-gram embedding, as FluentLLM does, instead of the head's own word embedding, as in
             the paper (section 4).
+        attention_method (`str`, *optional*, defaults to `"MLA"`):
+            `"LSA"` says that the checkpoint selects keys with an indexer (LongCat-Flash-Lite-Sparse), which is not
+            computed here: see `index_topk`.
+        index_topk (`int`, *optional*):
+            Keys that sparse attention leaves a query. Up to that length it sees every key, and the dense attention
+            computed here is exact; a longer sequence is refused. With `None` there is no limit.
         rope_parameters (`dict`, *optional*):
-            Rotary settings. A legacy `rope_theta` with or without `rope_scaling` is read too; without any of the
-            three, the released YaRN settings hold.
+            Rotary settings; type `deepseek_yarn` is `yarn`. A legacy `rope_theta` with or without `rope_scaling` is
+            read too; without any of the three, the released YaRN settings hold.
         max_position_embeddings (`int`, *optional*, defaults to 327680): Longest sequence, in tokens.
+
+    The names of LongCat-Flash-Lite-Sparse and LongCat-2.0 are read too and written as above: `oe_neighbor_num`,
+    `oe_split_num`, `oe_vocab_size_ratio`, and `mtp_disable_over_tokenizer`, the opposite of `mtp_use_ngram_embedding`.
+    `mtp_num_layers` steps with `mtp_replicate_modules` are one block, applied `num_draft_tokens` times.
 
     Raises:
         `ValueError`: when a field is out of range; the message names the field.
@@ -119,6 +142,7 @@ class LongCatLiteConfig(PreTrainedConfig):
     model_type = "longcat_flash_ngram"
     keys_to_ignore_at_inference = ["past_key_values"]  # noqa: RUF012
     attribute_map = {  # noqa: RUF012
+        **OE_FIELDS,
         "max_ngram_order": "emb_neighbor_num",
         "num_subtables_per_order": "emb_split_num",
         "num_local_experts": "n_routed_experts",
@@ -189,10 +213,13 @@ class LongCatLiteConfig(PreTrainedConfig):
     ngram_base_vocab_size: int = None  # type: ignore[assignment]  # `vocab_size` at creation
     ngram_eos_token_id: int | list[int] | None = None
     ngram_table_bits: int = 16
+    scale_word_embedding: bool = True
     embedding_amplification: str = "none"
     num_nextn_predict_layers: int | None = None
     num_draft_tokens: int = 3
     mtp_use_ngram_embedding: bool = False
+    attention_method: str = "MLA"
+    index_topk: int | None = None
     hidden_act: str = "silu"
     initializer_range: float | int = 0.02
     rms_norm_eps: float | int = 1e-5
@@ -207,7 +234,14 @@ class LongCatLiteConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs):
         if self.rope_parameters is None and kwargs.keys().isdisjoint({"rope_scaling", "rope_theta"}):
             self.rope_parameters = dict(RELEASED_ROPE_PARAMETERS)
+        self.rope_parameters = with_known_rope_type(self.rope_parameters)  # type: ignore[assignment]
+        if "rope_scaling" in kwargs:
+            kwargs["rope_scaling"] = with_known_rope_type(kwargs["rope_scaling"])
         take_one_rope_story(self.rope_parameters, kwargs)
+        take_draft_embedding(self, kwargs)
+        for name in ("model_type", *OE_FIELDS):
+            if name in kwargs and kwargs[name] is None:
+                del kwargs[name]  # says nothing
         # The released `auto_map` names modules that transformers 5 cannot run; saving writes one that works.
         if OWN_PREFIX not in (kwargs.get("auto_map") or {}).get("AutoConfig", OWN_PREFIX):
             del kwargs["auto_map"]
@@ -230,6 +264,12 @@ class LongCatLiteConfig(PreTrainedConfig):
         """Attention sublayers, which is what a KV cache counts."""
         return 2 * self.num_layers
 
+    @num_hidden_layers.setter
+    def num_hidden_layers(self, value: int):
+        # vLLM, which counts decoder layers, assigns their number before it builds the model; it reads `num_layers`.
+        if value not in (self.num_layers, 2 * self.num_layers):
+            raise ValueError(f"`num_hidden_layers` is derived; change `num_layers`. Got {value!r}.")
+
     @property
     def qk_head_dim(self) -> int:
         """Width of a query or key head."""
@@ -250,6 +290,18 @@ class LongCatLiteConfig(PreTrainedConfig):
         """Rows of each sub-table, order-major: 2-grams k = 0..K-1, then 3-grams, and so on."""
         base = self.ngram_vocab_size_ratio * self.ngram_base_vocab_size
         return [int(base + 2 * i + 1) for i in range(self.num_subtables)]
+
+    @classmethod
+    def get_config_dict(cls, *args, **kwargs):
+        """As [`PreTrainedConfig.get_config_dict`]; a `model_type` of null is as good as none."""
+        fields, unused = super().get_config_dict(*args, **kwargs)
+        return {key: value for key, value in fields.items() if key != "model_type" or value is not None}, unused
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs):
+        """As [`PreTrainedConfig.from_dict`]; two names of one field must agree."""
+        validate_oe_fields(config_dict)
+        return super().from_dict(config_dict, **kwargs)
 
     def to_vanilla(self) -> "LongCatLiteConfig":
         """The twin with the same total parameters and no n-gram embedding (the paper's "Vanilla", section 6).
@@ -276,9 +328,9 @@ class LongCatLiteConfig(PreTrainedConfig):
     def to_json_file(self, json_file_path: str | os.PathLike, use_diff: bool = True):
         """Writes `config.json` with the fields that older readers and other runtimes expect beside today's."""
         written = json.loads(self.to_json_string(use_diff=use_diff))
-        own = [name for name in written.get("architectures") or [] if name.startswith(OWN_PREFIX)]
-        upstream = [name.replace(OWN_PREFIX, UPSTREAM_PREFIX, 1) for name in own]
-        written["architectures"] = [*(upstream or [f"{UPSTREAM_PREFIX}ForCausalLM"]), *own]
+        names = [name.replace(OWN_PREFIX, UPSTREAM_PREFIX, 1) for name in written.get("architectures") or []]
+        upstream = [name for name in names if name.startswith(UPSTREAM_PREFIX)]
+        written["architectures"] = upstream[:1] or [f"{UPSTREAM_PREFIX}ForCausalLM"]
         if not written.get("auto_map", {}).keys().isdisjoint({"AutoModel", "AutoModelForCausalLM"}):
             written["auto_map"] = AUTO_MAP
         rope = dict(self.rope_parameters)

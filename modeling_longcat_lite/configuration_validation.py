@@ -40,6 +40,7 @@ NUMBERS = (
 SWITCHES = (
     "use_ngram_embedding",
     "mtp_use_ngram_embedding",
+    "scale_word_embedding",
     "mla_scale_q_lora",
     "mla_scale_kv_lora",
     "attention_bias",
@@ -52,14 +53,48 @@ CHOICES: dict[str, tuple] = {
     "ngram_table_bits": (16, 8, 4),
     "embedding_amplification": ("none", "sqrt_d", "layer_norm"),
     "zero_expert_type": ("identity", "drop"),
+    "attention_method": ("MLA", "LSA"),
     "num_nextn_predict_layers": (None, 0, 1),
     "hidden_act": tuple(ACT2FN),
 }
+# The same fields in LongCat-Flash-Lite-Sparse and LongCat-2.0.
+OE_FIELDS = {
+    "oe_neighbor_num": "emb_neighbor_num",
+    "oe_split_num": "emb_split_num",
+    "oe_vocab_size_ratio": "ngram_vocab_size_ratio",
+}
+# What relatives of the model do with their n-grams and attention that this package does not.
+UNSUPPORTED = {
+    "ngram_exclude_sp_token": "n-grams that leave out special tokens",
+    "ngram_fix_normalize_factor": "an embedding divided by the root of the number of its terms",
+    "linear_method": "linear attention",
+}
+
+
+def validate_oe_fields(fields: dict[str, Any]):
+    """Two names of one field, both stated, must agree."""
+    for name, own in OE_FIELDS.items():
+        stated, ours = fields.get(name), fields.get(own)
+        if stated is not None and ours is not None and stated != ours:
+            raise ValueError(f"`{name}` is {stated!r} but `{own}`, the same field, is {ours!r}: remove one of them.")
+
+
+def take_draft_embedding(config: PreTrainedConfig, fields: dict[str, Any]):
+    """`mtp_disable_over_tokenizer` of `fields` becomes its opposite, `config.mtp_use_ngram_embedding`."""
+    plain = fields.pop("mtp_disable_over_tokenizer", None)
+    if plain is None:
+        return
+    if not isinstance(plain, bool):
+        raise ValueError(f"`mtp_disable_over_tokenizer` must be true or false, got {plain!r}.")
+    if plain and config.mtp_use_ngram_embedding:
+        raise ValueError("`mtp_disable_over_tokenizer` and `mtp_use_ngram_embedding` contradict: both are true.")
+    config.mtp_use_ngram_embedding = not plain
 
 
 def validate_fields(config: PreTrainedConfig):
     """Types, ranges and what fields ask of each other."""
     _validate_types(config)
+    _validate_relatives(config)
     _validate_sizes(config)
     for name, allowed in CHOICES.items():
         if getattr(config, name) not in allowed:
@@ -85,6 +120,14 @@ def validate_stated(config: PreTrainedConfig, stated: dict[str, Any]):
     for name, value in stated.items():
         if value != getattr(config, name):
             raise ValueError(f"`{name}` is derived and must be {getattr(config, name)} here, got {value!r}.")
+
+
+def with_known_rope_type(rope: dict[str, Any] | None) -> dict[str, Any] | None:
+    """A copy with `yarn` for `deepseek_yarn`, which is SGLang's name of it and has the same fields."""
+    if rope is None:
+        return None
+    named = {key: "yarn" for key in ("type", "rope_type") if rope.get(key) == "deepseek_yarn"}
+    return {**rope, **named}
 
 
 def take_one_rope_story(rope_parameters: dict[str, Any] | None, fields: dict[str, Any]):
@@ -113,6 +156,28 @@ def take_one_rope_story(rope_parameters: dict[str, Any] | None, fields: dict[str
             )
     fields.pop("rope_scaling", None)
     fields.pop("rope_theta", None)
+
+
+def _validate_relatives(config: PreTrainedConfig):
+    """What only LongCat-Flash-Lite-Sparse, LongCat-2.0 and their like state."""
+    stated = config.__dict__
+    for name, what in UNSUPPORTED.items():
+        if stated.get(name):
+            raise ValueError(f"`{name}` is {stated[name]!r}: {what} cannot be computed here.")
+    topk = config.index_topk
+    if topk is not None and (not isinstance(topk, int) or topk < 1):
+        raise ValueError(f"`index_topk` must be an integer of at least 1, or null, got {topk!r}.")
+    if config.attention_method == "LSA" and topk is None:
+        raise ValueError(
+            '`attention_method` is "LSA" without `index_topk`: set it to the length up to which dense attention, '
+            "which is what runs here, stands in for sparse."
+        )
+    blocks, shared = stated.get("mtp_num_layers") or 0, stated.get("mtp_replicate_modules", False)
+    if blocks > 1 and not shared and config.num_nextn_predict_layers != 0:
+        raise ValueError(
+            f"`mtp_num_layers` is {blocks} but `mtp_replicate_modules` is not true: a draft head of several blocks "
+            "cannot be computed here. `num_nextn_predict_layers=0` leaves it out."
+        )
 
 
 def _validate_types(config: PreTrainedConfig):
@@ -179,4 +244,13 @@ def _validate_ngram(config: PreTrainedConfig):
         raise ValueError(f"`ngram_table_bits` of 4 packs pairs, but a table row has {config.subtable_width} values.")
 
 
-__all__ = ["take_one_rope_story", "validate_fields", "validate_rope_fields", "validate_stated"]
+__all__ = [
+    "OE_FIELDS",
+    "take_draft_embedding",
+    "take_one_rope_story",
+    "validate_fields",
+    "validate_oe_fields",
+    "validate_rope_fields",
+    "validate_stated",
+    "with_known_rope_type",
+]

@@ -8,6 +8,7 @@ from transformers.generation import GenerationMode
 
 from .draft_candidates import DraftCandidateGenerator, DraftStatistics
 from .ngram_cache import check_fits, with_token_history
+from .sparse_attention import check_length
 
 
 class LongCatLiteGenerationMixin(GenerationMixin):
@@ -47,6 +48,7 @@ class LongCatLiteGenerationMixin(GenerationMixin):
     def _prepare_cache_for_generation(
         self, generation_config, model_kwargs, generation_mode, batch_size, max_cache_length
     ):
+        check_length(max_cache_length, self.config.index_topk, "The prompt with what may be generated")
         layout, cache = self.model.cache_layout, model_kwargs.get("past_key_values")
         if cache is not None and self.config.use_ngram_embedding:
             rows = batch_size * max(generation_config.num_beams, generation_config.num_return_sequences)

@@ -30,6 +30,7 @@ from .ngram_embedding import EmbeddingAmplification, NgramEmbedding
 from .ngram_hashing import HIDDEN, encode_tokens
 from .rms_norm import LongCatLiteRMSNorm
 from .rotary_embedding import LongCatLiteRotaryEmbedding
+from .sparse_attention import INDEXER, check_length, longest_sequence
 
 register_checkpoint_layout(LongCatLiteConfig.model_type)
 
@@ -57,6 +58,8 @@ class LongCatLitePreTrainedModel(CheckpointLoadingMixin):
         r"^(model\.)?mtp\.",
         r"^lm_head\.",
         r"^(model\.)?ngram_embeddings\.embedders\.",
+        r"^(model\.)?oe_embed_tokens",
+        INDEXER.pattern,
     ]
     _keys_to_ignore_on_load_missing = [r"embedding_amplification\.norm\."]  # noqa: RUF012
     _can_record_outputs = {  # noqa: RUF012
@@ -161,11 +164,16 @@ class LongCatLiteModel(LongCatLitePreTrainedModel):
             use_cache (`bool`, *optional*): Return a cache.
 
         Raises:
-            `ValueError`: if the inputs contradict each other, or a token id is outside the vocabulary.
+            `ValueError`: if the inputs contradict each other, a token id is outside the vocabulary, or a sequence is
+                longer than `config.index_topk`.
         """
         tokens = self._checked_tokens(input_ids, inputs_embeds, ngram_input_ids)
         word_embeds = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
         past_key_values = self._cache_with_history(past_key_values, use_cache, word_embeds)
+        if (topk := self.config.index_topk) is not None:
+            is_part, length = ngram_row_ids is not None, word_embeds.shape[1]
+            length = longest_sequence(length, attention_mask, position_ids, past_key_values, is_part)
+            check_length(length, topk, "A sequence")
         mask_arguments = causal_mask_arguments(attention_mask, position_ids, past_key_values)
 
         codes = None

@@ -3,10 +3,12 @@
 
     e = ( word + sum_i W_i table_i[id_i] ) / (1 + S)
 
+With `scale_word_embedding=False` the word row is added whole: `e = word + ( sum_i ... ) / (1 + S)`.
+
 Shapes: B batch, T tokens, D hidden, S sub-tables, W = D / S sub-table width, N highest n-gram order.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import nn
@@ -37,18 +39,21 @@ class NgramEmbedding(nn.Module):
     """Sub-tables and their projections. The projections are one matrix, `[D, S * W]`, the columns table by table.
 
     With a `placement` other than `"resident"` the tables are no parameters: `tables` is opened when a checkpoint is
-    loaded, see [`NgramTables`].
+    loaded, see [`NgramTables`]. A `row_filter` is given the rows of a forward, `[B, T, S * W]`, wherever they lay, and
+    what it returns is projected in their place: what tables are worth is measured so, without a second copy of them.
     """
 
     residues: torch.Tensor
     sizes: torch.Tensor
     tables: NgramTables | None = None
+    row_filter: Callable[[torch.Tensor], torch.Tensor] | None = None
 
     def __init__(self, config: LongCatLiteConfig, placement: str = "resident"):
         super().__init__()
         self.placement = placement
         self.max_ngram_order = config.max_ngram_order
         self.num_terms = config.num_subtables + 1
+        self.word_scale = 1 / self.num_terms if config.scale_word_embedding else 1.0
         self.eos_token_ids = segment_ends(config)
         self.table_bits = config.ngram_table_bits
         width = config.subtable_width
@@ -77,11 +82,17 @@ class NgramEmbedding(nn.Module):
     ) -> torch.Tensor:
         """`[B, T, D]` word rows and `[B, N - 1 + T]` codes, or `[B, T, S]` row ids in their place, to `[B, T, D]`."""
         rows = self._rows(word_embeds, codes, row_ids)  # [B, T, S * W]
+        if self.row_filter is not None:
+            rows = self.row_filter(rows)
         if self._plain_weights([self.post_proj], word_embeds) is not None:
             scale, projection = 1 / self.num_terms, self.post_proj.weight.t()
             words = word_embeds.flatten(0, 1)  # [B T, D]
-            return torch.addmm(words, rows.flatten(0, 1), projection, beta=scale, alpha=scale).view_as(word_embeds)
-        return (self.post_proj(rows).to(word_embeds.device) + word_embeds).div_(self.num_terms)  # [B, T, D]
+            added = torch.addmm(words, rows.flatten(0, 1), projection, beta=self.word_scale, alpha=scale)
+            return added.view_as(word_embeds)
+        projected = self.post_proj(rows).to(word_embeds.device)  # [B, T, D]
+        if self.word_scale == 1.0:
+            return torch.add(word_embeds, projected, alpha=1 / self.num_terms)
+        return (projected + word_embeds).div_(self.num_terms)
 
     def prefetch(self, codes: torch.Tensor):
         """Asks for the rows of `[B, N - 1 + T]` codes, if they are on disk, without waiting for them."""
@@ -152,6 +163,18 @@ class NgramEmbedding(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 
+def ngram_tokens(
+    config: LongCatLiteConfig, input_ids: torch.Tensor, position_ids: torch.Tensor | None = None
+) -> torch.Tensor:
+    """The n-gram of the highest order that ends with each token of whole sequences: `[B, N, T]` from `[B, T]`.
+
+    Farthest first, the token itself last; 0 where a boundary hides a token. The last n of N are the n-gram of order n.
+    """
+    order = config.max_ngram_order
+    codes = nn.functional.pad(encode_tokens(input_ids, position_ids), (order - 1, 0), value=HIDDEN)  # [B, N - 1 + T]
+    return ngram_contexts(codes, order, segment_ends(config))
+
+
 def ngram_row_ids(
     config: LongCatLiteConfig, input_ids: torch.Tensor, position_ids: torch.Tensor | None = None
 ) -> torch.Tensor:
@@ -159,9 +182,7 @@ def ngram_row_ids(
 
     A function of config, tokens and, where documents are packed, positions: no table and no weight is made.
     """
-    order = config.max_ngram_order
-    codes = nn.functional.pad(encode_tokens(input_ids, position_ids), (order - 1, 0), value=HIDDEN)  # [B, N - 1 + T]
-    return ngram_ids(ngram_contexts(codes, order, segment_ends(config)), **NgramEmbedding.hash_constants(config))
+    return ngram_ids(ngram_tokens(config, input_ids, position_ids), **NgramEmbedding.hash_constants(config))
 
 
 class EmbeddingAmplification(nn.Module):
@@ -185,4 +206,4 @@ class EmbeddingAmplification(nn.Module):
         return embeds * self.factor if self.factor != 1.0 else embeds
 
 
-__all__ = ["EmbeddingAmplification", "NgramEmbedding", "ngram_row_ids", "segment_ends"]
+__all__ = ["EmbeddingAmplification", "NgramEmbedding", "ngram_row_ids", "ngram_tokens", "segment_ends"]

@@ -12,19 +12,21 @@ Shapes: S tables, W row width.
 """
 
 import os
+import re
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from transformers.utils import cached_file
 
 from .configuration_longcat_lite import LongCatLiteConfig
 from .ngram_hot_rows import hash_metadata
 
 ROW_DELTA_FILE = "ngram_row_delta.safetensors"
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
-
+HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(?<!\.safetensors)")
 
 # Of one table: sorted row ids `[n]` int64, and their values `[n, W]`.
 TableRows: TypeAlias = tuple[torch.Tensor, torch.Tensor]
@@ -46,6 +48,22 @@ def write_row_delta(path: str | os.PathLike, config: LongCatLiteConfig, tables: 
     beside = path.with_name(path.name + ".partial")
     save_file(tensors, beside, metadata=metadata)
     beside.replace(path)
+
+
+def find_row_delta(delta: str | os.PathLike, **hub_arguments) -> str | os.PathLike:
+    """A file or folder as it is named; of a repository on the Hub, `user/name`, the downloaded file.
+
+    Raises:
+        `ValueError`: when neither there nor here is anything of that name.
+    """
+    if Path(delta).exists() or not HUB_NAME.fullmatch(str(delta)):
+        return delta
+    try:
+        return str(cached_file(str(delta), ROW_DELTA_FILE, **hub_arguments))
+    except OSError as error:
+        raise ValueError(
+            f"{delta}: no such folder, and no repository on the Hub with {ROW_DELTA_FILE} ({error})"
+        ) from error
 
 
 def read_row_delta(path: str | os.PathLike, config: LongCatLiteConfig) -> list[TableRows]:
@@ -83,6 +101,14 @@ def read_row_delta(path: str | os.PathLike, config: LongCatLiteConfig) -> list[T
     return found
 
 
+def changed_rows_by_order(path: str | os.PathLike, config: LongCatLiteConfig) -> dict[int, int]:
+    """How many rows a delta changes, by the number of tokens of their n-grams. Raises as [`read_row_delta`]."""
+    counts = [len(row_ids) for row_ids, _ in read_row_delta(path, config)]
+    each = config.num_subtables_per_order
+    begins = range(0, len(counts), each)
+    return {order: sum(counts[begin : begin + each]) for order, begin in enumerate(begins, start=2)}
+
+
 def check_table(
     path: Path, table: int, size: int, width: int, row_ids: torch.Tensor | None, rows: torch.Tensor | None
 ) -> None:
@@ -103,4 +129,4 @@ def check_table(
         raise ValueError(f"{name}.row_ids` is not sorted, or has a row twice")
 
 
-__all__ = ["ROW_DELTA_FILE", "read_row_delta", "write_row_delta"]
+__all__ = ["ROW_DELTA_FILE", "changed_rows_by_order", "find_row_delta", "read_row_delta", "write_row_delta"]

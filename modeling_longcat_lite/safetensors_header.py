@@ -7,10 +7,11 @@ The safetensors library gives shapes and slices, but no offsets.
 import json
 import os
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import torch
 
+MOST_HEADER_BYTES = 100_000_000  # the safetensors library reads no longer one; a longer one is damage
 FLOAT_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
@@ -33,10 +34,16 @@ def read_safetensors_header(path: str | os.PathLike) -> tuple[dict[str, StoredTe
     Raises:
         `ValueError`: naming the file that is cut off, and inside which tensor, or that is no safetensors file.
     """
-    size = Path(path).stat().st_size
     with Path(path).open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        text = file.read(length) if 8 + length <= size else b""
+        return parse_safetensors_header(file, Path(path).stat().st_size, path)
+
+
+def parse_safetensors_header(
+    file: BinaryIO, size: int, path: str | os.PathLike
+) -> tuple[dict[str, StoredTensor], dict[str, str]]:
+    """As [`read_safetensors_header`], of an open file of `size` bytes, wherever it lies; `path` is what errors say."""
+    length = int.from_bytes(file.read(8), "little")
+    text = file.read(length) if 8 + length <= size and length <= MOST_HEADER_BYTES else b""
     try:
         header = json.loads(text)
         metadata, tensors = header.pop("__metadata__", {}), {}
@@ -51,4 +58,4 @@ def read_safetensors_header(path: str | os.PathLike) -> tuple[dict[str, StoredTe
     return tensors, metadata
 
 
-__all__ = ["FLOAT_DTYPES", "StoredTensor", "read_safetensors_header"]
+__all__ = ["FLOAT_DTYPES", "StoredTensor", "parse_safetensors_header", "read_safetensors_header"]

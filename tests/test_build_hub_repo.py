@@ -8,20 +8,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from card_cases import ON_THE_HUB, write_facts, write_results
 from huggingface_hub import ModelCard
 from tiny_chat import write_tiny_chat
 from transformers import AutoTokenizer
 
 from model_cards import build_hub_repo as builder
+from model_cards.card import CardSources
 from modeling_longcat_lite import LongCatLiteForCausalLM
 from tokenization.chat_templates import load_chat_template
 
-REPORT = {
-    "training_data": "a few rows",
-    "training_steps": 4,
-    "heldout_loss_before": 6.25,
-    "heldout_loss_after": 3.125,
-}
+REPORT = {"training_steps": 4, "heldout_loss_before": 6.25, "heldout_loss_after": 3.125}
 
 
 @pytest.fixture(scope="module")
@@ -81,14 +78,27 @@ def test_card_has_the_metadata_and_the_numbers(folder):
     assert card.data.pipeline_tag == "text-generation"
     assert "n-gram-embedding" in card.data.tags
     assert "trust_remote_code=True" in card.text
-    assert "6.250" in card.text
-    assert "3.125" in card.text
+    assert "6.25, 3.125" in card.text
     assert "{{" not in card.text
 
 
-def test_card_without_a_report_says_nothing_of_training(model_dir, tmp_path):
-    builder.build_hub_repo(model_dir, tmp_path / "folder")
-    assert "## Training" not in (tmp_path / "folder" / "README.md").read_text()
+def test_results_have_their_folder_and_the_rest_is_flat(model_dir, tmp_path):
+    results = write_results(tmp_path / "harness.json", model_dir, ON_THE_HUB)
+    facts = write_facts(tmp_path / "facts.yaml")
+    arguments = ["--model", str(model_dir), "--output", str(tmp_path / "folder"), "--facts", str(facts)]
+    builder.main([*arguments, "--results", str(results)])
+    assert [path.name for path in (tmp_path / "folder").iterdir() if path.is_dir()] == [".eval_results"]
+    assert ModelCard.load(tmp_path / "folder" / "README.md").data.model_name == "Tiny"
+
+
+def test_what_training_turned_off_is_on_again(model_dir, tmp_path):
+    trained = LongCatLiteForCausalLM.from_pretrained(model_dir)
+    trained.config.use_cache = False
+    trained.save_pretrained(tmp_path / "trained")
+    AutoTokenizer.from_pretrained(model_dir).save_pretrained(tmp_path / "trained")
+    assert json.loads((tmp_path / "trained" / "config.json").read_text())["use_cache"] is False
+    builder.build_hub_repo(tmp_path / "trained", tmp_path / "folder")
+    assert json.loads((tmp_path / "folder" / "config.json").read_text())["use_cache"] is True
 
 
 @pytest.mark.slow  # a process of its own
@@ -117,11 +127,19 @@ def test_a_folder_that_is_not_empty_is_kept_unless_told_otherwise(model_dir, tmp
     assert (output / "config.json").is_file()
 
 
-def test_nothing_is_left_of_a_build_that_fails(model_dir, tmp_path):
+def test_nothing_is_left_of_a_build_that_fails(model_dir, tmp_path, monkeypatch):
     report = tmp_path / "report.json"
-    report.write_text(json.dumps({"training_data": "rows"}))
-    with pytest.raises(ValueError, match=r"`report`.*lacks training_steps, heldout_loss_before"):
-        builder.build_hub_repo(model_dir, tmp_path / "out" / "folder", report)
+    report.write_text(json.dumps({"training_steps": 4}))
+    with pytest.raises(ValueError, match=r"report.json lacks heldout_loss_before, heldout_loss_after"):
+        builder.build_hub_repo(model_dir, tmp_path / "out" / "folder", CardSources(report=report))
+    assert not (tmp_path / "out").exists()
+
+    def full_disk(*arguments):
+        raise OSError("no space left")
+
+    monkeypatch.setattr(builder, "write_folder", full_disk)
+    with pytest.raises(OSError, match="no space left"):
+        builder.build_hub_repo(model_dir, tmp_path / "out" / "folder")
     assert list((tmp_path / "out").iterdir()) == []
 
 

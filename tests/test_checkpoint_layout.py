@@ -13,62 +13,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
+from eval.runtime_expectations import expected_tensors
 from modeling_longcat_lite import LongCatLiteConfig, LongCatLiteForCausalLM, LongCatLiteModel
 
 WEIGHTS = "model.safetensors"
-MTP_NORMS = ["norm", "layers.0.enorm.m", "layers.0.hnorm.m", "layers.0.input_layernorm"]
 
 
-def released_shapes(c: LongCatLiteConfig) -> dict[str, tuple[int, ...]]:
-    """The naming scheme of the released checkpoint."""
-    hidden, heads = c.hidden_size, c.num_attention_heads
-    shapes = {"model.embed_tokens": (c.vocab_size, hidden), "model.norm": (hidden,)}
-    if not c.tie_word_embeddings:
-        shapes["lm_head"] = (c.vocab_size, hidden)
-    if c.use_ngram_embedding:
-        tables = c.emb_split_num * (c.emb_neighbor_num - 1)
-        for i in range(tables):
-            rows = int(c.ngram_vocab_size_ratio * c.vocab_size + 2 * i + 1)
-            shapes[f"model.ngram_embeddings.embedders.{i}"] = (rows, hidden // tables)
-            shapes[f"model.ngram_embeddings.post_projs.{i}"] = (hidden, hidden // tables)
-
-    attention = {
-        "q_a_proj": (c.q_lora_rank, hidden),
-        "q_a_layernorm": (c.q_lora_rank,),
-        "q_b_proj": (heads * (c.qk_nope_head_dim + c.qk_rope_head_dim), c.q_lora_rank),
-        "kv_a_proj_with_mqa": (c.kv_lora_rank + c.qk_rope_head_dim, hidden),
-        "kv_a_layernorm": (c.kv_lora_rank,),
-        "kv_b_proj": (heads * (c.qk_nope_head_dim + c.v_head_dim), c.kv_lora_rank),
-        "o_proj": (hidden, heads * c.v_head_dim),
-    }
-
-    def mlp(width: int) -> dict[str, tuple[int, int]]:
-        return {"gate_proj": (width, hidden), "up_proj": (width, hidden), "down_proj": (hidden, width)}
-
-    for layer in range(c.num_layers):
-        at = f"model.layers.{layer}"
-        for half in (0, 1):
-            shapes |= {f"{at}.self_attn.{half}.{name}": shape for name, shape in attention.items()}
-            shapes |= {f"{at}.mlps.{half}.{name}": shape for name, shape in mlp(c.ffn_hidden_size).items()}
-            shapes[f"{at}.input_layernorm.{half}"] = (hidden,)
-            shapes[f"{at}.post_attention_layernorm.{half}"] = (hidden,)
-        for e in range(c.n_routed_experts):
-            expert = mlp(c.expert_ffn_hidden_size)
-            shapes |= {f"{at}.mlp.experts.{e}.{name}": shape for name, shape in expert.items()}
-        shapes[f"{at}.mlp.router.classifier"] = (c.n_routed_experts + c.zero_expert_num, hidden)
-
-    if c.num_nextn_predict_layers:
-        at = "model.mtp"
-        shapes |= {f"{at}.embed_tokens": (c.vocab_size, hidden), f"{at}.layers.0.eh_proj": (hidden, 2 * hidden)}
-        shapes |= {f"{at}.{name}": (hidden,) for name in [*MTP_NORMS, "layers.0.post_attention_layernorm"]}
-        shapes |= {f"{at}.layers.0.self_attn.{name}": shape for name, shape in attention.items()}
-        shapes |= {f"{at}.layers.0.transformer_layer.mlp.{n}": s for n, s in mlp(c.ffn_hidden_size).items()}
-
-    named = {f"{name}.weight": shape for name, shape in shapes.items()}
-    for layer in range(c.num_layers):
-        bias = f"model.layers.{layer}.mlp.router.e_score_correction_bias"
-        named[bias] = (c.n_routed_experts + c.zero_expert_num,)
-    return named
+def released_shapes(config: LongCatLiteConfig) -> dict[str, tuple[int, ...]]:
+    """The naming scheme of the released checkpoint, as other runtimes read it."""
+    return {name: tensor.shape for name, tensor in expected_tensors(config.to_dict()).items()}
 
 
 def tensors_in(folder: Path) -> dict[str, torch.Tensor]:

@@ -259,7 +259,7 @@ def test_there_are_five_conformance_folders():
 def test_older_readers_find_their_fields(cls, suffix, tmp_path):
     cls(tiny_config(rope_parameters=YARN_ROPE)).to(torch.bfloat16).save_pretrained(tmp_path)
     fields = json.loads((tmp_path / "config.json").read_text())
-    assert fields["architectures"] == [f"LongcatFlashNgram{suffix}", f"LongCatLite{suffix}"]
+    assert fields["architectures"] == [f"LongcatFlashNgram{suffix}"]
     assert fields["rope_theta"] == 10000.0
     scaling = {key: value for key, value in YARN_ROPE.items() if key != "rope_theta"}
     assert fields["rope_scaling"] == {**scaling, "type": "yarn"}
@@ -270,6 +270,15 @@ def test_older_readers_find_their_fields(cls, suffix, tmp_path):
         "AutoModel": "modeling_longcat_lite.LongCatLiteModel",
         "AutoModelForCausalLM": "modeling_longcat_lite.LongCatLiteForCausalLM",
     }
+
+
+def test_vllm_may_state_what_it_counts_as_layers():
+    """It assigns the number of decoder layers to `num_hidden_layers`, and builds the model of `vars(config)`."""
+    config = tiny_config()
+    config.num_hidden_layers = config.num_layers
+    assert (vars(config)["num_layers"], config.num_hidden_layers) == (2, 4)
+    with pytest.raises(ValueError, match="`num_hidden_layers` is derived"):
+        config.num_hidden_layers = 3
 
 
 def test_older_readers_see_plain_rope(tmp_path):
@@ -284,7 +293,21 @@ def test_saving_twice_keeps_the_architectures(tmp_path):
         model.save_pretrained(folder)
         model = LongCatLiteForCausalLM.from_pretrained(folder)
         fields = json.loads((folder / "config.json").read_text())
-        assert fields["architectures"] == ["LongcatFlashNgramForCausalLM", "LongCatLiteForCausalLM"]
+        assert fields["architectures"] == ["LongcatFlashNgramForCausalLM"]
+
+
+@pytest.mark.parametrize(
+    ("stated", "written_name"),
+    [
+        (None, "LongcatFlashNgramForCausalLM"),
+        (["LongcatFlashNgramForCausalLM", "LongCatLiteForCausalLM"], "LongcatFlashNgramForCausalLM"),
+        (["LongcatFlashNgramModel"], "LongcatFlashNgramModel"),
+        (["LongCatLiteModel"], "LongcatFlashNgramModel"),
+    ],
+    ids=["none", "both names", "trunk", "own name"],
+)
+def test_one_architecture_is_written(stated, written_name, tmp_path):
+    assert written(tiny_config(architectures=stated), tmp_path)["architectures"] == [written_name]
 
 
 SCALING = {key: value for key, value in YARN_ROPE.items() if key not in ("rope_type", "rope_theta")}

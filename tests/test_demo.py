@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The demo's parts that need no training: the model it trains, the questions it draws, the report it writes."""
 
+import importlib
 import json
 
 import pytest
@@ -78,6 +79,18 @@ def test_report_before_the_questions_has_what_the_card_needs(output):
     report = demo_report.write_report(output, 0, [], {})
     assert report["heldout_loss_before"] == 8.0
     assert "answers" not in report
+
+
+def test_measurement_package_and_card_are_asked_for_with_options_that_exist(output, monkeypatch):
+    ran = []
+    monkeypatch.setattr(demo, "run_module", lambda module, *arguments: ran.append((module, list(map(str, arguments)))))
+    for stage in (demo.measure, demo.package, demo.write_card):
+        stage()
+    parsed = [importlib.import_module(module).make_parser().parse_args(arguments) for module, arguments in ran]
+    measured, package, card = parsed
+    assert measured.output / "held_out_answers.json" == package.results[0] == card.results[0]
+    assert (package.output, package.facts) == (card.folder, card.facts) == (output / "package", demo.FACTS)
+    assert package.report == card.report == output / "report.json"
 
 
 def test_everything_is_printed(output, capsys):

@@ -26,6 +26,7 @@ MAY_IMPORT = {
     "ngram_tables": {"ngram_quantization", "ngram_row_cache", "ngram_row_overlay", "safetensors_header"},
     "ngram_cache": set(),
     "document_mask": set(),
+    "sparse_attention": {"document_mask"},
     "rms_norm": set(),
     "rotary_embedding": set(),
     "checkpoint_layout": {"safetensors_header"},
@@ -48,20 +49,21 @@ MAY_IMPORT = {
         "ngram_row_cache",
         "ngram_row_delta",
         "ngram_tables",
+        "sparse_attention",
     },
     "mla": {"configuration_longcat_lite", "rms_norm", "rotary_embedding"},
     "moe": {"configuration_longcat_lite"},
     "decoder_layer": {"configuration_longcat_lite", "rms_norm", "mla", "moe"},
     "mtp": {"configuration_longcat_lite", "rms_norm", "rotary_embedding", "decoder_layer", "document_mask", "mla"},
     "draft_candidates": {"mtp"},
-    "generation_longcat_lite": {"draft_candidates", "ngram_cache"},
+    "generation_longcat_lite": {"draft_candidates", "ngram_cache", "sparse_attention"},
 }
 MAY_IMPORT["modeling_longcat_lite"] = set(MAY_IMPORT)
 FOLDERS_MAY_IMPORT = {
     "tokenization": {"tokenization"},
     "training": {"training", "tokenization", "modeling_longcat_lite"},
     "eval": {"eval", "training", "tokenization", "modeling_longcat_lite"},  # it measures training too
-    "model_cards": {"model_cards", "eval", "tokenization", "modeling_longcat_lite"},  # cards are made of results
+    "model_cards": {"model_cards", "eval", "training", "tokenization", "modeling_longcat_lite"},  # made of results
 }
 INSTALLED_WITH_THE_PACKAGE = {"torch", "transformers", "safetensors", "huggingface_hub"}
 OPTIONAL = {"triton"}  # imported at the top of a file, in a `try` that an ImportError leaves

@@ -14,10 +14,10 @@ from safetensors.torch import load_file
 from tiny_chat import write_tiny_chat
 
 from eval import working_set
-from eval.local_text import documents, standard_library_files
 from eval.row_caches import NEVER, lru_hit_rates, previous_reads, stack_distances, static_hit_rates
 from eval.table_reads import row_bytes, table_rows
 from modeling_longcat_lite import LongCatLiteConfig, ngram_row_ids, read_hot_rows
+from training.local_text import documents, standard_library_files
 
 EOS = 2
 SIZES = [1, 2, 3, 7, 20, 500]

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a longer context is worth: loss by position, and needles found by length and depth.
 
-Shapes: R rows, T tokens.
+Shapes: R rows, T tokens, D hidden.
 """
 
 from typing import Any
@@ -10,15 +10,19 @@ import torch
 from torch.nn.functional import cross_entropy
 
 ROWS_AT_ONCE = 4
+POSITIONS_AT_ONCE = 1024  # whose logits are held together: those of a long row would not fit
 
 
 @torch.no_grad()
-def losses_by_position(model: Any, rows: torch.Tensor) -> torch.Tensor:
+def losses_by_position(model: Any, rows: torch.Tensor, rows_at_once: int = ROWS_AT_ONCE) -> torch.Tensor:
     """Nats of token t + 1 behind tokens 0 to t, mean over the rows: `[T - 1]` float32 from `[R, T]` ids."""
     total = torch.zeros(rows.shape[1] - 1)
-    for part in rows.split(ROWS_AT_ONCE):
-        logits = model(part, use_cache=False).logits[:, :-1].float()
-        total += cross_entropy(logits.mT, part[:, 1:], reduction="none").sum(dim=0)
+    for part in rows.split(rows_at_once):
+        part = part.to(model.device)
+        states = model.model(part, use_cache=False).last_hidden_state[:, :-1]  # [R, T - 1, D]
+        pieces = zip(states.split(POSITIONS_AT_ONCE, 1), part[:, 1:].split(POSITIONS_AT_ONCE, 1), strict=True)
+        losses = [cross_entropy(model.lm_head(x).float().mT, next_ids, reduction="none") for x, next_ids in pieces]
+        total += torch.cat(losses, dim=1).sum(dim=0).cpu()
     return total / len(rows)
 
 

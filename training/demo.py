@@ -3,8 +3,8 @@
 
     python -m training.demo
 
-Stages: conversations, tokenizer, an untrained model, fine-tuning by the recipe, the Hub folder, and questions asked
-in a fresh process that has only that folder. Everything is seeded and written under outputs/demo.
+Stages: conversations, tokenizer, an untrained model, fine-tuning by the recipe, held-out loss, the Hub folder, and
+questions asked in a fresh process that has only that folder. Everything is seeded and written under outputs/demo.
 """
 
 import json
@@ -21,6 +21,7 @@ from typing import Any
 
 OUTPUT = Path("outputs/demo")
 RECIPE = Path("training/recipes/demo.yaml")
+FACTS = Path("model_cards/facts/demo.yaml")
 SEED = 0
 VOCABULARY = 2048
 CORE_ROUNDS = 18  # times each core conversation is trained on; every other conversation once
@@ -69,12 +70,15 @@ def main():
         write_untrained_model(train)
     with stage("fine-tuning", seconds):
         fine_tune()
+    with stage("held-out answers", seconds):
+        measure()
     write_report(OUTPUT, SEED, questions, seconds)
     with stage("packaging", seconds):
         package()
     with stage("questions in a fresh process", seconds):
         ask(questions)
     report = write_report(OUTPUT, SEED, questions, seconds)
+    write_card()
     print_answers(report)
     print_summary(report, OUTPUT)
     return 0 if report["passed"] else 1
@@ -150,13 +154,33 @@ def fine_tune():
     sft.main(*sft.make_parser().parse_args_and_config(["--config", str(RECIPE)]))
 
 
+def run_module(module: str, *arguments: str | Path) -> None:
+    """`python -m module` with these arguments."""
+    subprocess.run([sys.executable, "-m", module, *arguments], check=True)
+
+
+def measure():
+    """Loss on the held-out answers, as a result file."""
+    rows = OUTPUT / "data" / "test.jsonl"
+    run_module("eval.held_out_answers", "--model", OUTPUT / "model", "--rows", rows, "--output", OUTPUT)
+
+
 def package():
-    """Build the Hub folder; the card takes its numbers from the report."""
-    command: list[str | Path] = [sys.executable, "-m", "model_cards.build_hub_repo", "--model", OUTPUT / "model"]
-    subprocess.run(
-        [*command, "--output", OUTPUT / "package", "--report", OUTPUT / "report.json", "--license", "apache-2.0"],
-        check=True,
+    """Build the Hub folder; the card takes its numbers from the result file and the run's own files."""
+    run_module(
+        "model_cards.build_hub_repo", "--model", OUTPUT / "model", "--output", OUTPUT / "package", *card_sources()
     )
+
+
+def write_card():
+    """Write the card again, with the answers that the package gave."""
+    run_module("model_cards.write_card", "--folder", OUTPUT / "package", *card_sources())
+
+
+def card_sources() -> list[str | Path]:
+    """What the card is made of."""
+    results = OUTPUT / "held_out_answers.json"
+    return ["--facts", FACTS, "--results", results, "--report", OUTPUT / "report.json"]
 
 
 def ask(questions):

@@ -2,9 +2,7 @@
 """What the demo measured: a JSON report, a plot of the loss, and tables for the terminal."""
 
 import json
-import platform
 import resource
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +10,12 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from training.run_record import versions
+
 # What the demo has to show.
 LARGEST_LOSS_RATIO = 0.6
 FEWEST_RIGHT_ANSWERS = 7
 PREFIX_CHARS = 40
-LIBRARIES = ("torch", "transformers", "trl", "datasets", "tokenizers")
 
 
 def write_report(
@@ -45,7 +44,7 @@ def write_report(
         "seed": seed,
         "seconds": seconds,
         "peak_memory_mb": peak_memory_mb(),
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in LIBRARIES}},
+        "versions": versions(),
     }
     if (output / "answers.json").is_file():
         report |= judged(questions, json.loads((output / "answers.json").read_text(encoding="utf-8")))

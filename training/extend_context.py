@@ -44,7 +44,9 @@ def main(script_args, training_args, model_args, dataset_args, stage_args):
 
     from modeling_longcat_lite import LongCatLiteConfig
     from training.context_stages import check_original_length, read_stages
+    from training.trainer_run import check_hub_token
 
+    check_hub_token(training_args)
     check_arguments(script_args, training_args, model_args, dataset_args, stage_args)
     stages = read_stages(stage_args.stages)
     config = LongCatLiteConfig.from_pretrained(model_args.model_name_or_path, revision=model_args.model_revision)

@@ -5,8 +5,6 @@ The base is read anew, on the CPU and in full: one that was held in 4 bits for t
 Table rows that were trained beside the adapter come along.
 """
 
-import shutil
-import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ from peft import PeftConfig, PeftModel
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
 from modeling_longcat_lite import ROW_DELTA_FILE
+from training.folder_replacement import replaced_folder
 
 
 @dataclass
@@ -43,19 +42,10 @@ def write_merged(
     merged: Any = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
     if (adapter / ROW_DELTA_FILE).is_file():
         merged.load_ngram_rows(adapter)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    writing = Path(tempfile.mkdtemp(prefix=f".{output.name}-", dir=output.parent))
-    try:
-        merged.save_pretrained(writing)
+    with replaced_folder(output) as folder:
+        merged.save_pretrained(folder)
         if tokenizer is not None:
-            tokenizer.save_pretrained(writing)
-        writing.chmod(0o755)  # mkdtemp lets nobody else read
-        if output.exists():
-            shutil.rmtree(output)
-        writing.rename(output)
-    except BaseException:
-        shutil.rmtree(writing, ignore_errors=True)
-        raise
+            tokenizer.save_pretrained(folder)
 
 
 __all__ = ["OutputArguments", "write_merged"]

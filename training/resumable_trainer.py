@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""TRL's trainers with checkpoints that give back every weight.
+"""TRL's trainers with checkpoints that give back every weight, and a card that stays (`kept_card.py`).
 
 A LongCat checkpoint stores each expert by itself, as the released one does, while the model stacks them. The Trainer
 resumes by handing the file to `load_state_dict`, which knows nothing of that: the experts would silently keep what
@@ -16,6 +16,8 @@ from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel, Trainer
 from trl import DPOTrainer, GRPOTrainer, SFTTrainer
+
+from training.kept_card import KeptCardTrainer
 
 # What sizes a model; other fields of a config may differ between a checkpoint and the model that goes on from it.
 SHAPE = (
@@ -88,15 +90,15 @@ class ResumableTrainer(Trainer):
         self._load_from_checkpoint(self.state.best_model_checkpoint)
 
 
-class ResumableSFTTrainer(ResumableTrainer, SFTTrainer):
+class ResumableSFTTrainer(KeptCardTrainer, ResumableTrainer, SFTTrainer):
     """Supervised fine-tuning."""
 
 
-class ResumableDPOTrainer(ResumableTrainer, DPOTrainer):
+class ResumableDPOTrainer(KeptCardTrainer, ResumableTrainer, DPOTrainer):
     """Preferences (arXiv 2305.18290)."""
 
 
-class ResumableGRPOTrainer(ResumableTrainer, GRPOTrainer):
+class ResumableGRPOTrainer(KeptCardTrainer, ResumableTrainer, GRPOTrainer):
     """Rewards (arXiv 2402.03300)."""
 
 

@@ -3,7 +3,7 @@
 
 from pathlib import Path
 
-from modeling_longcat_lite import LongCatLiteConfig, read_row_delta, read_safetensors_header
+from modeling_longcat_lite import LongCatLiteConfig, changed_rows_by_order, read_safetensors_header
 
 CARD = """\
 # Changed n-gram rows
@@ -29,21 +29,16 @@ An adapter in this folder goes on top: `PeftModel.from_pretrained(model, folder)
 
 def write_delta_card(delta: Path, config: LongCatLiteConfig) -> Path:
     """Writes the page of a delta with its name and `.md`; returns its path."""
-    counts = [len(row_ids) for row_ids, _ in read_row_delta(delta, config)]
-    each = config.num_subtables_per_order
-    orders = [
-        f"| {order} tokens | {sum(counts[begin : begin + each]):,} |"
-        for order, begin in enumerate(range(0, len(counts), each), start=2)
-    ]
-    total = sum(config.subtable_sizes)
+    counts = changed_rows_by_order(delta, config)
+    count, total = sum(counts.values()), sum(config.subtable_sizes)
     text = CARD.format(
         file=delta.name,
         megabytes=delta.stat().st_size / 1e6,
-        count=sum(counts),
+        count=count,
         total=total,
-        share=100 * sum(counts) / total,
+        share=100 * count / total,
         base=read_safetensors_header(delta)[1]["base_model"] or "the base model",
-        orders="\n".join(orders),
+        orders="\n".join(f"| {order} tokens | {rows:,} |" for order, rows in counts.items()),
     )
     path = delta.with_suffix(".md")
     beside = path.with_suffix(".md.partial")

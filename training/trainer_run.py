@@ -12,12 +12,14 @@ from trl import get_peft_config, get_quantization_config
 from training import training_curves
 from training.merged_output import OutputArguments, write_merged
 from training.row_loading import load_rows
+from training.run_record import write_run_record
 
 
 def trainer_options(
     script_args: Any, training_args: Any, model_args: Any, dataset_args: Any, task: str
 ) -> dict[str, Any]:
     """What every trainer is made with: model, checked rows of `task` (see `row_loading`), adapter, curves."""
+    check_hub_token(training_args)
     train_rows, test_rows = load_rows(script_args, training_args, dataset_args, task)
     set_model_options(training_args, model_args)
     return {
@@ -29,6 +31,15 @@ def trainer_options(
         "peft_config": get_peft_config(model_args),
         "callbacks": [training_curves.TrainingCurves()],
     }
+
+
+def check_hub_token(training_args: Any) -> None:
+    """Raise a `ValueError` for a token among the arguments: trainers save those, and push what they saved."""
+    if training_args.hub_token is not None:
+        raise ValueError(
+            "`hub_token` would be stored in training_args.bin, which goes to the Hub with the model; run "
+            "`hf auth login`, or set HF_TOKEN"
+        )
 
 
 def set_model_options(training_args: Any, model_args: Any) -> None:
@@ -71,6 +82,7 @@ def train_and_save(trainer: Any, script_args: Any, output_args: OutputArguments)
     output = Path(trainer.args.output_dir)
     trainer.save_model(str(output))
     trainer.save_state()
+    write_run_record(trainer)
     trainer.accelerator.print(f"Model saved to {output}")
     if output_args.merge_adapter:
         if trainer.accelerator.is_main_process:
@@ -84,4 +96,4 @@ def train_and_save(trainer: Any, script_args: Any, output_args: OutputArguments)
     return trainer
 
 
-__all__ = ["checkpoint_to_resume", "newest_checkpoint", "train_and_save", "trainer_options"]
+__all__ = ["check_hub_token", "checkpoint_to_resume", "newest_checkpoint", "train_and_save", "trainer_options"]

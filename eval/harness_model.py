@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A saved model as lm-eval takes it: loaded by this package, so that tables may lie where `ngram_tables` says.
+
+lm-eval's `HFLM` does the rest. Scoring pads to the right without a mask, which a causal model does not see; generation
+pads to the left with a mask, behind which the n-gram history begins. So no answer depends on the batch.
+"""
+
+import hashlib
+import logging
+from pathlib import Path
+
+import torch
+from lm_eval.models.huggingface import HFLM
+from transformers import AutoTokenizer
+
+from modeling_longcat_lite import LongCatLiteForCausalLM
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+
+
+class LongCatLiteLM(HFLM):
+    """`HFLM`, less the progress bar that it draws for every batch of rolling windows."""
+
+    def _loglikelihood_tokens(self, requests, disable_tqdm=False, override_bs=None):
+        return super()._loglikelihood_tokens(
+            requests, disable_tqdm=disable_tqdm or override_bs is not None, override_bs=override_bs
+        )
+
+
+def check_model_folder(folder: Path) -> None:
+    """Refuse what is no folder of a saved model.
+
+    Raises:
+        `ValueError`: naming the folder and what it lacks.
+    """
+    if not (folder / "config.json").is_file():
+        raise ValueError(
+            f"`--model` {folder} has no config.json: give the folder of a saved model. One from the Hub is fetched "
+            "with `hf download REPOSITORY --local-dir FOLDER`."
+        )
+    if not (folder / "tokenizer.json").is_file():
+        raise ValueError(
+            f"`--model` {folder} has no tokenizer.json: save the tokenizer there, or assemble one with "
+            "`python -m tokenization.assemble_tokenizer`."
+        )
+
+
+def tokenizer_hash(folder: Path) -> str:
+    """SHA-256, in hexadecimal, of the tokenizer's files and the chat template in `folder`."""
+    digest = hashlib.sha256()
+    for name in TOKENIZER_FILES:
+        if (folder / name).is_file():
+            digest.update(name.encode() + (folder / name).read_bytes())
+    return digest.hexdigest()
+
+
+def load_tokenizer(folder: Path):
+    """The tokenizer saved in `folder`."""
+    return AutoTokenizer.from_pretrained(folder)
+
+
+def load_model(
+    folder: Path, batch_size: int, device: str = "auto", dtype: str = "auto", ngram_tables: str = "resident"
+) -> LongCatLiteLM:
+    """Load a model for lm-eval.
+
+    Args:
+        folder (`Path`): A saved model with its tokenizer.
+        batch_size (`int`): Sequences a forward.
+        device (`str`): `cpu`, `cuda`, `cuda:1`, ...; `auto` spreads the model over all accelerators, if there are any.
+        dtype (`str`): `bfloat16`, `float32`, or `auto` for that of the file.
+        ngram_tables (`str`): `resident`, `host` or `disk`.
+    """
+    on_cpu = device == "cpu" or (device == "auto" and not torch.cuda.is_available())
+    model = LongCatLiteForCausalLM.from_pretrained(
+        folder, dtype=dtype, ngram_tables=ngram_tables, device_map=None if on_cpu else device
+    ).eval()
+    lm = LongCatLiteLM(
+        pretrained=model,
+        backend="causal",
+        tokenizer=load_tokenizer(folder),
+        batch_size=batch_size,
+        softmax_dtype="float32",  # log-likelihoods in bfloat16 are too coarse to compare
+    )
+    # Quiet until here, where it warns that it was given a model; from here on it tells of prompts that it cuts.
+    logging.getLogger(HFLM.__module__).setLevel(logging.WARNING)
+    return lm
+
+
+__all__ = ["LongCatLiteLM", "check_model_folder", "load_model", "load_tokenizer", "tokenizer_hash"]

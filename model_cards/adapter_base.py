@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The base of an adapter: training names it by a path, and an adapter that is shared must name it as the Hub does."""
+
+import json
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from eval.model_identity import ADAPTER_CONFIG
+from model_cards.card_metadata import is_repo_id
+from model_cards.upload_checks import is_adapter
+from modeling_longcat_lite import ROW_DELTA_FILE
+
+KEY = "base_model_name_or_path"
+
+
+def named_base(folder: Path) -> str:
+    """The base that the adapter in a folder names; empty if it names none."""
+    return json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8")).get(KEY) or ""
+
+
+def checked_base(folder: Path, files: list[str], base_model: str | None) -> str | None:
+    """The base that an adapter is to name, `None` for a model: a path of this machine would load nowhere else.
+
+    Raises:
+        `ValueError`: naming the key, unless `base_model` says what to put there.
+    """
+    if not is_adapter(files):
+        if base_model is not None:
+            raise ValueError(f"`base_model` is for adapters, and {folder} holds a model")
+        return None
+    if base_model is not None:
+        if not is_repo_id(base_model):
+            raise ValueError(f"`base_model` {base_model!r} is no name of a repository on the Hub, such as user/name")
+        return base_model
+    base = named_base(folder)
+    if not is_repo_id(base) or Path(base).exists():
+        raise ValueError(
+            f"`{KEY}` in {folder / ADAPTER_CONFIG} is {base!r}, no name on the Hub: push the base first, then "
+            "give its name, `--base-model user/name`"
+        )
+    return base
+
+
+@contextmanager
+def with_base(folder: Path, files: list[str], base: str | None) -> Iterator[Path]:
+    """A view of the folder in which the adapter names this base: its configuration, its pages, its changed rows.
+
+    The folder stays as it is. Other files are links to those in it.
+    """
+    if base is None or base == (named := named_base(folder)):
+        yield folder
+        return
+    # Not within a longer path, nor a word that has the name in it; an adapter without a name has nothing to replace.
+    path = re.compile(rf"(?<![\w/.-]){re.escape(named)}(?![\w/-])" if named else "(?!)")
+    with tempfile.TemporaryDirectory() as temporary:
+        view = Path(temporary)
+        for name in files:
+            source, target = (folder / name).absolute(), view / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if name == ADAPTER_CONFIG:
+                config = json.loads(source.read_text(encoding="utf-8"))
+                target.write_text(json.dumps({**config, KEY: base}, indent=2) + "\n", encoding="utf-8")
+            elif source.suffix == ".md":
+                text = source.read_text(encoding="utf-8")
+                target.write_text(path.sub(base, text), encoding="utf-8")
+            elif name == ROW_DELTA_FILE:
+                rename_in_delta(source, target, base)
+            else:
+                target.symlink_to(source)
+        yield view
+
+
+def rename_in_delta(source: Path, target: Path, base: str) -> None:
+    """Copy a file of changed rows with another `base_model` in its header."""
+    with source.open("rb") as old, target.open("wb") as new:
+        header = json.loads(old.read(int.from_bytes(old.read(8), "little")))
+        header["__metadata__"]["base_model"] = base
+        text = json.dumps(header).encode()
+        text += b" " * (-len(text) % 8)  # tensors begin at multiples of 8 bytes
+        new.write(len(text).to_bytes(8, "little") + text)
+        shutil.copyfileobj(old, new)
+
+
+__all__ = ["checked_base", "rename_in_delta", "with_base"]

@@ -1,0 +1,169 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a card says of the model itself, read off its folder without reading the weights.
+
+Parameters are counted on the meta device (`eval.parameter_report`), bytes in the headers of the safetensors files.
+"""
+
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from eval.model_identity import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from eval.parameter_report import report as count_parameters
+from eval.units import format_size
+from model_cards.training_record import formatted, read_json
+from modeling_longcat_lite import ROW_DELTA_FILE, LongCatLiteConfig, changed_rows_by_order, read_safetensors_header
+
+
+@dataclass(frozen=True)
+class DescribedModel:
+    """A model, or an adapter and what belongs to it.
+
+    `config` is that of the model, or of the adapter's base. `rows` are those of the card's table. `memory` has for
+    each placement of the n-gram tables what lies on the accelerator and what beside it; none of an adapter.
+    """
+
+    config: LongCatLiteConfig
+    rows: list[tuple[str, str]]
+    memory: list[tuple[str, str, str]]
+    is_adapter: bool
+    has_row_delta: bool
+    has_tools: bool
+
+
+def describe(folder: Path) -> DescribedModel:
+    """Describe the model or the adapter in `folder`.
+
+    Raises:
+        `ValueError`: naming the file that is missing there or broken.
+    """
+    is_adapter = (folder / ADAPTER_CONFIG).is_file()
+    # Rows beside a whole model go into its tables when it is loaded.
+    has_row_delta = is_adapter and (folder / ROW_DELTA_FILE).is_file()
+    if is_adapter:
+        adapter = read_json(folder / ADAPTER_CONFIG, "peft_type")
+        config = base_config(folder)
+        rows, memory = adapter_rows(folder, adapter), []
+    elif not (folder / "config.json").is_file():
+        raise ValueError(f"`model` {folder} has neither config.json nor {ADAPTER_CONFIG}")
+    else:
+        config = LongCatLiteConfig.from_pretrained(folder)
+        tables, others = stored_bytes(folder)
+        rows, memory = model_rows(config, tables, others), memory_rows(config, tables, others)
+    if has_row_delta:
+        rows.append(("changed n-gram rows", delta_text(folder / ROW_DELTA_FILE, config)))
+    return DescribedModel(config, rows, memory, is_adapter, has_row_delta, has_tools(folder))
+
+
+def base_config(folder: Path) -> LongCatLiteConfig:
+    """The config of the model that the adapter in `folder` was trained on, where that is still to be found."""
+    base = read_json(folder / ADAPTER_CONFIG, "base_model_name_or_path")["base_model_name_or_path"]
+    try:
+        return LongCatLiteConfig.from_pretrained(base)
+    except (OSError, TypeError) as error:
+        raise ValueError(
+            f"`base_model_name_or_path` in {folder / ADAPTER_CONFIG} is {base!r}, where no model can be found: {error}"
+        ) from error
+
+
+def model_rows(config: LongCatLiteConfig, tables: int, others: int) -> list[tuple[str, str]]:
+    """Size and shape of a model. Tables of few bits are counted by the numbers they stand for."""
+    counts = count_parameters(LongCatLiteConfig.from_dict({**config.to_dict(), "ngram_table_bits": 16}))
+    activated = counts["activated_by_routed_experts"]
+    fewest, most = (min(activated, key=int), max(activated, key=int))
+    rows = [("parameters", formatted(counts["total"]))]
+    if counts["ngram"]:
+        rows.append(("of which n-gram embedding", f"{counts['ngram']:,} ({100 * counts['ngram_share']:.1f} %)"))
+    rows.append(
+        ("activated a token", f"{activated[fewest]:,} to {activated[most]:,}, with {fewest} to {most} routed experts")
+    )
+    if counts["draft_head"]:
+        rows.append(("draft head, beside these", formatted(counts["draft_head"])))
+    return [*rows, *shape_rows(config), ("weights", f"{format_size(tables + others)}, {weights_kind(config)}")]
+
+
+def shape_rows(config: LongCatLiteConfig) -> list[tuple[str, str]]:
+    """Layers, experts, n-grams, vocabulary and context, as in the config."""
+    experts = f"{config.n_routed_experts} routed and {config.zero_expert_num} zero-computation, top {config.moe_topk}"
+    rows = [
+        ("layers, hidden size", f"{config.num_layers} (two attentions each), {config.hidden_size:,}"),
+        ("experts a layer", experts),
+    ]
+    if config.use_ngram_embedding:
+        tables = f"{config.num_subtables} tables, {sum(config.subtable_sizes):,} rows of {config.subtable_width}"
+        rows.append(("n-grams", f"of 2 to {config.max_ngram_order} tokens; {tables}"))
+    context = f"{config.max_position_embeddings:,} tokens"
+    rope = config.rope_parameters
+    if rope["rope_type"] == "yarn":
+        context += f", by YaRN from {rope['original_max_position_embeddings']:,}"
+    return [*rows, ("vocabulary", f"{config.vocab_size:,} tokens"), ("context", context)]
+
+
+def weights_kind(config: LongCatLiteConfig) -> str:
+    """How numbers are stored."""
+    kind = str(config.dtype).removeprefix("torch.")
+    quantized: Any = getattr(config, "quantization_config", None)
+    if quantized:
+        kind = quantized["quant_method"] if isinstance(quantized, dict) else quantized.quant_method
+    return kind if config.ngram_table_bits == 16 else f"{kind}; n-gram tables in {config.ngram_table_bits} bits"
+
+
+def memory_rows(config: LongCatLiteConfig, tables: int, others: int) -> list[tuple[str, str, str]]:
+    """By `ngram_tables`: bytes of weights on the accelerator and beside it."""
+    if not config.use_ngram_embedding:
+        return []
+    return [
+        ('`"resident"`, the default', format_size(tables + others), "nothing"),
+        ('`"host"`', format_size(others), f"{format_size(tables)} in memory"),
+        ('`"disk"`', format_size(others), "the rows that are read"),
+    ]
+
+
+def stored_bytes(folder: Path) -> tuple[int, int]:
+    """Bytes of the n-gram tables and of all other tensors."""
+    sizes = {True: 0, False: 0}
+    files = sorted(folder.glob("model*.safetensors"))
+    if not files:
+        raise ValueError(f"`model` {folder} has no model*.safetensors")
+    for path in files:
+        for name, entry in read_safetensors_header(path)[0].items():
+            sizes[".embedders." in name] += entry.num_bytes
+    return sizes[True], sizes[False]
+
+
+def adapter_rows(folder: Path, adapter: dict[str, Any]) -> list[tuple[str, str]]:
+    """Kind and size of an adapter, as in its config and in the header of its weights."""
+    if not (folder / ADAPTER_WEIGHTS).is_file():
+        raise ValueError(f"`model` {folder} has an {ADAPTER_CONFIG} and no {ADAPTER_WEIGHTS}")
+    tensors = read_safetensors_header(folder / ADAPTER_WEIGHTS)[0].values()
+    count = sum(math.prod(entry.shape) for entry in tensors)
+    size = format_size((folder / ADAPTER_WEIGHTS).stat().st_size)
+    rows = [("adapter", str(adapter["peft_type"])), ("trained parameters", f"{count:,} ({size})")]
+    for key, label in (("r", "rank"), ("lora_alpha", "alpha"), ("lora_dropout", "dropout")):
+        if key in adapter:
+            rows.append((label, formatted(adapter[key])))
+    for key, label in (("target_modules", "modules"), ("target_parameters", "parameters")):
+        if targets := adapter.get(key):
+            rows.append((label, f"`{targets}`" if isinstance(targets, str) else ", ".join(sorted(targets))))
+    return rows
+
+
+def delta_text(delta: Path, config: LongCatLiteConfig) -> str:
+    """How many rows of the tables a delta changes, and of which n-grams."""
+    counts = changed_rows_by_order(delta, config)
+    orders = ", ".join(f"{count:,} of {order} tokens" for order, count in counts.items())
+    return f"{sum(counts.values()):,} of {sum(config.subtable_sizes):,}: {orders}"
+
+
+def has_tools(folder: Path) -> bool:
+    """Whether the chat template renders tools, and the tokenizer can read calls back."""
+    template, settings = folder / "chat_template.jinja", folder / "tokenizer_config.json"
+    if not template.is_file() or not settings.is_file():
+        return False
+    renders = re.search(r"\btools\b", template.read_text(encoding="utf-8")) is not None
+    return renders and "response_template" in read_json(settings)
+
+
+__all__ = ["DescribedModel", "base_config", "describe"]

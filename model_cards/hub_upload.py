@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Upload of a folder to the Hub, whole or not at all as far as that can be known before the first byte is sent.
+
+`HfApi.upload_folder` of huggingface_hub 2 does the sending; what was `upload_large_folder` is part of it. With
+`hf_xet`, which comes with it, a large folder arrives in several commits, `MESSAGE`, `MESSAGE (part 2)`, ..., and the
+repository is not whole before the last one; what has arrived is not sent again by a second run. Without
+(`HF_HUB_DISABLE_XET=1`) there is one commit at the end; files that arrived whole are not sent again.
+"""
+
+import argparse
+import glob
+import logging
+from pathlib import Path
+
+from huggingface_hub import HfApi, constants, get_token
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
+
+from model_cards.adapter_base import checked_base, with_base
+from model_cards.upload_checks import check_complete, check_secrets, files_to_upload, is_adapter, matches
+
+# What `from_pretrained` would read together with the new weights, if an earlier push had left it in the repository.
+ROW_DELTAS = ("ngram_row_delta.safetensors", "ngram_row_delta.md")
+ADAPTER_REMAINS = ("adapter_model.safetensors", *ROW_DELTAS)
+MODEL_REMAINS = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "model-*-of-*.safetensors",
+    "adapter_config.json",
+    *ADAPTER_REMAINS,
+)
+logger = logging.getLogger(__name__)
+
+
+def check_destination(repo: str, revision: str | None = None) -> str:
+    """What can be known of the destination without asking it; returns the token.
+
+    Raises:
+        `ValueError`: No repository or branch can have that name, there is no token, or `HF_HUB_OFFLINE` is set.
+    """
+    try:
+        validate_repo_id(repo)
+    except HFValidationError as error:
+        raise ValueError(f"`repo` {repo!r} is no name of a repository, such as user/name: {error}") from error
+    if revision is not None and constants.REGEX_COMMIT_OID.fullmatch(revision):
+        raise ValueError(f"`revision` {revision} is a commit, and commits do not change; name a branch")
+    if constants.HF_HUB_OFFLINE:
+        raise ValueError("`HF_HUB_OFFLINE` is set, so that nothing can be uploaded; unset it")
+    token = get_token()
+    if not token:
+        raise ValueError(
+            "there is no token to upload with: make one with write access at "
+            "https://huggingface.co/settings/tokens, then `hf auth login`, or set HF_TOKEN"
+        )
+    return token
+
+
+def push_folder(
+    folder: Path,
+    repo: str,
+    private: bool = False,
+    revision: str | None = None,
+    commit_message: str | None = None,
+    base_model: str | None = None,
+) -> str:
+    """Upload a model's or an adapter's folder; returns the address of the commit.
+
+    What a loader would read beside the new weights, from an earlier push, is removed in the (first) commit. The folder
+    itself is only read.
+
+    Args:
+        folder (`Path`): Complete folder of a model, or of an adapter, with `ngram_row_delta.safetensors` or without.
+        repo (`str`): `"user/name"`; made if it is not there.
+        private (`bool`, *optional*, defaults to `False`): Whether nobody else may see it.
+        revision (`str`, *optional*): Branch, made if it is not there, or `"refs/pr/N"`; `"main"` by default.
+        commit_message (`str`, *optional*): First line of the commit.
+        base_model (`str`, *optional*): Name on the Hub of an adapter's base, if the adapter names a local folder.
+
+    Raises:
+        `ValueError`: naming what is wrong with the name, the token or the folder: nothing was sent then. Also when
+            `private` is asked for and the repository exists and is public.
+    """
+    token = check_destination(repo, revision)
+    if not folder.is_dir():
+        raise ValueError(f"`folder` {folder} is no folder")
+    files, left_out = files_to_upload(folder)
+    check_complete(folder, files)
+    check_secrets(folder, files, token)
+    base = checked_base(folder, files, base_model)
+    if left_out:
+        logger.warning("not uploaded: %s", ", ".join(left_out))
+    api = HfApi()
+    if base is not None and not api.repo_exists(base):
+        raise ValueError(f"`base_model`: there is no {base} on the Hub that you may read; push it first")
+    repo = make_repository(api, repo, private, revision)
+    try:
+        with with_base(folder, files, base) as prepared:
+            return send(api, prepared, files, repo, revision, commit_message)
+    except BaseException as error:
+        error.add_note(f"{folder} is as it was. The same command goes on: files that arrived are not sent again.")
+        raise
+
+
+def make_repository(api: HfApi, repo: str, private: bool, revision: str | None) -> str:
+    """See that there is a repository, private if asked for, and the branch; returns its full name."""
+    # Without `private` the setting of the organization counts.
+    repo = api.create_repo(repo, private=private or None, exist_ok=True).repo_id
+    if private and not api.model_info(repo).private:  # the argument is ignored for one that is there
+        raise ValueError(f"`private`: {repo} exists and is public; change that in its settings, or take another name")
+    if revision not in (None, constants.DEFAULT_REVISION) and not str(revision).startswith("refs/"):
+        api.create_branch(repo, branch=str(revision), exist_ok=True)
+    return repo
+
+
+def send(api: HfApi, folder: Path, files: list[str], repo: str, revision: str | None, message: str | None) -> str:
+    """Send the files, remove what would be read with them, see that all are there."""
+    remains = ADAPTER_REMAINS if is_adapter(files) else MODEL_REMAINS
+    there = set(api.list_repo_files(repo, revision=revision))
+    stale = sorted(name for name in there - set(files) if matches(name, remains))
+    if stale:
+        logger.warning("removing from %s what an earlier push left: %s", repo, ", ".join(stale))
+    commit = api.upload_folder(
+        repo_id=repo,
+        folder_path=folder,
+        revision=revision,
+        commit_message=message or f"Upload {'adapter' if is_adapter(files) else 'model'}",
+        allow_patterns=[glob.escape(name) for name in files],
+        delete_patterns=stale or None,
+    )
+    missing = sorted(set(files) - set(api.list_repo_files(repo, revision=revision)))
+    if missing:
+        raise RuntimeError(f"{repo} did not take {', '.join(missing)}; its .gitignore may name them")
+    return str(commit.commit_url)
+
+
+def add_push_options(parser: argparse.ArgumentParser) -> None:
+    """The options of an upload, which `push_folder` takes by the same names."""
+    parser.add_argument("--private", action="store_true", help="nobody else may see the repository")
+    parser.add_argument("--revision", help="branch to push to, made if it is not there; default: main")
+    parser.add_argument("--commit-message", help="first line of the commit")
+
+
+__all__ = ["add_push_options", "check_destination", "push_folder"]

@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What of a folder goes to the Hub: what training left behind stays, what is missing is named, secrets stop it all.
+
+Nothing here asks the network.
+"""
+
+import json
+import mmap
+import re
+from collections.abc import Iterable
+from fnmatch import fnmatch
+from pathlib import Path
+
+from eval.model_identity import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+
+# Of resuming a training, and pickles, which run code when they are read. Any part of a path may match.
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle", "*.distcp", "*.pyc", "__pycache__")
+LEFT_OUT = ("checkpoint-*", "global_step*", "optimizer_[0-9]*", "merged", "runs", "wandb", "*.partial", *PICKLES)
+HIDDEN_BUT_READ_BY_THE_HUB = (".gitattributes", ".eval_results")
+KEY_FILES = ("*.pem", "*.key", "*.p12", "id_rsa*", "id_ed25519*")
+SECRET_FILES = (".env", ".env.*", ".netrc", "token", ".git-credentials", "credentials*", "secrets.*", *KEY_FILES)
+SECRETS = {
+    "a Hugging Face token": rb"\bhf_(?:[a-z]{2,8}_)?[A-Za-z0-9]{30,}",
+    # With a digit somewhere: words that are joined by hyphens are no key.
+    "an API key": rb"\bsk-(?=[A-Za-z_-]*[0-9])[A-Za-z0-9_-]{20,}",
+    "a GitHub token": rb"\b(?:gh[pousr]_[A-Za-z0-9]{36}|github_pat_[A-Za-z0-9_]{60,})",
+    "a Google API key": rb"\bAIza[0-9A-Za-z_-]{35}",
+    "an AWS key": rb"\bAKIA[0-9A-Z]{16}\b",
+    "a private key": rb"-----BEGIN (?:[A-Z]+ )*PRIVATE KEY-----",
+}
+SHORTEST_TOKEN = 8  # anything shorter stands in any text by chance
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+
+
+def matches(name: str, patterns: Iterable[str]) -> bool:
+    return any(fnmatch(name, pattern) for pattern in patterns)
+
+
+def files_to_upload(folder: Path) -> tuple[list[str], list[str]]:
+    """The files that go to the Hub, and the files and folders that are left out, as sorted relative paths.
+
+    Raises:
+        `ValueError`: naming the file, when its name is that of a key or of credentials.
+    """
+    chosen, left_out, waiting = [], [], [folder]
+    while waiting:
+        for path in waiting.pop().iterdir():
+            name = path.relative_to(folder).as_posix()
+            if path.is_file() and matches(path.name, SECRET_FILES):
+                raise ValueError(f"`folder` {folder} holds {name}, which looks like a secret; move it elsewhere first")
+            is_hidden = path.name.startswith(".") and path.name not in HIDDEN_BUT_READ_BY_THE_HUB
+            if is_hidden or matches(path.name, LEFT_OUT):
+                left_out.append(name + "/" * path.is_dir())
+            elif path.is_dir():
+                waiting.append(path)
+            else:
+                chosen.append(name)
+    return sorted(chosen), sorted(left_out)
+
+
+def is_adapter(files: Iterable[str]) -> bool:
+    """Whether these are the files of an adapter, and not of a model."""
+    return ADAPTER_CONFIG in files and "config.json" not in files
+
+
+def check_complete(folder: Path, files: list[str]) -> None:
+    """A model has weights, code, tokenizer and card; an adapter has weights and a card.
+
+    Raises:
+        `ValueError`: naming what is missing.
+    """
+    if is_adapter(files):
+        needed = [ADAPTER_WEIGHTS, "README.md"]
+    else:
+        needed = ["config.json", "tokenizer.json", "README.md", *weights_files(folder, files)]
+    missing = [name for name in needed if name not in files]
+    if not missing and not is_adapter(files):
+        missing = missing_code(folder)
+    if missing:
+        raise ValueError(
+            f"`folder` {folder} lacks {', '.join(missing)}; `python -m model_cards.build_hub_repo --model {folder} "
+            "--output ...` makes a folder that is complete"
+        )
+
+
+def weights_files(folder: Path, files: list[str]) -> list[str]:
+    """The files that the weights are in: one, or those that the index names."""
+    if WEIGHTS in files or INDEX not in files:
+        return [WEIGHTS]
+    return sorted(set(json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values()))
+
+
+def missing_code(folder: Path) -> list[str]:
+    """The files that `trust_remote_code` would look for in vain: those of `auto_map`, and what they import."""
+    classes = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("auto_map")
+    if not classes:
+        return ["`auto_map` in config.json"]
+    # "user/name--module.Class" is code of another repository.
+    waiting = {name.split(".")[0] for name in classes.values() if "--" not in name}
+    found, missing = set[str](), []
+    while waiting:
+        module = waiting.pop()
+        found.add(module)
+        file = folder / f"{module}.py"
+        if file.is_file():
+            imported = re.findall(r"^\s*from \.(\w+) import", file.read_text(encoding="utf-8"), re.MULTILINE)
+            waiting |= set(imported) - found
+        else:
+            missing.append(file.name)
+    return sorted(missing)
+
+
+def check_secrets(folder: Path, files: list[str], token: str) -> None:
+    """Looks for tokens and keys in all files, and in the headers of safetensors.
+
+    Raises:
+        `ValueError`: naming file, line and kind of the first one, never the secret itself.
+    """
+    patterns = SECRETS | ({"your own token": re.escape(token.encode())} if len(token) >= SHORTEST_TOKEN else {})
+    # `re.escape` and the patterns have no capturing groups, so that the one that matched has the last group's name.
+    kinds = list(patterns)
+    secret = re.compile(b"|".join(b"(%s)" % pattern for pattern in patterns.values()))
+    for name in files:
+        path = folder / name
+        if not path.stat().st_size:  # cannot be mapped
+            continue
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            end = len(data)
+            if path.suffix == ".safetensors":
+                end = min(end, 8 + int.from_bytes(data[:8], "little"))
+            found = secret.search(data, 0, end)
+            if found is not None:
+                line = 1 + data[: found.start()].count(b"\n")
+                kind = kinds[(found.lastindex or 1) - 1]
+                raise ValueError(
+                    f"{path}, line {line}: {kind} stands there; remove it, and revoke it if it was shared"
+                )
+
+
+__all__ = ["check_complete", "check_secrets", "files_to_upload", "is_adapter"]

@@ -1,0 +1,395 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The harness: the batch changes nothing, what is finished is kept, and what cannot be run is said."""
+
+import json
+import shutil
+from functools import cache, partial
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+
+import datasets
+import lm_eval.tasks
+import pytest
+import torch
+from conftest import randomize
+from lm_eval.api.instance import Instance
+from lm_eval.tasks import TaskManager
+from tiny_chat import write_tiny_chat
+
+from eval import harness
+from eval.benchmarks import SUITES
+from eval.harness_model import LongCatLiteLM, load_model
+from eval.harness_report import percent
+from eval.model_identity import model_identity
+from eval.model_results import read_results
+from modeling_longcat_lite import LongCatLiteForCausalLM
+
+LIMIT = "2"
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """A folder of a tiny model with random weights, whose context holds the prompts of the smoke suite."""
+    folder = write_tiny_chat(tmp_path_factory.mktemp("chat"), max_position_embeddings=2048) / "model"
+    randomize(LongCatLiteForCausalLM.from_pretrained(folder)).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_tasks_of_lm_eval():
+    """Reading all 14,000 names of lm-eval takes seconds: its folders that the suites use, once for all tests."""
+    names = ("aime", "bbh", "ceval", "cmmlu", "drop", "gpqa", "gsm8k", "minerva_math", "mmlu", "mmlu_pro")
+    folders = [Path(lm_eval.tasks.__file__).parent / name for name in names]
+    read = cache(partial(TaskManager, include_defaults=False))
+
+    def manager(include_path, include_defaults):
+        return read(include_path=tuple(folders)) if include_defaults else TaskManager(None, include_path, False)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(harness, "TaskManager", manager)
+        yield
+
+
+def arguments_for(folder, output, suite, *options):
+    common = ["--model", folder, "--suite", suite, "--output", output, "--work", output / "work"]
+    return harness.make_parser().parse_args([str(option) for option in (*common, *options)])
+
+
+def run(folder, output, *options, suite="smoke"):
+    """The exit status, and the result file if there is one."""
+    status = harness.main(arguments_for(folder, output, suite, *options))
+    path = output / f"harness_{suite}.json"
+    return status, read_results(path, model_identity(folder)) if path.exists() else None
+
+
+@pytest.fixture(scope="module")
+def in_batches_of_8(model, tmp_path_factory):
+    output = tmp_path_factory.mktemp("batch8")
+    status, results = run(model, output, "--limit", LIMIT)
+    assert status == 0
+    return output, results
+
+
+def values(results) -> dict[tuple[str, str], float]:
+    return {(one["task"], one["metric"]): one["value"] for one in results["results"]}
+
+
+def counted_calls(monkeypatch, fail_at=None) -> list[int]:
+    """Sequences of each scoring forward from now on; the one numbered `fail_at` is interrupted."""
+    calls, plain = [], LongCatLiteLM._model_call
+
+    def call(self, inps, *args, **kwargs):
+        if len(calls) == fail_at:
+            raise KeyboardInterrupt
+        calls.append(len(inps))
+        return plain(self, inps, *args, **kwargs)
+
+    monkeypatch.setattr(LongCatLiteLM, "_model_call", call)
+    return calls
+
+
+def test_all_tasks_of_the_smoke_suite_have_numbers(in_batches_of_8):
+    output, results = in_batches_of_8
+    assert list(results["benchmarks"]) == [benchmark.name for benchmark in SUITES["smoke"]]
+    for one in results["results"]:
+        assert one["samples"] == 2
+        assert one["metric"] == "bits_per_byte" or 0 <= one["value"] <= 1
+    assert (output / "harness_smoke.png").read_bytes().startswith(b"\x89PNG")
+    text = (output / "harness_smoke.md").read_text()
+    assert "| pydoc_tool_choice | acc |" in text and "Only 2 questions" in text
+    assert str(output) not in text + json.dumps(results)
+
+
+def test_batches_of_1_and_8_give_the_same(model, in_batches_of_8, tmp_path):
+    _, eight = in_batches_of_8
+    _, one = run(model, tmp_path, "--limit", LIMIT, "--batch-size", 1)
+    assert values(one) == pytest.approx(values(eight), abs=1e-5)
+    shares = [key for key in values(one) if key[1] != "bits_per_byte"]
+    assert [values(one)[key] for key in shares] == [values(eight)[key] for key in shares]
+    answers = [[benchmark["examples"] for benchmark in run["benchmarks"].values()] for run in (one, eight)]
+    assert answers[0] == answers[1]
+    assert sum(len(examples) for examples in answers[0]) == 4  # two answers and two tool calls
+
+
+def requests(kind, arguments):
+    return [Instance(kind, {}, one, 0, metadata=("test", 0, 1)) for one in arguments]
+
+
+PAIRS = [
+    ("What does function 1 do?", "Join the strings."),
+    ("<longcat_user>What does function 2 do? <longcat_assistant>", "Return the length."),
+    ("a", " much longer continuation than the context that stands before it, so that others are padded"),
+    ("x y", "z"),
+]
+
+
+def test_log_likelihoods_are_those_of_a_plain_forward(model):
+    one, eight = (load_model(model, batch_size=size) for size in (1, 8))
+    found = [lm.loglikelihood(requests("loglikelihood", PAIRS), disable_tqdm=True) for lm in (one, eight)]
+    for number, (context, continuation) in enumerate(PAIRS):
+        ids = one.tokenizer(context + continuation, return_tensors="pt")["input_ids"]
+        begin = len(one.tokenizer(context)["input_ids"])
+        with torch.no_grad():
+            likely = one.model(ids, use_cache=False).logits[0, begin - 1 : -1].log_softmax(-1)
+        expected = likely.gather(1, ids[0, begin:, None]).sum().item()
+        for answers in found:
+            assert answers[number][0] == pytest.approx(expected, abs=1e-4)
+            assert answers[number][1] == bool((likely.argmax(-1) == ids[0, begin:]).all())
+
+
+def test_generated_answers_are_those_of_generate_alone(model):
+    prompts = [context for context, _ in PAIRS]
+    options = {"until": [], "do_sample": False, "max_gen_toks": 12}
+    found = [
+        load_model(model, batch_size=size).generate_until(
+            requests("generate_until", [(prompt, options) for prompt in prompts]), disable_tqdm=True
+        )
+        for size in (1, 8)
+    ]
+    lm = load_model(model, batch_size=1)
+    alone = []
+    for prompt in prompts:
+        ids = lm.tokenizer(prompt, return_tensors="pt")["input_ids"]
+        tokens = lm.model.generate(ids, max_new_tokens=12, do_sample=False)[0, ids.shape[1] :]
+        alone.append(lm.tokenizer.decode(tokens, skip_special_tokens=True))
+    assert found[0] == found[1] == alone
+    assert len(set(alone)) > 1
+
+
+def test_an_interrupted_run_goes_on(model, in_batches_of_8, tmp_path, monkeypatch):
+    options = ("--limit", LIMIT, "--batch-size", 1, "--tasks", "pydoc_text_core", "pydoc_choice_core")
+    with monkeypatch.context() as patch:
+        first = counted_calls(patch, fail_at=6)
+        with pytest.raises(KeyboardInterrupt):
+            run(model, tmp_path, *options)
+        assert len(first) == 6  # two texts, and four of the eight choices
+        assert not (tmp_path / "harness_smoke.json").exists()
+    with monkeypatch.context() as patch:
+        second = counted_calls(patch)
+        _, results = run(model, tmp_path, *options)
+        assert len(second) == 4
+    whole = values(in_batches_of_8[1])
+    assert values(results) == pytest.approx({key: whole[key] for key in values(results)}, abs=1e-5)
+    with monkeypatch.context() as patch:
+        third = counted_calls(patch)
+        assert values(run(model, tmp_path, *options)[1]) == values(results)
+        assert not third
+    assert not list(tmp_path.rglob("*.db")) and not list(tmp_path.rglob("*.partial"))
+
+
+def test_a_rerun_gives_the_same_numbers(model, in_batches_of_8, monkeypatch):
+    output, before = in_batches_of_8
+    calls = counted_calls(monkeypatch)
+    _, again = run(model, output, "--limit", LIMIT, "--no-resume")
+    assert calls
+    assert values(again) == values(before)
+
+
+def test_other_settings_are_measured_anew(model, in_batches_of_8, monkeypatch):
+    output, _ = in_batches_of_8
+    calls = counted_calls(monkeypatch)
+    run(model, output, "--limit", 1, "--tasks", "pydoc_text_core")
+    assert sum(calls) == 1
+
+
+@pytest.mark.parametrize("placement", ["host", "disk"])
+def test_tables_elsewhere_give_the_same(model, in_batches_of_8, placement, tmp_path):
+    options = ("--limit", LIMIT, "--ngram-tables", placement, "--tasks", "pydoc_text_core", "pydoc_text_held_out")
+    found, whole = values(run(model, tmp_path, *options)[1]), values(in_batches_of_8[1])
+    assert len(found) == 2
+    assert found == pytest.approx({key: whole[key] for key in found}, abs=1e-6)
+
+
+def test_zeroed_tables_give_other_scores_kept_apart(model, tmp_path):
+    options = ["--limit", LIMIT, "--tasks", "pydoc_text_held_out"]
+    on = run(model, tmp_path, *options)[1]
+    assert run(model, tmp_path, *options, "--ablation", "zeroed")[1] == on
+    zeroed = read_results(tmp_path / "harness_smoke_zeroed.json", model_identity(model))
+    key = ("pydoc_text_held_out", "bits_per_byte")
+    assert zeroed["settings"]["ablation"] == "zeroed" and list(values(zeroed)) == [key]
+    assert abs(values(zeroed)[key] - values(on)[key]) > 1e-4
+    assert "N-gram tables zeroed" in (tmp_path / "harness_smoke_zeroed.md").read_text()
+
+
+def test_a_finished_task_of_another_model_is_refused(model, in_batches_of_8, tmp_path):
+    output, _ = in_batches_of_8
+    shutil.copytree(output / "work", tmp_path / "work")
+    other = tmp_path / "model"
+    shutil.copytree(model, other)
+    weights = LongCatLiteForCausalLM.from_pretrained(other)
+    weights.lm_head.weight.data.mul_(2)
+    weights.save_pretrained(other)
+    (kept,) = (folder for folder in (tmp_path / "work").glob("model-*") if (folder / "pydoc_tool_call.json").exists())
+    ours, theirs = model_identity(other)["weights_sha256"][:8], model_identity(model)["weights_sha256"][:8]
+    kept.rename(kept.with_name(kept.name.replace(theirs, ours)))
+    with pytest.raises(ValueError, match=r"pydoc_text_core\.json was measured on another model: its weights_sha256"):
+        run(other, tmp_path, "--limit", LIMIT)
+
+
+NEEDS = {
+    "base": {
+        "mmlu": "data set cais/mmlu of the Hub",
+        "mmlu_pro": "data set TIGER-Lab/MMLU-Pro of the Hub",
+        "ceval": "data set ceval/ceval-exam of the Hub",
+        "cmmlu": "data set haonan-li/cmmlu of the Hub",
+        "bbh": "data set SaylorTwift/bbh of the Hub",
+        "gpqa": "asked for at https://huggingface.co/datasets/Idavidrein/gpqa",
+        "drop": "data set EleutherAI/drop of the Hub",
+        "gsm8k": "data set openai/gsm8k of the Hub, which is not in the cache here (HF_HUB_OFFLINE is set)",
+        "humaneval_plus": "--tasks humaneval_plus --allow-code-execution",
+        "multipl_e": "a checkout of https://github.com/bigcode-project/bigcode-evaluation-harness",
+        "bigcodebench": "`bigcodebench.generate`, which is not installed here",
+    },
+    "chat": {
+        "math500": "data set HuggingFaceH4/MATH-500 of the Hub",
+        "aime24": "data set Maxwell-Jia/AIME_2024 of the Hub",
+        "aime25": "data set math-ai/aime25 of the Hub",
+        "gpqa_diamond": "data set Idavidrein/gpqa of the Hub",
+        "mmlu": "data set cais/mmlu of the Hub",
+        "mmlu_pro": "data set TIGER-Lab/MMLU-Pro of the Hub",
+        "ceval": "data set ceval/ceval-exam of the Hub",
+        "cmmlu": "data set haonan-li/cmmlu of the Hub",
+        "tau2_airline": "tau2 run --domain airline --agent-llm openai/model",
+        "tau2_retail": "at http://127.0.0.1:1/v1, where nothing answers now",
+        "tau2_telecom": "`tau2`, which is not installed here",
+        "vitabench": "models that play the user and the judge",
+        "swe_bench": "docker, which is not installed here",
+        "terminal_bench": "--agent-kwarg api_base=http://127.0.0.1:1/v1",
+        "swe_bench_multilingual": "--dataset_name SWE-bench/SWE-bench_Multilingual",
+        "prdbench": "a checkout of https://github.com/fulingyue/PRDBench",
+    },
+}
+
+
+@pytest.mark.parametrize("suite", NEEDS)
+def test_what_cannot_be_run_says_what_it_needs(model, suite, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(harness, "load_model", None)  # a call would fail: no weights are read for this
+    status, results = run(model, tmp_path, "--server", "http://127.0.0.1:1/v1", suite=suite)
+    assert (status, results) == (1, None)
+    assert [path.name for path in tmp_path.iterdir()] == []
+    said = dict(part.split(" needs:\n", 1) for part in capsys.readouterr().out.split("──\n")[1:])
+    assert {name.strip() for name in said} == {benchmark.name for benchmark in SUITES[suite]}
+    for name, words in NEEDS[suite].items():
+        assert words in said[name], said[name]
+        assert "Run there:" in said[name]
+        assert "{model}" not in said[name] and "{server}" not in said[name] and "{name}" not in said[name]
+
+
+class Models(BaseHTTPRequestHandler):
+    """A server that has a list of models and nothing else."""
+
+    def do_GET(self):
+        self.send_response(200 if self.path == "/v1/models" else 404)
+        self.end_headers()
+
+    def log_message(self, *args):
+        """Says nothing."""
+
+
+def test_a_server_that_answers_is_seen(model, tmp_path, capsys):
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Models)
+    Thread(target=server.serve_forever, daemon=True).start()
+    address = f"http://127.0.0.1:{server.server_port}/v1"
+    assert run(model, tmp_path, "--tasks", "tau2_airline", "--server", address, suite="chat")[0] == 1
+    server.shutdown()
+    assert f"at {address}, where one answers" in capsys.readouterr().out
+
+
+def fake_hub(path, name=None, **kwargs):
+    """Rows in the form of two data sets of the Hub."""
+    if path == "openai/gsm8k":
+        rows = [{"question": f"What is {n} and {n}?", "answer": f"Twice.\n#### {2 * n}"} for n in range(6)]
+    else:
+        rows = [
+            {"question": f"{name} {n}?", **dict(zip("ABCD", "pqrs", strict=True)), "answer": "A"} for n in range(5)
+        ]
+    return datasets.DatasetDict({part: datasets.Dataset.from_list(rows) for part in ("train", "dev", "val", "test")})
+
+
+BESIDE_OURS = {
+    "base": ("gsm8k", "multipl_e", "| GSM8K | {} | 50.50 | 50.00 |", "| MultiPL-E | – | 30.03 | 30.20 |"),
+    "chat": (
+        "ceval",
+        "tau2_airline",
+        "| C-Eval | {} | 86.55 | 78.48 | 90.91 | 75.16 |",
+        "| Tau2 Airline | – | 58.00 | 44.00 | 45.50* | 35.00 |",
+    ),
+}
+
+
+@pytest.mark.parametrize("suite", BESIDE_OURS)
+def test_ours_stand_beside_the_published_numbers(model, suite, tmp_path, monkeypatch):
+    task, not_run, row, row_without = BESIDE_OURS[suite]
+    monkeypatch.setattr(datasets, "load_dataset", fake_hub)
+    status, results = run(model, tmp_path, "--limit", 1, "--tasks", task, not_run, suite=suite)
+    assert status == 1  # one of them is not run here
+    first, *others = results["results"]
+    assert {one["task"] for one in results["results"]} == {task} and others
+    assert first["samples"] == {"gsm8k": 1, "ceval": 52}[task]
+    assert results["benchmarks"][task]["num_fewshot"] == 5
+    text = (tmp_path / f"harness_{suite}.md").read_text()
+    assert row.format(percent(first)) in text
+    assert row_without in text and f"### {not_run}" in text
+    assert (tmp_path / f"harness_{suite}.png").read_bytes().startswith(b"\x89PNG")
+    assert str(model) not in text + json.dumps(results)
+
+
+def test_reports_gather_what_several_commands_finished(model, tmp_path):
+    for task in ("pydoc_text_held_out", "pydoc_text_core"):
+        status, results = run(model, tmp_path, "--limit", 2, "--tasks", task)
+        assert status == 0
+    assert [one["task"] for one in results["results"]] == ["pydoc_text_core", "pydoc_text_held_out"]
+
+
+def test_scores_of_other_programs_are_recorded(model, tmp_path, capsys):
+    options = ("--tasks", "tau2_airline", "tau2_retail")
+    assert run(model, tmp_path, *options, "--record", "tau2_airline=0.58", suite="chat")[0] == 1
+    status, results = run(model, tmp_path, "--tasks", "tau2_airline", suite="chat")
+    assert status == 0
+    assert [(one["task"], one["value"]) for one in results["results"]] == [("tau2_airline", 0.58)]
+    text = (tmp_path / "harness_chat.md").read_text()
+    assert "| Tau2 Airline | 58.00 | 58.00 | 44.00 | 45.50* | 35.00 |" in text
+    assert "tau2_retail needs:" in capsys.readouterr().out
+
+
+def test_answers_longer_than_the_context_are_no_traceback(model, tmp_path, monkeypatch, capsys):
+    rows = datasets.Dataset.from_list([{"problem": "1 + 1", "answer": "2"}])
+    monkeypatch.setattr(datasets, "load_dataset", lambda *args, **kwargs: datasets.DatasetDict({"test": rows}))
+    assert run(model, tmp_path, "--tasks", "aime25", suite="chat") == (1, None)
+    assert "answers of 32,768 tokens; this one's is 2,048" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("suite", "options", "message"),
+    [
+        ("bse", (), "`--suite` is 'bse': choose one of base, chat, smoke"),
+        (
+            "smoke",
+            ("--tasks", "mmlu"),
+            "`--tasks` has 'mmlu', which is not in suite smoke: choose from pydoc_text_core",
+        ),
+        ("smoke", ("--limit", "0"), "`--limit` is 0, but must be at least 1"),
+        ("smoke", ("--batch-size", "0"), "`--batch-size` is 0"),
+        ("chat", ("--server", "localhost"), "`--server` is 'localhost'"),
+        (
+            "chat",
+            ("--record", "mmlu=0.5"),
+            "`--record` has 'mmlu', but other programs measure of suite chat: tau2_air",
+        ),
+        ("chat", ("--record", "vitabench=7"), "`--record` has 'vitabench=7': write the score as a share from 0 to 1"),
+    ],
+)
+def test_bad_input_is_named(model, suite, options, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        run(model, tmp_path, *options, suite=suite)
+
+
+@pytest.mark.parametrize("missing", ["config.json", "tokenizer.json", "chat_template.jinja"])
+def test_a_folder_that_is_no_model_is_named(model, missing, tmp_path):
+    shutil.copytree(model, tmp_path / "model")
+    (tmp_path / "model" / missing).unlink()
+    message = "has no chat template" if missing == "chat_template.jinja" else f"has no {missing}"
+    with pytest.raises(ValueError, match=message):
+        run(tmp_path / "model", tmp_path / "out")

@@ -1,0 +1,385 @@
+# SPDX-License-Identifier: Apache-2.0
+"""LongCat-Flash-Lite-Sparse and LongCat-2.0: their fields and tensor names are read, what they add is refused by name.
+
+The configs have the fields of the published ones, at small sizes.
+"""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import randomize, tiny_config
+from safetensors.torch import load_file, save_file
+from test_remote_code import run_without_the_package
+from transformers import CompileConfig
+from transformers.utils import logging
+
+from eval.model_identity import config_hash
+from eval.quantize_tables import convert
+from modeling_longcat_lite import LongCatLiteConfig, LongCatLiteForCausalLM, quantize_rows
+
+WEIGHTS = "model.safetensors"
+TOPK = 16
+INDEXER = ("wq_b", "wk", "k_norm", "weights_proj")
+SHARED = {
+    "architectures": ["LongcatCausalLM"],
+    "model_type": None,
+    "attention_bias": False,
+    "attention_dropout": 0.0,
+    "vocab_size": 64,
+    "hidden_size": 48,
+    "ffn_hidden_size": 40,
+    "expert_ffn_hidden_size": 16,
+    "num_layers": 2,
+    "num_attention_heads": 2,
+    "kv_lora_rank": 12,
+    "q_lora_rank": 20,
+    "qk_rope_head_dim": 4,
+    "v_head_dim": 6,
+    "qk_nope_head_dim": 8,
+    "mla_scale_q_lora": True,
+    "mla_scale_kv_lora": True,
+    "n_routed_experts": 6,
+    "zero_expert_num": 3,
+    "zero_expert_type": "identity",
+    "moe_topk": 3,
+    "max_position_embeddings": 983040,
+    "rms_norm_eps": 1e-05,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "rope_theta": 1000000.0,
+    "rope_scaling": {
+        "original_max_position_embeddings": 8192,
+        "rope_type": "deepseek_yarn",
+        "factor": 120,
+        "beta_fast": 32,
+        "beta_slow": 1,
+        "mscale": 1,
+        "mscale_all_dim": 1,
+    },
+    "attention_method": "LSA",
+    "index_head_dim": 8,
+    "index_topk": TOPK,
+    "index_k_norm_type": "rms",
+    "index_local_tokens": 4,
+    "index_init_tokens": 2,
+    "cli_factor": 2,
+    "mtp_num_layers": 3,
+    "mtp_replicate_modules": True,
+    "dsa_mtp_cli": True,
+}
+SPARSE = SHARED | {
+    "oe_vocab_size_ratio": 7.8,
+    "oe_neighbor_num": 4,
+    "oe_split_num": 4,
+    "index_n_heads": 2,
+    "use_mla": 1,
+    "indexer_rope_interleave": True,
+    "routed_scaling_factor": 6.0,
+}
+LONGCAT_2 = SHARED | {
+    "oe_vocab_size_ratio": 10.567,
+    "oe_neighbor_num": 5,
+    "oe_split_num": 4,
+    "index_n_heads": 4,
+    "mtp_disable_over_tokenizer": True,
+    "routed_scaling_factor": 9.0,
+}
+KINDS = pytest.mark.parametrize("fields", [SPARSE, LONGCAT_2], ids=["sparse", "2.0"])
+TOKENS = torch.tensor([[7, 50, 2, 9, 0, 63, 8, 8, 2, 2, 5, 61, 3, 4, 7, 50]])  # TOPK of them
+
+
+def oe_name(name: str) -> str:
+    name = name.replace("ngram_embeddings.embedders.", "oe_embed_tokens")
+    return name.replace("ngram_embeddings.post_projs.", "oe_embed_proj")
+
+
+def write(folder: Path, fields: dict) -> tuple[LongCatLiteForCausalLM, Path]:
+    """A checkpoint of ours and its twin with the other names and an indexer, as published."""
+    folder.mkdir(exist_ok=True)
+    twin = folder / "published"
+    twin.mkdir()
+    (twin / "config.json").write_text(json.dumps(fields))
+    config = LongCatLiteConfig.from_pretrained(twin)
+    config.num_nextn_predict_layers = 1
+    model = randomize(LongCatLiteForCausalLM(config)).eval()
+    model.save_pretrained(folder / "ours")
+    weights = {oe_name(name): tensor for name, tensor in load_file(folder / "ours" / WEIGHTS).items()}
+    attentions = [f"model.layers.{i}.self_attn.0" for i in range(2)] + ["model.mtp.layers.0.self_attn"]
+    weights |= {f"{at}.indexer.{part}.weight": torch.ones(3) for at in attentions for part in INDEXER}
+    save_file(weights, twin / WEIGHTS, metadata={"format": "pt"})
+    return model, twin
+
+
+@pytest.fixture(scope="module", params=[SPARSE, LONGCAT_2], ids=["sparse", "2.0"])
+def published(request, tmp_path_factory) -> tuple[LongCatLiteForCausalLM, Path]:
+    return write(tmp_path_factory.mktemp("oe"), request.param)
+
+
+@pytest.fixture
+def said(monkeypatch) -> list[str]:
+    """What transformers' loggers say."""
+    lines: list[str] = []
+    for name in ("transformers.modeling_utils", "modeling_longcat_lite.sparse_attention"):
+        monkeypatch.setattr(logging.get_logger(name), "warning", lambda line, *_, **__: lines.append(line))
+    return lines
+
+
+def logits(model: LongCatLiteForCausalLM, tokens: torch.Tensor = TOKENS, **kwargs) -> torch.Tensor:
+    with torch.no_grad():
+        return model(tokens, **kwargs).logits
+
+
+def test_fields_are_read_under_both_names(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(LONGCAT_2))
+    config = LongCatLiteConfig.from_pretrained(tmp_path)
+    assert (config.max_ngram_order, config.num_subtables_per_order, config.num_subtables) == (5, 4, 16)
+    assert config.subtable_sizes == [int(10.567 * 64 + 2 * i + 1) for i in range(16)]
+    assert (config.oe_neighbor_num, config.oe_vocab_size_ratio) == (5, 10.567)
+    assert config.rope_parameters["rope_type"] == "yarn"
+    assert config.rope_parameters["factor"] == 120
+    assert config.mtp_use_ngram_embedding is False
+    assert config.model_type == "longcat_flash_ngram"
+    config.save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "config.json").read_text())
+    assert not any(name.startswith("oe_") for name in saved)
+    assert (saved["emb_neighbor_num"], saved["ngram_vocab_size_ratio"]) == (5, 10.567)
+    assert (saved["attention_method"], saved["index_topk"]) == ("LSA", TOPK)
+    assert saved["rope_scaling"]["type"] == "yarn"
+    assert LongCatLiteConfig.from_pretrained(tmp_path).to_dict() == LongCatLiteConfig(**saved).to_dict()
+
+
+def test_sizes_of_longcat_2():
+    """The published sizes: tables of 16.5 million rows, 135 billion parameters of them."""
+    config = LongCatLiteConfig(
+        vocab_size=163840, hidden_size=8192, oe_vocab_size_ratio=100.567, oe_neighbor_num=5, oe_split_num=4
+    )
+    assert config.subtable_width == 512
+    assert config.subtable_sizes[0] == 16476898
+    assert round(sum(config.subtable_sizes) * 512 / 1e9) == 135
+
+
+def test_the_same_logits_in_every_placement(published):
+    model, folder = published
+    expected = logits(model)
+    for placement in ("resident", "host", "disk"):
+        loaded = LongCatLiteForCausalLM.from_pretrained(folder, ngram_tables=placement)
+        assert torch.equal(logits(loaded), expected), placement
+        assert loaded.model.mtp is not None
+    drafted = loaded.generate(TOKENS[:, :8], max_new_tokens=8, use_mtp=True, do_sample=False, eos_token_id=None)
+    plain = model.generate(TOKENS[:, :8], max_new_tokens=8, do_sample=False, eos_token_id=None)
+    assert torch.equal(drafted, plain)
+
+
+@pytest.mark.parametrize("placement", ["resident", "disk"])
+def test_saving_writes_the_released_names_and_says_what_is_lost(published, placement, tmp_path, said):
+    _, folder = published
+    loaded = LongCatLiteForCausalLM.from_pretrained(folder, ngram_tables=placement)
+    assert len([line for line in said if "12 tensors of the checkpoint's indexer" in line]) == 1
+    assert not any("oe_embed" in line or "not used" in line for line in said)
+    loaded.save_pretrained(tmp_path)
+    assert any("12 indexer tensors" in line and str(tmp_path) in line for line in said)
+    ours = load_file(folder.parent / "ours" / WEIGHTS)
+    saved = load_file(tmp_path / WEIGHTS)
+    assert saved.keys() == ours.keys()
+    assert all(torch.equal(saved[name], tensor) for name, tensor in ours.items())
+
+    said.clear()
+    again = LongCatLiteForCausalLM.from_pretrained(tmp_path)
+    again.save_pretrained(tmp_path / "again")
+    assert not any("indexer" in line for line in said)
+    with pytest.raises(ValueError, match="`index_topk`"):  # as before
+        again(torch.zeros(1, TOPK + 1, dtype=torch.long))
+
+
+def test_tables_of_few_bits(published, tmp_path):
+    model, folder = published
+    convert(folder, tmp_path / "int8", 8, 2**20)
+    stored = load_file(tmp_path / "int8" / WEIGHTS)
+    table = model.model.ngram_embeddings.embedders[3].weight.detach()
+    assert torch.equal(stored["model.oe_embed_tokens3.packed"], quantize_rows(table, 8))
+    convert(folder.parent / "ours", tmp_path / "ours", 8, 2**20)
+    expected = logits(LongCatLiteForCausalLM.from_pretrained(tmp_path / "ours"))
+    for placement in ("resident", "disk"):
+        loaded = LongCatLiteForCausalLM.from_pretrained(tmp_path / "int8", ngram_tables=placement)
+        assert torch.equal(logits(loaded), expected), placement
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("model.oe_embed_tokens3.weight", lambda t, name: t.pop(name)),
+        ("model.oe_embed_proj0.weight", lambda t, name: t.update({name: torch.zeros(2, 2)})),
+        ("model.mtp.oe_embed_tokens0.weight", lambda t, name: t.update({name: torch.zeros(2, 2)})),
+        ("model.oe_embed_tokens12.weight", lambda t, name: t.update({name: torch.zeros(2, 2)})),
+    ],
+    ids=["missing", "shape", "tables of the head", "too many"],
+)
+def test_what_does_not_fit_is_named_as_the_file_has_it(name, change, tmp_path):
+    _, folder = write(tmp_path, SPARSE)
+    weights = load_file(folder / WEIGHTS)
+    change(weights, name)
+    save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=f"`{name}`"):
+        LongCatLiteForCausalLM.from_pretrained(folder)
+
+
+def test_a_head_with_tables_of_its_own_is_left_out_on_request(tmp_path):
+    model, folder = write(tmp_path, LONGCAT_2)
+    weights = load_file(folder / WEIGHTS)
+    weights |= {f"model.mtp.oe_embed_{part}0.weight": torch.zeros(2, 2) for part in ("tokens", "proj")}
+    save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match="num_nextn_predict_layers=0"):
+        LongCatLiteForCausalLM.from_pretrained(folder)
+    loaded = LongCatLiteForCausalLM.from_pretrained(folder, num_nextn_predict_layers=0)
+    assert loaded.model.mtp is None
+    assert torch.equal(logits(loaded), logits(model))
+
+
+def edited(folder: Path, fields: dict) -> Path:
+    (folder / "config.json").write_text(json.dumps({key: v for key, v in fields.items() if v != "absent"}))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"emb_neighbor_num": 3}, "`oe_neighbor_num` is 4 but `emb_neighbor_num`"),
+        ({"oe_split_num": 5}, "`hidden_size`"),
+        ({"index_topk": "absent"}, "`index_topk`"),
+        ({"index_topk": 0}, "`index_topk`"),
+        ({"attention_method": "DSA"}, "`attention_method`"),
+        ({"mtp_replicate_modules": False}, "`mtp_replicate_modules`"),
+        ({"mtp_disable_over_tokenizer": 1}, "`mtp_disable_over_tokenizer`"),
+        ({"mtp_disable_over_tokenizer": True, "mtp_use_ngram_embedding": True}, "`mtp_disable_over_tokenizer`"),
+        ({"ngram_exclude_sp_token": True}, "`ngram_exclude_sp_token`"),
+        ({"ngram_fix_normalize_factor": True}, "`ngram_fix_normalize_factor`"),
+        ({"scale_word_embedding": None}, "`scale_word_embedding`"),
+    ],
+    ids=str,
+)
+def test_what_is_not_supported_is_named(changes, named, tmp_path):
+    with pytest.raises(ValueError, match=named):
+        LongCatLiteConfig.from_pretrained(edited(tmp_path, SPARSE | changes))
+
+
+def test_nulls_say_nothing(tmp_path):
+    config = LongCatLiteConfig.from_pretrained(
+        edited(tmp_path, SPARSE | {"ngram_vocab_size_ratio": None, "mtp_disable_over_tokenizer": None})
+    )
+    assert config.ngram_vocab_size_ratio == 7.8
+    config = LongCatLiteConfig.from_pretrained(edited(tmp_path, {"oe_neighbor_num": None, "emb_neighbor_num": 3}))
+    assert config.emb_neighbor_num == 3
+
+
+def test_a_head_trained_on_ngrams_drafts_from_them(tmp_path):
+    fields = LONGCAT_2 | {"mtp_disable_over_tokenizer": False}
+    assert LongCatLiteConfig.from_pretrained(edited(tmp_path, fields)).mtp_use_ngram_embedding is True
+
+
+def test_an_indexer_without_a_limit_is_refused(published):
+    fields = json.loads((published[1] / "config.json").read_text())
+    assert fields["attention_method"] == "LSA"
+    with pytest.raises(ValueError, match=r"`model\.layers\.0\.self_attn\.0\.indexer\..*`index_topk`"):
+        LongCatLiteForCausalLM.from_pretrained(published[1], attention_method="MLA", index_topk=None)
+
+
+def test_selecting_among_no_more_than_topk_keys_keeps_them_all():
+    """The claim behind `index_topk`, with the selection written out: any score, first and last keys always kept."""
+    scores = torch.randn(TOPK, TOPK, generator=torch.Generator().manual_seed(0))
+    for query in range(TOPK):
+        seen = scores[query, : query + 1].clone()
+        seen[:2] = seen[-4:] = float("inf")
+        kept = seen.topk(min(TOPK, len(seen))).indices
+        assert sorted(kept.tolist()) == list(range(query + 1))
+
+
+def test_a_sequence_above_topk_is_refused_by_name(published):
+    model, _ = published
+    assert logits(model).shape[1] == TOPK
+    longer = torch.cat([TOKENS, TOKENS[:, :1]], dim=1)
+    with pytest.raises(ValueError, match=rf"{TOPK + 1} tokens, above `index_topk` \({TOPK}\)"):
+        logits(model, longer)
+    with torch.no_grad():
+        cache = model(TOKENS, use_cache=True).past_key_values
+    with pytest.raises(ValueError, match=f"{TOPK + 1} tokens"):  # the history counts
+        logits(model, TOKENS[:, :1], past_key_values=cache)
+    for options in ({}, {"cache_implementation": "static"}, {"use_cache": False}):
+        with pytest.raises(ValueError, match="`index_topk`"):  # before the first token
+            model.generate(TOKENS[:, :8], max_new_tokens=TOPK, **options)
+
+
+def test_packed_documents_count_one_by_one(published):
+    model, _ = published
+    packed, positions = torch.cat([TOKENS, TOKENS], dim=1), torch.arange(TOPK).repeat(2)[None]
+    expected = logits(model).repeat(1, 2, 1)
+    found = logits(model, packed, position_ids=positions, use_cache=False)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+    mask = torch.ones_like(packed)
+    torch.testing.assert_close(
+        logits(model, packed, position_ids=positions, attention_mask=mask, use_cache=False),
+        expected,
+        atol=1e-5,
+        rtol=0,
+    )
+    with pytest.raises(ValueError, match=f"{2 * TOPK} tokens"):
+        logits(model, packed, use_cache=False)
+    with pytest.raises(ValueError, match=f"{2 * TOPK} tokens"):  # of a 4D mask nothing is known
+        whole = torch.zeros(1, 1, 2 * TOPK, 2 * TOPK)
+        logits(model, packed, position_ids=positions, attention_mask=whole, use_cache=False)
+    part = {"ngram_row_ids": torch.zeros(1, TOPK, model.config.num_subtables, dtype=torch.long), "use_cache": False}
+    with pytest.raises(ValueError, match=f"{2 * TOPK} tokens"):  # the second half of a row that was split
+        logits(model, TOKENS, position_ids=torch.arange(TOPK, 2 * TOPK)[None], **part)
+
+
+@pytest.mark.slow  # compiles
+def test_compiled_decoding_up_to_topk():
+    model = randomize(LongCatLiteForCausalLM(tiny_config(attention_method="LSA", index_topk=TOPK))).eval()
+    compiled = CompileConfig(fullgraph=True, backend="eager", mode=None)
+    compiled._compile_all_devices = True
+    options = {"do_sample": False, "eos_token_id": None}
+    found = model.generate(
+        TOKENS[:, :9], max_new_tokens=8, cache_implementation="static", compile_config=compiled, **options
+    )
+    assert torch.equal(found, model.generate(TOKENS[:, :9], max_new_tokens=8, **options))
+
+
+def test_dense_attention_above_topk_on_request(published):
+    loaded = LongCatLiteForCausalLM.from_pretrained(published[1], index_topk=64)
+    assert logits(loaded, TOKENS.repeat(1, 3)).shape[1] == 3 * TOPK
+
+
+REMOTE = """
+model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
+assert "transformers_modules" in type(model).__module__
+with torch.no_grad():
+    assert torch.equal(model(golden["tokens"]).logits, golden["logits"])
+try:
+    model(golden["tokens"].repeat(1, 2))
+except ValueError as error:
+    assert "`index_topk`" in str(error)
+else:
+    raise AssertionError("32 tokens")
+"""
+
+
+@pytest.mark.slow  # a process of its own
+def test_as_remote_code(tmp_path):
+    config = tiny_config(scale_word_embedding=False, attention_method="LSA", index_topk=TOPK)
+    model = randomize(LongCatLiteForCausalLM(config)).eval()
+    model.save_pretrained(tmp_path / "model")
+    save_file({"tokens": TOKENS, "logits": logits(model)}, tmp_path / "golden.safetensors")
+    run_without_the_package(REMOTE, tmp_path / "model", tmp_path / "golden.safetensors", cache=tmp_path)
+
+
+def test_a_hash_made_before_these_fields_stays(tmp_path):
+    """Result files carry it: fields at what they were before they existed do not change it."""
+    config = tiny_config()
+    config.save_pretrained(tmp_path)
+    before = config_hash(tmp_path)
+    fields = json.loads((tmp_path / "config.json").read_text())
+    for name in ("attention_method", "index_topk", "scale_word_embedding"):
+        del fields[name]
+    assert config_hash(edited(tmp_path, fields)) == before
+    assert config_hash(edited(tmp_path, fields | {"scale_word_embedding": False})) != before

@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What this package saves has the fields, names and shapes that mlx-lm, vLLM and SGLang read; a fault is named."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import CONFORMANCE, YARN_ROPE, tiny_config
+
+from eval.runtime_expectations import (
+    CONFIG_FIELDS,
+    RUNTIMES,
+    config_problems,
+    expected_tensors,
+    tensor_problems,
+)
+from modeling_longcat_lite import LongCatLiteConfig, LongCatLiteForCausalLM, StoredTensor, read_safetensors_header
+
+every_runtime = pytest.mark.parametrize("runtime", RUNTIMES)
+
+
+def config_in(folder: Path) -> dict:
+    return json.loads((folder / "config.json").read_text())
+
+
+def tensors_in(folder: Path) -> dict[str, StoredTensor]:
+    return {
+        name: tensor
+        for path in folder.glob("model*.safetensors")
+        for name, tensor in read_safetensors_header(path)[0].items()
+    }
+
+
+def problems_by_runtime(config: dict) -> dict[str, list[str]]:
+    return {runtime: found for runtime in RUNTIMES if (found := config_problems(runtime, config))}
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("saved")
+    LongCatLiteForCausalLM.from_pretrained(CONFORMANCE / "released").save_pretrained(folder)
+    return folder
+
+
+def test_saved_checkpoints_are_what_the_runtimes_read(conformance_folder, tmp_path):
+    LongCatLiteForCausalLM.from_pretrained(conformance_folder).save_pretrained(tmp_path, max_shard_size="200KB")
+    config = config_in(tmp_path)
+    assert tensor_problems(config, tensors_in(tmp_path)) == []
+    assert problems_by_runtime(config) == {}
+
+
+def test_the_reference_checkpoints_are_too(conformance_folder):
+    """Written by the reference's own code; the released repository states no `model_type`, which mlx-lm asks for."""
+    config = config_in(conformance_folder)
+    assert tensor_problems(config, tensors_in(conformance_folder)) == []
+    is_released = conformance_folder.name == "released"
+    assert problems_by_runtime(config) == ({"mlx-lm": ["`model_type` is missing"]} if is_released else {})
+
+
+def test_a_renamed_tensor_is_named(saved):
+    found = tensors_in(saved)
+    old, new = "model.layers.1.self_attn.0.kv_b_proj.weight", "model.layers.1.self_attn.kv_b_proj.weight"
+    found[new] = found.pop(old)
+    assert tensor_problems(config_in(saved), found) == [
+        f"`{old}` is missing: [112, 24]",
+        f"`{new}` is no tensor that a runtime knows",
+    ]
+
+
+def test_another_shape_or_dtype_is_named(saved):
+    found = tensors_in(saved)
+    table, router = "model.ngram_embeddings.embedders.11.weight", "model.layers.0.mlp.router.classifier.weight"
+    found[table] = found[table]._replace(shape=(1816, 8))
+    found[router] = found[router]._replace(dtype="BF16")
+    assert tensor_problems(config_in(saved), found) == [
+        f"`{router}` is BF16, expected F32",
+        f"`{table}` has shape [1816, 8], expected [1815, 8]",
+    ]
+
+
+def test_the_draft_head_may_be_left_out(saved):
+    found = {name: tensor for name, tensor in tensors_in(saved).items() if ".mtp." not in name}
+    config = config_in(saved)
+    assert len(tensor_problems(config, found)) == 17
+    assert tensor_problems({**config, "num_nextn_predict_layers": 0}, found) == []
+    assert tensor_problems({**config, "num_nextn_predict_layers": None}, tensors_in(saved)) == []
+
+
+def test_biases_belong_to_their_switches(tmp_path):
+    LongCatLiteForCausalLM(tiny_config(attention_bias=True, router_bias=True)).save_pretrained(tmp_path)
+    config, found = config_in(tmp_path), tensors_in(tmp_path)
+    assert tensor_problems(config, found) == []
+    without = {**config, "attention_bias": False, "router_bias": False}
+    assert len(tensor_problems(without, found)) == 2 * (2 * 3 + 1)  # layers, attentions and their biases, router
+
+
+@every_runtime
+def test_each_missing_field_is_named(runtime, saved):
+    config = config_in(saved)
+    stated = [field.name for field in CONFIG_FIELDS[runtime] if field.stated]
+    assert len(stated) > 20
+    for name in stated:
+        without = {key: value for key, value in config.items() if key != name}
+        assert any(problem.startswith(f"`{name}` is missing") for problem in config_problems(runtime, without)), name
+
+
+def test_tensors_of_an_incomplete_config_are_not_guessed(saved):
+    config = config_in(saved)
+    del config["qk_rope_head_dim"]
+    with pytest.raises(ValueError, match="`qk_rope_head_dim` is missing"):
+        expected_tensors(config)
+
+
+@every_runtime
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("embedding_amplification", "layer_norm"),
+        ("scale_word_embedding", False),
+        ("attention_method", "LSA"),
+        ("use_ngram_embedding", False),
+        ("ngram_table_bits", 8),
+        ("tie_word_embeddings", True),
+        ("zero_expert_type", "drop"),
+        ("ngram_base_vocab_size", 255),
+        ("rope_scaling", None),
+    ],
+)
+def test_what_no_runtime_serves_is_named(runtime, name, value, saved):
+    (problem,) = config_problems(runtime, {**config_in(saved), name: value})
+    assert f"`{name}`" in problem
+
+
+@pytest.mark.parametrize(
+    ("runtime", "name", "value"),
+    [
+        ("mlx-lm", "mla_scale_q_lora", False),
+        ("mlx-lm", "scale_zero_experts", False),
+        ("vLLM", "model_type", "longcat_lite"),
+        ("vLLM", "norm_topk_prob", True),
+        ("vLLM", "ngram_eos_token_id", [2, 7]),
+        ("SGLang", "architectures", ["LongcatFlashNgramForCausalLM", "LongCatLiteForCausalLM"]),
+        ("SGLang", "attention_bias", True),
+        ("SGLang", "num_hidden_layers", 4),
+    ],
+)
+def test_what_one_runtime_cannot_serve_is_named(runtime, name, value, saved):
+    (problem,) = config_problems(runtime, {**config_in(saved), name: value})
+    assert f"`{name}`" in problem
+
+
+def test_servers_take_one_end_of_sequence_token(saved):
+    config = {**config_in(saved), "eos_token_id": [2, 7], "ngram_eos_token_id": [2, 7]}
+    assert problems_by_runtime(config) == {
+        runtime: [f"`eos_token_id` is [2, 7]; {runtime} takes one integer"] for runtime in ("vLLM", "SGLang")
+    }
+
+
+@pytest.mark.parametrize("config", [LongCatLiteConfig(), tiny_config(rope_parameters=YARN_ROPE), tiny_config()])
+def test_a_saved_config_states_everything(config, tmp_path):
+    """Also what equals a default of this package, or of transformers."""
+    config.dtype = torch.bfloat16
+    config.save_pretrained(tmp_path)
+    assert problems_by_runtime(config_in(tmp_path)) == {}

@@ -1,0 +1,206 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The scaling study: text, matched points, runs that are kept, a report that says what is there and what is not."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from modeling_longcat_lite import LongCatLiteConfig, LongCatLiteForCausalLM
+from training import scaling_study, study_report, study_run
+from training.study_grid import Point, grid, match
+from training.study_text import TextSettings, is_held_out, load_side, load_tokenizer, prepare_text
+
+RECIPES = sorted(Path("training/recipes").glob("study_*.yaml"))
+MODEL = {
+    **yaml.safe_load(Path("training/recipes/study_cpu.yaml").read_text(encoding="utf-8"))["model"],
+    "vocab_size": 300,
+    "ngram_base_vocab_size": 300,
+    "expert_ffn_hidden_size": 32,
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A study of one experiment in an empty folder: four points, two of them impossible."""
+    folder = tmp_path_factory.mktemp("study")
+    files = []
+    for number in range(12):
+        files.append(folder / f"document{number}.txt")
+        words = (f"word{(number * 7 + place * place) % 23} follows {place % 5}." for place in range(150))
+        files[-1].write_text(" ".join(words), encoding="utf-8")
+    study = {
+        "workers": 2,
+        "threads": 1,
+        "text": {"vocabulary": 300, "length": 32, "held_out_percent": 20, "files": list(map(str, files))}
+        | {"standard_library": False},
+        "model": {key: value for key, value in MODEL.items() if "vocab" not in key},
+        "training": {"rows_per_step": 4, "evaluations": 2, "max_epochs": 2},
+        "point": {"total_ratio": 4, "hidden_size": 48, "num_layers": 1},
+        "experiments": {
+            "pair": {"tokens": 512, "seeds": [0, 1], "vary": {"total_ratio": [4, 0.5], "ngram_share": [0, 0.5]}},
+            "long": {"tokens": 10**9, "seeds": [0], "vary": {"ngram_share": [0.5]}},
+        },
+    }
+    (folder / "study.yaml").write_text(yaml.safe_dump(study), encoding="utf-8")
+    return folder
+
+
+def run(folder: Path, *options: str) -> int:
+    paths = ["--text", str(folder / "text"), "--runs", str(folder / "runs"), "--output", str(folder / "report")]
+    options = ("--config", str(folder / "study.yaml"), *paths, *options)
+    return scaling_study.main(scaling_study.make_parser().parse_args(options))
+
+
+def kept(folder: Path) -> list[Path]:
+    return sorted((folder / "runs").glob("*-seed?.json"))
+
+
+@pytest.fixture(scope="module")
+def studied(folder) -> Path:
+    assert run(folder) == 0
+    return folder
+
+
+def test_runs_are_kept_and_reported(studied):
+    assert len(kept(studied)) == 4  # the pair at a ratio of 4, two seeds each
+    summary = json.loads((studied / "report" / "scaling_study.json").read_text())
+    pair = summary["experiments"]["pair"]
+    assert [row["seeds"] for row in pair["rows"]] == [[0, 1], [0, 1]]
+    assert abs(pair["pairs"][0]["total_gap"]) < 0.02 and abs(pair["pairs"][0]["activated_gap"]) < 0.02
+    by_share = {row["point"]["ngram_share"]: row["losses"] for row in pair["rows"]}
+    assert pair["pairs"][0]["differences"] == [a - b for a, b in zip(by_share[0.5], by_share[0], strict=True)]
+    report = (studied / "report" / "scaling_study.md").read_text()
+    assert (
+        "cannot be matched" in report and "118371.2 times the text" in report
+    )  # what cannot be, and the text that is too small
+    assert (studied / "report" / "scaling_study_pair.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_an_interrupted_study_goes_on_and_the_same_seed_gives_the_same_losses(studied):
+    before = {path: path.read_text() for path in kept(studied)}
+    times = {path: path.stat().st_mtime_ns for path in kept(studied)}
+    gone = kept(studied)[1]
+    gone.unlink()
+    assert run(studied, "--report-only") == 0
+    missing = json.loads((studied / "report" / "scaling_study.json").read_text())["experiments"]["pair"]["missing"]
+    assert len(missing) == 1 and len(missing[0]["seeds"]) == 1
+    assert run(studied) == 0
+    for path, text in before.items():
+        first, second = json.loads(text)["result"], json.loads(path.read_text())["result"]
+        assert first["held_out"] == second["held_out"]
+        assert (path.stat().st_mtime_ns == times[path]) == (path != gone)
+
+
+def test_a_run_that_fails_is_named_and_the_rest_goes_on(folder, tmp_path):
+    runs = [
+        {
+            "name": "bad-seed0",
+            "text": str(tmp_path),
+            "training": {},
+            "tokens": 1,
+            "length": 32,
+            "seed": 0,
+            "config": {},
+        },
+        {"name": "worse-seed0"},
+    ]
+    problems = scaling_study.train_all(runs, tmp_path, workers=2, threads=1)
+    assert sorted(problem.split(" failed: ")[0] for problem in problems) == ["run bad-seed0", "run worse-seed0"]
+    assert not list(tmp_path.glob("*.json"))
+
+
+def test_no_file_stands_on_both_sides(studied):
+    names = [f"document{number}.txt" for number in range(12)]
+    held_out = [name for name in names if is_held_out(name, 20)]
+    assert 0 < len(held_out) < len(names)
+    facts = json.loads((studied / "text" / "text.json").read_text())
+    assert (facts["held_out"]["files"], facts["train"]["files"]) == (len(held_out), len(names) - len(held_out))
+    tokenizer = load_tokenizer(studied / "text")
+    rows = load_side(studied / "text", "held_out")["input_ids"]
+    text = "".join((studied / name).read_text() + tokenizer.eos_token for name in held_out)
+    assert text.startswith(tokenizer.decode([token for row in rows for token in row]))
+
+
+def test_another_text_is_not_taken_for_it(studied):
+    with pytest.raises(ValueError, match="text of other settings"):
+        prepare_text(studied / "text", TextSettings(length=16))
+
+
+@pytest.mark.parametrize("share", [0, 0.2, 0.5, 0.8])
+@pytest.mark.parametrize("ratio", [6, 20])
+def test_points_have_the_parameters_that_they_say(ratio, share):
+    point = Point(total_ratio=ratio, ngram_share=share)
+    matched = match(MODEL, point)
+    model = LongCatLiteForCausalLM(LongCatLiteConfig(**matched.fields))
+    counted = {name: tensor.numel() for name, tensor in model.state_dict().items()}
+    assert matched.total == sum(counted.values())
+    assert matched.ngram == sum(count for name, count in counted.items() if "ngram_embeddings" in name)
+    assert matched.ngram / matched.total == pytest.approx(share, abs=0.03)
+    config = model.config
+    expert = 3 * config.hidden_size * config.expert_ffn_hidden_size * config.num_layers
+    inputs = sum(count for name, count in counted.items() if "ngram" in name or "embed_tokens" in name)
+    idle = inputs + (config.n_routed_experts - config.moe_topk) * expert
+    assert matched.activated == matched.total - idle
+    assert matched.total / matched.activated == pytest.approx(ratio, rel=0.02)
+
+
+@pytest.mark.parametrize("fraction", [0.0, 0.5])
+def test_the_ratio_of_tables_is_as_far_from_an_integer_as_asked(fraction):
+    assert match(MODEL, Point(ratio_fraction=fraction)).fields["ngram_vocab_size_ratio"] % 1 == fraction
+
+
+def test_grids_vary_fields_together():
+    points = grid({"total_ratio": 6}, {"max_order splits": [[2, 1], [3, 3]], "ngram_share": [0, 0.5]})
+    seen = [(point.max_order, point.splits, point.ngram_share) for point in points]
+    assert seen == [(2, 1, 0), (2, 1, 0.5), (3, 3, 0), (3, 3, 0.5)]
+    assert {point.total_ratio for point in points} == {6}
+    with pytest.raises(ValueError, match="`depth` is no field of a point"):
+        grid({}, {"depth": [1]})
+
+
+def test_intervals_are_those_of_students_t():
+    interval = study_report.Interval.of([1.0, 2.0, 3.0])
+    assert interval.middle == 2.0
+    assert interval.half == pytest.approx(4.303 / 3**0.5, abs=1e-3)  # t at 97.5 % with two degrees of freedom
+    assert study_report.Interval.of([1.0]).verdict == "one seed"
+    assert interval.verdict == "no difference seen"
+    assert study_report.Interval(-1.0, 0.5).verdict == "n-grams lower"
+    assert study_report.Interval(1.0, 0.5).verdict == "experts lower"
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("quick", [False, True])
+def test_recipes_can_be_planned(recipe, quick):
+    study = scaling_study.read_study(recipe, quick)
+    settings = TextSettings(**study["text"])
+    text = {"vocabulary": settings.vocabulary, "sha256": "", "settings": {"length": settings.length}}
+    plan = scaling_study.make_plan(study, text | {"train": {"tokens": 10**12}}, Path("text"))
+    assert not any(experiment["not_matched"] for experiment in plan["experiments"].values())
+    training = study_run.RunSettings(**study["training"])
+    assert all(study_run.steps_for(run["tokens"], run["length"], training) > 8 for run in plan["runs"].values())
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (lambda study: study.pop("point"), "`point` is missing"),
+        (lambda study: study.update(grid={}), "`grid` is no key of a study"),
+        (lambda study: study["experiments"]["pair"].pop("seeds"), "`pair` lacks seeds"),
+    ],
+)
+def test_mistakes_in_a_study_are_named(folder, tmp_path, change, problem):
+    study = yaml.safe_load((folder / "study.yaml").read_text(encoding="utf-8"))
+    change(study)
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(study), encoding="utf-8")
+    with pytest.raises(ValueError, match=problem):
+        scaling_study.read_study(tmp_path / "study.yaml", quick=False)
+
+
+def test_what_cannot_be_asked_for_is_named(folder, tmp_path):
+    with pytest.raises(ValueError, match="no experiment depth"):
+        run(folder, "--only", "depth")
+    arguments = ["--config", str(folder / "study.yaml"), "--runs", str(tmp_path), "--report-only"]
+    with pytest.raises(ValueError, match="leave `--report-only` out"):
+        scaling_study.main(scaling_study.make_parser().parse_args(arguments))

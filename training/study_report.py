@@ -1,0 +1,216 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The report of the scaling study, from the kept JSON of its runs: tables, intervals over seeds, plots.
+
+An interval is Student's t at 95 % over the seeds. Members of a pair have the same seed, hence the same order of rows:
+their difference is taken seed by seed, and its interval says whether one of them is better at this size.
+"""
+
+from collections import defaultdict
+from dataclasses import dataclass
+from math import sqrt
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+from matplotlib.figure import Figure
+from scipy.stats import t as student
+
+CONFIDENCE = 0.95
+MEASURE = "best_loss"  # held-out, early stopping in mind
+
+
+@dataclass(frozen=True)
+class Interval:
+    """Mean and half width; no half width for a single value."""
+
+    middle: float
+    half: float | None
+
+    @classmethod
+    def of(cls, values: list[float]) -> "Interval":
+        if len(values) < 2:
+            return cls(values[0], None)
+        quantile = float(student.ppf((1 + CONFIDENCE) / 2, len(values) - 1))
+        return cls(mean(values), quantile * stdev(values) / sqrt(len(values)))
+
+    def __str__(self) -> str:
+        return f"{self.middle:.4f}" + ("" if self.half is None else f" ± {self.half:.4f}")
+
+    @property
+    def verdict(self) -> str:
+        """What a difference of losses, n-grams less experts, says."""
+        if self.half is None:
+            return "one seed"
+        if abs(self.middle) <= self.half:
+            return "no difference seen"
+        return "n-grams lower" if self.middle < 0 else "experts lower"
+
+
+def rows_of(experiment: dict[str, Any], runs: dict[str, dict]) -> list[dict[str, Any]]:
+    """One row a point of an experiment, with the results of its seeds, by seed, as far as they are there."""
+    rows = []
+    for point in experiment["points"]:
+        results = {run["seed"]: runs[run["name"]]["result"] for run in point["runs"] if run["name"] in runs}
+        rows.append(
+            {**point, "results": results, "missing": [r["seed"] for r in point["runs"] if r["name"] not in runs]}
+        )
+    return rows
+
+
+def summarize(plan: dict[str, Any], runs: dict[str, dict]) -> dict[str, Any]:
+    """All figures of the report as JSON."""
+    experiments = {}
+    for name, experiment in plan["experiments"].items():
+        rows = rows_of(experiment, runs)
+        table = [summary_of(row) for row in rows if row["results"]]
+        experiments[name] = {
+            "varied": experiment["varied"],
+            "tokens": experiment["tokens"],
+            "rows": table,
+            "pairs": pairs_of(rows),
+            "missing": [{"point": row["label"], "seeds": row["missing"]} for row in rows if row["missing"]],
+            "not_matched": experiment["not_matched"],
+        }
+    return {"command": plan["command"], "text": plan["text"], "training": plan["training"], "experiments": experiments}
+
+
+def summary_of(row: dict[str, Any]) -> dict[str, Any]:
+    """A point's figures over its seeds."""
+    results = list(row["results"].values())
+    loss = Interval.of([result[MEASURE] for result in results])
+    return {
+        "label": row["label"],
+        "point": row["point"],
+        **row["facts"],
+        "seeds": sorted(row["results"]),
+        "losses": [row["results"][seed][MEASURE] for seed in sorted(row["results"])],
+        "loss": loss.middle,
+        "half": loss.half,
+        "stopped_early": sum(result["stopped_early"] for result in results),
+        "load_spread": mean(result["load_spread"] for result in results),
+    }
+
+
+def pairs_of(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Points with n-grams against their vanilla twins: the same point but for the share, with the same seeds."""
+    twins: dict[tuple, dict[float, dict]] = defaultdict(dict)
+    for row in rows:
+        same = tuple((key, value) for key, value in row["point"].items() if key != "ngram_share")
+        twins[same][row["point"]["ngram_share"]] = row
+    pairs = []
+    for shares in twins.values():
+        vanilla = shares.get(0)
+        for share, row in shares.items():
+            if not share or vanilla is None:
+                continue
+            seeds = sorted(row["results"].keys() & vanilla["results"].keys())
+            if not seeds:
+                continue
+            differences = [row["results"][seed][MEASURE] - vanilla["results"][seed][MEASURE] for seed in seeds]
+            difference = Interval.of(differences)
+            pairs.append(
+                {
+                    "total_ratio": row["point"]["total_ratio"],
+                    "ngram_share": share,
+                    "label": row["label"],
+                    "total_gap": row["facts"]["total"] / vanilla["facts"]["total"] - 1,
+                    "activated_gap": row["facts"]["activated"] / vanilla["facts"]["activated"] - 1,
+                    "differences": differences,
+                    "difference": difference.middle,
+                    "half": difference.half,
+                    "verdict": difference.verdict,
+                }
+            )
+    return pairs
+
+
+def as_markdown(summary: dict[str, Any]) -> str:
+    """The report for people."""
+    text, lines = summary["text"], ["# Scaling study: n-gram embeddings against experts\n"]
+    train, held_out = text["train"], text["held_out"]
+    lines.append(
+        f"`{summary['command']}`. Text: {train['files']} files, {train['tokens']:,} tokens to train on; "
+        f"{held_out['files']} files held out, of which {held_out['tokens']:,} tokens are measured. Losses are nats a "
+        "token, the lowest of a run's evaluations; ± is Student's t at 95 % over the seeds. Differences are n-grams "
+        "less experts, seed by seed.\n"
+    )
+    for name, experiment in summary["experiments"].items():
+        lines += experiment_lines(name, experiment)
+    return "\n".join(lines) + "\n"
+
+
+def experiment_lines(name: str, experiment: dict[str, Any]) -> list[str]:
+    """Tables of one experiment."""
+    lines = [f"## {name}\n", f"{experiment['tokens']:,} tokens a run.\n"]
+    lines.append("| point | total | activated | n-grams | experts | table ratio | seeds | held-out loss |")
+    lines.append("|---|---:|---:|---:|---:|---:|---:|---:|")
+    for row in experiment["rows"]:
+        ratio = "" if row["ngram_vocab_size_ratio"] is None else f"{row['ngram_vocab_size_ratio']:g}"
+        lines.append(
+            f"| {row['label']} | {row['total']:,} | {row['activated']:,} | {row['ngram_share']:.0%} | "
+            f"{row['n_routed_experts']} | {ratio} | {len(row['seeds'])} | {Interval(row['loss'], row['half'])} |"
+        )
+    if experiment["pairs"]:
+        lines += ["", "| pair | total differs by | activated | difference of losses | |", "|---|---:|---:|---:|---|"]
+        lines += [
+            f"| {pair['label']} | {pair['total_gap']:+.2%} | {pair['activated_gap']:+.2%} | "
+            f"{Interval(pair['difference'], pair['half'])} | {pair['verdict']} |"
+            for pair in experiment["pairs"]
+        ]
+    lines += ["", *(f"Not there: {gap['point']}, seeds {gap['seeds']}." for gap in experiment["missing"])]
+    lines += [f"Not matched: {problem}." for problem in experiment["not_matched"]]
+    lines.append(f"![{name}](scaling_study_{name}.png)\n")
+    return lines
+
+
+def draw(name: str, experiment: dict[str, Any], runs: dict[str, dict], plan: dict[str, Any], path: Path) -> None:
+    """Losses of the points with their intervals, and held-out loss over the training of each."""
+    figure = Figure(figsize=(12, 4.5), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    if experiment["varied"] == ["total_ratio", "ngram_share"]:
+        draw_ratios(left, experiment)
+    else:
+        draw_points(left, experiment)
+    left.set_ylabel("held-out loss, nats a token")
+    for row in rows_of(plan["experiments"][name], runs):
+        curves = [result["held_out"] for result in row["results"].values()]
+        shortest = min((len(curve) for curve in curves), default=0)
+        means = [mean(curve[i][1] for curve in curves) for i in range(shortest)]
+        if curves:
+            right.plot([tokens for tokens, _ in curves[0][:shortest]], means, marker=".", label=row["label"])
+    right.set_xlabel("tokens")
+    right.set_ylabel("held-out loss")
+    right.legend(fontsize=7)
+    figure.suptitle(name.replace("_", " "))
+    figure.savefig(path, dpi=120)
+
+
+def draw_ratios(axes: Any, experiment: dict[str, Any]) -> None:
+    """A line of losses over the ratio for each share of n-grams."""
+    for share in sorted({row["point"]["ngram_share"] for row in experiment["rows"]}):
+        rows = [row for row in experiment["rows"] if row["point"]["ngram_share"] == share]
+        axes.errorbar(
+            [row["point"]["total_ratio"] for row in rows],
+            [row["loss"] for row in rows],
+            yerr=[row["half"] or 0 for row in rows],
+            marker="o",
+            capsize=3,
+            label=f"{share:.0%} n-grams" if share else "experts alone",
+        )
+    axes.set_xscale("log")
+    ratios = sorted({row["point"]["total_ratio"] for row in experiment["rows"]})
+    axes.set_xticks(ratios, [f"{ratio:g}" for ratio in ratios], minor=False)
+    axes.set_xlabel("total / activated parameters")
+    axes.legend()
+
+
+def draw_points(axes: Any, experiment: dict[str, Any]) -> None:
+    """A point with its interval for each row, and the seeds beside it."""
+    for place, row in enumerate(experiment["rows"]):
+        axes.errorbar([place], [row["loss"]], yerr=[row["half"] or 0], marker="o", capsize=4, color="C0")
+        axes.plot([place] * len(row["losses"]), row["losses"], ".", color="grey", alpha=0.6)
+    labels = [row["label"].replace(", ", "\n") for row in experiment["rows"]]
+    axes.set_xticks(range(len(labels)), labels, fontsize=7)
+
+
+__all__ = ["Interval", "as_markdown", "draw", "summarize"]
