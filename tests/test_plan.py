@@ -21,10 +21,10 @@ from modeling_longcat_lite import LongCatLiteConfig
 from training import plan, sft
 from training.live_memory import LiveMemory
 from training.plan_memory import plan_memory
-from training.plan_recipe import Adapter, Setup, read_setup
+from training.plan_recipe import Adapter, Setup, is_recipe, read_setup
 from training.resumable_trainer import ResumableSFTTrainer
 
-RECIPES = sorted(path for path in Path("training/recipes").glob("*.yaml") if "." not in path.stem)
+RECIPES = sorted(filter(is_recipe, Path("training/recipes").glob("*.yaml")))
 # Of 55 MB: weights, gradients and states weigh as much as what a step of 256 tokens makes.
 SMALL = {
     "hidden_size": 384,

@@ -69,6 +69,11 @@ class Setup:
             raise ValueError("`tables: sharded` needs `shard: fsdp2`: nothing else splits a table.")
 
 
+def is_recipe(path: Path) -> bool:
+    """Whether a file is named as a recipe of a trainer is; second files and studies lie beside those."""
+    return path.suffix in (".yaml", ".yml") and "." not in path.stem and not path.stem.startswith("study_")
+
+
 def find_recipe(name: str) -> Path:
     """The file of a recipe: a path, or the name of one in `training/recipes`.
 
@@ -76,8 +81,8 @@ def find_recipe(name: str) -> Path:
         `ValueError`: if there is none; the message lists those that there are.
     """
     path = Path(name) if name.endswith((".yaml", ".yml")) else RECIPES / f"{name}.yaml"
-    if not path.is_file() or path.with_suffix("").suffix in (".longcat", ".stages"):
-        known = ", ".join(sorted(p.stem for p in RECIPES.glob("*.yaml") if "." not in p.stem))
+    if not path.is_file() or not is_recipe(path):
+        known = ", ".join(sorted(p.stem for p in RECIPES.glob("*.yaml") if is_recipe(p)))
         raise ValueError(f"`recipe` {name!r} is no recipe's file, and none of {known}.")
     return path
 
@@ -174,4 +179,4 @@ def needs_reference(values: dict, trainer: str) -> bool:
     return not values["precompute_ref_log_probs"] if trainer == "dpo" else bool(values["beta"])
 
 
-__all__ = ["PROMPT_LENGTH", "SHARDS", "TABLES", "TRAINERS", "Adapter", "Setup", "find_recipe", "read_setup"]
+__all__ = ["PROMPT_LENGTH", "SHARDS", "TABLES", "TRAINERS", "Adapter", "Setup", "find_recipe", "is_recipe", "read_setup"]
