@@ -179,4 +179,14 @@ def needs_reference(values: dict, trainer: str) -> bool:
     return not values["precompute_ref_log_probs"] if trainer == "dpo" else bool(values["beta"])
 
 
-__all__ = ["PROMPT_LENGTH", "SHARDS", "TABLES", "TRAINERS", "Adapter", "Setup", "find_recipe", "is_recipe", "read_setup"]
+__all__ = [
+    "PROMPT_LENGTH",
+    "SHARDS",
+    "TABLES",
+    "TRAINERS",
+    "Adapter",
+    "Setup",
+    "find_recipe",
+    "is_recipe",
+    "read_setup",
+]
