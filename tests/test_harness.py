@@ -178,6 +178,20 @@ def test_an_interrupted_run_goes_on(model, in_batches_of_8, tmp_path, monkeypatc
     assert not list(tmp_path.rglob("*.db")) and not list(tmp_path.rglob("*.partial"))
 
 
+def test_answers_of_another_config_are_not_taken(model, tmp_path, monkeypatch):
+    folder = shutil.copytree(model, tmp_path / "model")
+    options = ("--limit", LIMIT, "--batch-size", 1, "--tasks", "pydoc_choice_core")
+    with monkeypatch.context() as patch:
+        counted_calls(patch, fail_at=4)
+        with pytest.raises(KeyboardInterrupt):
+            run(folder, tmp_path, *options)
+    config = folder / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"routed_scaling_factor": 1.5}))
+    calls = counted_calls(monkeypatch)
+    assert run(folder, tmp_path, *options)[0] == 0
+    assert len(calls) == 8  # the first four too
+
+
 def test_a_rerun_gives_the_same_numbers(model, in_batches_of_8, monkeypatch):
     output, before = in_batches_of_8
     calls = counted_calls(monkeypatch)
@@ -209,7 +223,8 @@ def test_zeroed_tables_give_other_scores_kept_apart(model, tmp_path):
     key = ("pydoc_text_held_out", "bits_per_byte")
     assert zeroed["settings"]["ablation"] == "zeroed" and list(values(zeroed)) == [key]
     assert abs(values(zeroed)[key] - values(on)[key]) > 1e-4
-    assert "N-gram tables zeroed" in (tmp_path / "harness_smoke_zeroed.md").read_text()
+    text = (tmp_path / "harness_smoke_zeroed.md").read_text()
+    assert "N-gram tables zeroed" in text and "(harness_smoke_zeroed.png)" in text
 
 
 def test_a_finished_task_of_another_model_is_refused(model, in_batches_of_8, tmp_path):
