@@ -220,7 +220,7 @@ def main(arguments: argparse.Namespace) -> int:
         return 1
     results = collect(harness, entries, not_run)
     name = f"harness_{arguments.suite}" + ("" if arguments.ablation == "on" else f"_{arguments.ablation}")
-    paths = write_report(arguments.output, name, results, as_markdown(results, arguments.suite))
+    paths = write_report(arguments.output, name, results, as_markdown(results, arguments.suite, name))
     paths.append(arguments.output / f"{name}.png")
     draw(results, arguments.suite, paths[-1])
     console.print("Written: " + ", ".join(map(str, paths)), soft_wrap=True)
