@@ -24,7 +24,7 @@ import datasets
 from lm_eval.tasks import TaskManager
 from rich.console import Console
 
-from eval.ablated_tables import ABLATIONS, ablated
+from eval.ablated_tables import ABLATIONS, ablated, check_ablation
 from eval.benchmark_needs import NotRun, external_needs, harness_command, load_or_need, needs_of_context
 from eval.benchmarks import SUITES, Benchmark, chosen_benchmarks
 from eval.external_benchmarks import ExternalBenchmark
@@ -37,6 +37,7 @@ from eval.model_results import result_file
 from eval.report_files import write_report
 from eval.smoke_data import write_smoke_tasks
 from eval.table_reads import spoken_path
+from modeling_longcat_lite import LongCatLiteConfig
 
 KEPT_KEYS = ("num_fewshot", "seconds", "examples")  # of a finished benchmark, besides its results
 
@@ -46,6 +47,7 @@ class Harness:
 
     def __init__(self, arguments: argparse.Namespace):
         check_model_folder(arguments.model)
+        check_ablation(arguments.ablation, LongCatLiteConfig.from_pretrained(arguments.model))
         self.arguments = arguments
         self.benchmarks = chosen_benchmarks(arguments.suite, arguments.tasks)
         if any(isinstance(one, Benchmark) and one.as_chat for one in self.benchmarks) or arguments.suite == "smoke":

@@ -241,21 +241,27 @@ def test_the_command_scores_every_token_of_a_text_once(chat, tmp_path):
     check_summary(results["ablations"]["on"], losses, num_bytes)
 
 
-def test_what_cannot_be_scored_is_named(chat, tmp_path):
+def test_what_cannot_be_scored_is_named(chat, tmp_path, capsys):
     short = tmp_path / "short.txt"
     short.write_text("too short")
     LongCatLiteForCausalLM(tiny_config()).save_pretrained(tmp_path / "small")
     nothing = tmp_path / "nothing.jsonl"
     nothing.write_text("")
+    vanilla = write_tiny_chat(tmp_path / "vanilla", use_ngram_embedding=False) / "model"
+    convert(chat / "model", tmp_path / "few", "--bits", 8)
+    few = ("--model", tmp_path / "few", "--tokenizer", chat / "model", "--rows", chat / "data" / "test.jsonl")
     model = ("--model", chat / "model")
     for options, message in (
         ((*model, "--text", short), r"short\.txt: .*too short"),
         ((*model, "--rows", tmp_path / "none.jsonl"), r"`--rows` .*none\.jsonl: no such file"),
         ((*model, "--rows", nothing), r"nothing\.jsonl has no conversation"),
+        (("--model", vanilla, "--ablations", "on"), "vanilla/model: `use_ngram_embedding` is false"),
+        (few, r"`ablation` 'int8': the tables have 8 bits already"),
         ((*model, "--window", 0), "`--window`"),
         (("--model", tmp_path / "nowhere"), "nowhere is no folder"),
         (("--model", tmp_path / "small", "--tokenizer", chat / "model", "--text", short), "`vocab_size`"),
     ):
         with pytest.raises(ValueError, match=message):
             run(*options, "--output", tmp_path / "results")
+    assert "nats a token" not in capsys.readouterr().out  # said before anything is scored
     assert not (tmp_path / "results").exists()
