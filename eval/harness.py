@@ -187,7 +187,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def check_numbers(arguments: argparse.Namespace) -> None:
-    """Refuse numbers below 1 and an address of no server.
+    """Refuse numbers below 1, seeds that numpy does not take, and an address of no server.
 
     Raises:
         `ValueError`: naming the option.
@@ -196,6 +196,8 @@ def check_numbers(arguments: argparse.Namespace) -> None:
         value = getattr(arguments, option)
         if value is not None and value < 1:
             raise ValueError(f"`--{option.replace('_', '-')}` is {value}, but must be at least 1")
+    if not 0 <= arguments.seed < 2**32:
+        raise ValueError(f"`--seed` is {arguments.seed}, but must be from 0 to {2**32 - 1}")
     if not arguments.server.startswith(("http://", "https://")):
         raise ValueError(f"`--server` is {arguments.server!r}: give an address that begins with http:// or https://")
 

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import torch
 from lm_eval.models.huggingface import HFLM
-from transformers import AutoTokenizer
 
-from modeling_longcat_lite import LongCatLiteForCausalLM
+from eval import table_reads
+from modeling_longcat_lite import LongCatLiteConfig, LongCatLiteForCausalLM
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 
@@ -55,8 +55,8 @@ def tokenizer_hash(folder: Path) -> str:
 
 
 def load_tokenizer(folder: Path):
-    """The tokenizer saved in `folder`."""
-    return AutoTokenizer.from_pretrained(folder)
+    """The tokenizer saved in `folder`, whose tokens the model there has."""
+    return table_reads.load_tokenizer(str(folder), LongCatLiteConfig.from_pretrained(folder))
 
 
 def load_model(

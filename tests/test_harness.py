@@ -376,9 +376,25 @@ def test_answers_longer_than_the_context_are_no_traceback(model, tmp_path, monke
     assert "answers of 32,768 tokens; this one's is 2,048" in capsys.readouterr().out
 
 
+def test_data_that_cannot_be_read_does_not_stop_the_others(model, tmp_path, monkeypatch, capsys):
+    def load(path, name=None, **kwargs):
+        if path == "EleutherAI/drop":
+            raise RuntimeError("Dataset scripts are no longer supported, but found drop.py")
+        if path == "cais/mmlu":
+            raise ValueError(f"Couldn't find cache for cais/mmlu for config '{name}'\nAvailable configs: ['all']")
+        return fake_hub(path, name)
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    status, results = run(model, tmp_path, "--limit", 1, "--tasks", "mmlu", "drop", "gsm8k", suite="base")
+    assert status == 1 and {one["task"] for one in results["results"]} == {"gsm8k"}
+    said = capsys.readouterr().out
+    assert "data set cais/mmlu of the Hub" in said and "data set EleutherAI/drop of the Hub" in said
+
+
 @pytest.mark.parametrize(
     ("suite", "options", "message"),
     [
+        ("smoke", ("--seed", "-1"), "`--seed` is -1, but must be from 0 to 4294967295"),
         ("bse", (), "`--suite` is 'bse': choose one of base, chat, smoke"),
         (
             "smoke",
@@ -399,6 +415,15 @@ def test_answers_longer_than_the_context_are_no_traceback(model, tmp_path, monke
 def test_bad_input_is_named(model, suite, options, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         run(model, tmp_path, *options, suite=suite)
+
+
+def test_a_tokenizer_of_another_vocabulary_is_named(model, tmp_path):
+    folder = shutil.copytree(model, tmp_path / "model")
+    content = json.loads((folder / "tokenizer.json").read_text())
+    content["added_tokens"].append({**content["added_tokens"][-1], "id": 5000, "content": "<other>"})
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"tokens, above `vocab_size` \(280\) of the model"):
+        run(folder, tmp_path / "out")
 
 
 @pytest.mark.parametrize("missing", ["config.json", "tokenizer.json", "chat_template.jinja"])
