@@ -230,6 +230,16 @@ def test_batches_write_what_single_prompts_write(loaded):
     assert len(set(alone)) > 1
 
 
+def test_batches_without_a_padding_token(tiny):
+    """Of several ends of a sequence one is enough to pad with."""
+    model = LongCatLiteForCausalLM.from_pretrained(tiny, eos_token_id=[2, 7]).eval()
+    tokenizer = AutoTokenizer.from_pretrained(tiny)
+    prompts = [tokenizer("Join the strings. " * n)["input_ids"] for n in (5, 1)]
+    expected = written(model, tokenizer, prompts, 8, 1)
+    tokenizer.pad_token = None
+    assert written(model, tokenizer, prompts, 8, 2) == expected
+
+
 def test_chat_prompts_end_in_the_assistant_turn(loaded, sampler):
     tokenizer = loaded[1]
     sample = sampler.sample("niah_single_1", 1024, 0.5, 0)
