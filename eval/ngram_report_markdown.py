@@ -5,7 +5,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from eval.report_files import markdown_table
+from eval.report_files import markdown_table, save_figure
 from eval.working_set_report import COLOURS, heading, percent
 
 COLLISIONS = """\
@@ -131,7 +131,7 @@ def draw(results: dict, path: Path):
         rest[0].margins(y=0.15)
         rest[0].bar_label(bars, fmt="%.3g")
         rest[0].set(yscale="log", ylabel="mean L2 norm", title=f"First attention / embedding: {norms['ratio']:.2f}")
-    figure.savefig(path, dpi=120)
+    save_figure(figure, path)
 
 
 __all__ = ["as_markdown", "draw"]
