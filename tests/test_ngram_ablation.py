@@ -131,6 +131,18 @@ def test_the_model_is_itself_again_after_an_error(folder, name):
     assert all(torch.equal(state[key], tensor) for key, tensor in model.state_dict().items())
 
 
+@pytest.mark.parametrize("name", ["zeroed", "shuffled", "int8"])
+def test_drafts_from_ablated_ngrams_change_no_token(name):
+    model = randomize(LongCatLiteForCausalLM(tiny_config(num_nextn_predict_layers=1, mtp_use_ngram_embedding=True)))
+    options = {"max_new_tokens": 12, "do_sample": False, "eos_token_id": None}
+    before = model.eval().generate(TOKENS[:1], **options)
+    with ablated(model, name):
+        expected = model.generate(TOKENS[:1], **options)
+        assert torch.equal(model.generate(TOKENS[:1], use_mtp=True, **options), expected)
+        assert model.draft_statistics.cycles > 0
+    assert name == "int8" or not torch.equal(expected, before)
+
+
 def test_what_cannot_be_ablated_is_named(folder, tmp_path):
     model = load(folder)
     with pytest.raises(ValueError, match="'halved'; known are on, zeroed"), ablated(model, "halved"):
