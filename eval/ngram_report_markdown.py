@@ -52,7 +52,7 @@ def collisions_table(tables: list[dict]) -> str:
 def norms_table(norms: dict) -> str:
     """What the first attention is added to, and what it is made of."""
     names = {
-        "word_term": "word row / terms",
+        "word_term": "word row, as it is added",
         "ngram_terms": "n-gram rows, projected, / terms",
         "embedding": "embedding, amplified as the config says",
         "attention": "output of the first attention",
