@@ -13,6 +13,7 @@ import torch
 from lm_eval.models.huggingface import HFLM
 
 from eval import table_reads
+from eval.text_loss import longest_window
 from modeling_longcat_lite import LongCatLiteConfig, LongCatLiteForCausalLM
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
@@ -80,6 +81,7 @@ def load_model(
         backend="causal",
         tokenizer=load_tokenizer(folder),
         batch_size=batch_size,
+        max_length=longest_window(model.config),
         softmax_dtype="float32",  # log-likelihoods in bfloat16 are too coarse to compare
     )
     # Quiet until here, where it warns that it was given a model; from here on it tells of prompts that it cuts.

@@ -26,7 +26,7 @@ from eval.model_results import result_file
 from eval.ngram_ablation_report import as_markdown, draw
 from eval.report_files import write_report
 from eval.table_reads import load_config, load_tokenizer, spoken_path
-from eval.text_loss import losses_by_window, tokenize_documents
+from eval.text_loss import longest_window, losses_by_window, tokenize_documents
 from modeling_longcat_lite import LongCatLiteForCausalLM
 from training.local_text import documents
 
@@ -93,7 +93,7 @@ def measure(arguments: argparse.Namespace) -> dict:
     options = {"dtype": getattr(torch, arguments.dtype), "ngram_tables": arguments.placement}
     model = LongCatLiteForCausalLM.from_pretrained(folder, device_map=arguments.device_map, **options).eval()
     tokenizer = load_tokenizer(arguments.tokenizer or arguments.model, model.config)
-    score, scored = prepare(arguments, tokenizer, model.config.max_position_embeddings)
+    score, scored = prepare(arguments, tokenizer, longest_window(model.config))
     measured: dict[str, list[torch.Tensor]] = {}
     for label, run in variants(arguments.ablations, arguments.by_order, model.config).items():
         with ablated(model, seed=arguments.seed, **run):

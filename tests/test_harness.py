@@ -227,6 +227,18 @@ def test_zeroed_tables_give_other_scores_kept_apart(model, tmp_path):
     assert "N-gram tables zeroed" in text and "(harness_smoke_zeroed.png)" in text
 
 
+def test_texts_are_cut_where_attention_would_be_sparse(model, tmp_path):
+    values_of = {}
+    for name, fields in (("sparse", {"attention_method": "LSA", "index_topk": 64}), ("short", {})):
+        folder = Path(shutil.copytree(model, tmp_path / name))
+        config = json.loads((folder / "config.json").read_text())
+        fields = fields or {"max_position_embeddings": 64}
+        (folder / "config.json").write_text(json.dumps(config | fields))
+        options = ("--tasks", "pydoc_text_core", "--limit", 8)
+        values_of[name] = values(run(folder, tmp_path / f"{name}-out", *options)[1])
+    assert values_of["sparse"] == values_of["short"]
+
+
 def test_a_finished_task_of_another_model_is_refused(model, in_batches_of_8, tmp_path):
     output, _ = in_batches_of_8
     shutil.copytree(output / "work", tmp_path / "work")

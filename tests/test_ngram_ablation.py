@@ -253,6 +253,17 @@ def test_the_command_scores_every_token_of_a_text_once(chat, tmp_path):
     check_summary(results["ablations"]["on"], losses, num_bytes)
 
 
+def test_windows_end_where_attention_would_be_sparse(chat, tmp_path):
+    model = load(chat / "model")
+    model.config.attention_method, model.config.index_topk = "LSA", 40
+    model.save_pretrained(tmp_path / "sparse")
+    book = tmp_path / "book.txt"
+    book.write_text(" ".join(["sort the list"] * 300), encoding="utf-8")
+    options = ["--tokenizer", chat / "model", "--text", book, "--ablations", "on", "--output", tmp_path]
+    run("--model", tmp_path / "sparse", *options)
+    assert json.loads((tmp_path / "ngram_ablation.json").read_text())["scored"]["window"] == 40
+
+
 def test_what_cannot_be_scored_is_named(chat, tmp_path, capsys):
     short = tmp_path / "short.txt"
     short.write_text("too short")
