@@ -40,6 +40,7 @@ from eval.table_reads import spoken_path
 from modeling_longcat_lite import LongCatLiteConfig
 
 KEPT_KEYS = ("num_fewshot", "seconds", "examples")  # of a finished benchmark, besides its results
+RECORDED = "score, recorded"  # the metric of what `--record` gives
 
 
 class Harness:
@@ -93,10 +94,10 @@ class Harness:
         return self._lm
 
     def record(self) -> None:
-        """Keep the scores that `--record` gives, as if they had been measured here."""
+        """Keep the scores that `--record` gives; their metric says that they were not measured here."""
         for text in self.arguments.record or ():
             benchmark, value = recorded_score(text, self.arguments.suite)
-            result = {"task": benchmark.name, "metric": "score", "value": value, "higher_is_better": True}
+            result = {"task": benchmark.name, "metric": RECORDED, "value": value, "higher_is_better": True}
             self.finished.write(benchmark, [{**result, "dataset": benchmark.repository}])
 
     def all_finished(self) -> dict[str, dict[str, Any]]:
