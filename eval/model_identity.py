@@ -48,7 +48,8 @@ def config_hash(folder: Path) -> str:
 def weights_hash(folder: Path) -> str:
     """SHA-256, in hexadecimal, of name, dtype, shape and first KiB of every tensor in `folder`, by name.
 
-    Of a model or of an adapter, each with the n-gram rows that were changed beside it.
+    Of a model or of an adapter, each with the n-gram rows that were changed beside it. Rows that were changed inside
+    the weights, and nothing else, are not noticed behind the first KiB of a table.
 
     Raises:
         `ValueError`: no safetensors file there, or one that is cut off.
