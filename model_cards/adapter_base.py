@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id
-
-from model_cards.upload_checks import ADAPTER_CONFIG, is_adapter
+from eval.model_identity import ADAPTER_CONFIG
+from model_cards.card_metadata import is_repo_id
+from model_cards.upload_checks import is_adapter
+from modeling_longcat_lite import ROW_DELTA_FILE
 
 KEY = "base_model_name_or_path"
 
@@ -20,15 +20,6 @@ KEY = "base_model_name_or_path"
 def named_base(folder: Path) -> str:
     """The base that the adapter in a folder names; empty if it names none."""
     return json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8")).get(KEY) or ""
-
-
-def is_hub_name(name: str) -> bool:
-    """Whether it has the form `user/name`."""
-    try:
-        validate_repo_id(name)
-    except HFValidationError:
-        return False
-    return "/" in name
 
 
 def checked_base(folder: Path, files: list[str], base_model: str | None) -> str | None:
@@ -42,11 +33,11 @@ def checked_base(folder: Path, files: list[str], base_model: str | None) -> str 
             raise ValueError(f"`base_model` is for adapters, and {folder} holds a model")
         return None
     if base_model is not None:
-        if not is_hub_name(base_model):
+        if not is_repo_id(base_model):
             raise ValueError(f"`base_model` {base_model!r} is no name of a repository on the Hub, such as user/name")
         return base_model
     base = named_base(folder)
-    if not is_hub_name(base) or Path(base).exists():
+    if not is_repo_id(base) or Path(base).exists():
         raise ValueError(
             f"`{KEY}` in {folder / ADAPTER_CONFIG} is {base!r}, no name on the Hub: push the base first, then "
             "give its name, `--base-model user/name`"
@@ -76,7 +67,7 @@ def with_base(folder: Path, files: list[str], base: str | None) -> Iterator[Path
             elif source.suffix == ".md":
                 text = source.read_text(encoding="utf-8")
                 target.write_text(path.sub(base, text), encoding="utf-8")
-            elif name == "ngram_row_delta.safetensors":
+            elif name == ROW_DELTA_FILE:
                 rename_in_delta(source, target, base)
             else:
                 target.symlink_to(source)
@@ -94,4 +85,4 @@ def rename_in_delta(source: Path, target: Path, base: str) -> None:
         shutil.copyfileobj(old, new)
 
 
-__all__ = ["checked_base", "with_base"]
+__all__ = ["checked_base", "rename_in_delta", "with_base"]

@@ -13,8 +13,8 @@ from transformers import AutoTokenizer
 
 import modeling_longcat_lite
 from eval.model_identity import ADAPTER_CONFIG, ADAPTER_WEIGHTS
-from model_cards.described_model import base_config
-from modeling_longcat_lite import ROW_DELTA_FILE, read_row_delta, write_row_delta
+from model_cards.adapter_base import rename_in_delta
+from modeling_longcat_lite import ROW_DELTA_FILE
 from tokenization.assemble_tokenizer import forget_origin
 from tokenization.chat_templates import load_chat_template
 
@@ -34,9 +34,7 @@ def write_adapter_folder(adapter_dir: Path, folder: Path, base_model: str | None
         raise ValueError("the card of an adapter needs `base_model` in `facts`: which model on the Hub it belongs to")
     settings = json.loads((adapter_dir / ADAPTER_CONFIG).read_text(encoding="utf-8"))
     if (adapter_dir / ROW_DELTA_FILE).is_file():
-        config = base_config(adapter_dir)
-        rows = read_row_delta(adapter_dir, config)
-        write_row_delta(folder / ROW_DELTA_FILE, config, rows, base_model)  # names its base too
+        rename_in_delta(adapter_dir / ROW_DELTA_FILE, folder / ROW_DELTA_FILE, base_model)  # it names its base too
     settings |= {"base_model_name_or_path": base_model, "inference_mode": True}
     (folder / ADAPTER_CONFIG).write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     shutil.copyfile(adapter_dir / ADAPTER_WEIGHTS, folder / ADAPTER_WEIGHTS)

@@ -49,12 +49,14 @@ def read_measured(paths: Sequence[Path], model: dict[str, str]) -> list[Measured
         model (`dict`): `eval.model_identity.model_identity` of the model that the card is about.
 
     Raises:
-        `ValueError`: naming the file that belongs to another model or is broken, or two files with the same result.
+        `ValueError`: naming the file that belongs to another model, was measured with other tables or is broken, or
+            two files with the same result.
     """
     found: dict[tuple, Measured] = {}
     names = [field.name for field in fields(Measured)]
     for path in paths:
         content = read_results(path, model)
+        check_settings(path, content)
         date = content.get("date") or content.get("machine", {}).get("date")
         if not content["results"]:
             raise ValueError(f"{path} has no results")
@@ -67,6 +69,16 @@ def read_measured(paths: Sequence[Path], model: dict[str, str]) -> list[Measured
                 raise ValueError(f"{path} and {found[key].source} both have {measured.task}, {measured.metric}")
             found[key] = measured
     return list(found.values())
+
+
+def check_settings(path: Path, content: dict[str, Any]) -> None:
+    """Numbers of an ablation are not the model's, and those of a few questions are no result."""
+    settings = content.get("settings", {})
+    ablation, limit = settings.get("ablation", "on"), settings.get("limit")
+    if limit is not None:
+        raise ValueError(f"{path} was measured with `--limit {limit}`: evaluate again on all questions")
+    if ablation != "on":
+        raise ValueError(f"{path} was measured with n-gram tables {ablation}: a card takes the model as it is")
 
 
 def check_numbers(where: str, result: dict[str, Any]) -> None:

@@ -11,6 +11,8 @@ from collections.abc import Iterable
 from fnmatch import fnmatch
 from pathlib import Path
 
+from eval.model_identity import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+
 # Of resuming a training, and pickles, which run code when they are read. Any part of a path may match.
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle", "*.distcp", "*.pyc", "__pycache__")
 LEFT_OUT = ("checkpoint-*", "global_step*", "optimizer_[0-9]*", "merged", "runs", "wandb", "*.partial", *PICKLES)
@@ -28,7 +30,6 @@ SECRETS = {
 }
 SHORTEST_TOKEN = 8  # anything shorter stands in any text by chance
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
-ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
 def matches(name: str, patterns: Iterable[str]) -> bool:

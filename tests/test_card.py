@@ -30,6 +30,7 @@ from huggingface_hub import ModelCard, parse_eval_result_entries
 from tiny_chat import write_tiny_chat
 
 from eval.model_identity import model_identity
+from eval.model_results import result_file
 from model_cards import write_card
 from model_cards.build_hub_repo import build_hub_repo
 from model_cards.card import REQUIREMENT, CardSources, make_card
@@ -283,6 +284,21 @@ def test_results_of_another_model_are_refused(model_dir, sources, tmp_path, chan
 def test_broken_result_files_are_named(model_dir, tmp_path, results, message):
     file = write_results(tmp_path / "broken.json", model_dir, results)
     with pytest.raises(ValueError, match=f"broken.json.*{message}"):
+        make_card(model_dir, CardSources(results=[file]))
+
+
+def test_results_of_an_ablation_are_refused(model_dir, tmp_path):
+    file = tmp_path / "zeroed.json"
+    content = result_file(model_dir, "harness", OF_OUR_OWN, settings={"ablation": "zeroed"})
+    file.write_text(json.dumps(content), encoding="utf-8")
+    with pytest.raises(ValueError, match="was measured with n-gram tables zeroed"):
+        make_card(model_dir, CardSources(results=[file]))
+
+
+def test_results_on_few_questions_are_refused(model_dir, tmp_path):
+    file = tmp_path / "few.json"
+    file.write_text(json.dumps(result_file(model_dir, "harness", OF_OUR_OWN, settings={"limit": 2})), encoding="utf-8")
+    with pytest.raises(ValueError, match=r"few\.json was measured with `--limit 2`"):
         make_card(model_dir, CardSources(results=[file]))
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import tiny_config
 
-from eval.model_identity import model_identity
+from eval.model_identity import model_identity, weights_hash
 from eval.model_results import read_results, result_file
 from modeling_longcat_lite import LongCatLiteForCausalLM
 
@@ -48,6 +48,15 @@ def test_numbers_of_another_model_are_refused(model, tmp_path, changed):
     model.save_pretrained(tmp_path / "other")
     with pytest.raises(ValueError, match=f"results.json was measured on another model: its {changed}"):
         read_results(file, model_identity(tmp_path / "other"))
+
+
+def test_a_row_that_changed_is_another_model(model, tmp_path, monkeypatch):
+    model.save_pretrained(tmp_path / "before")
+    model.model.ngram_embeddings.embedders[3].weight.data[-1] += 1
+    model.save_pretrained(tmp_path / "after")
+    for limit in (2**30, 0):  # whole, and in pieces, which are all of so small a table
+        monkeypatch.setattr("eval.model_identity.READ_WHOLE", limit)
+        assert weights_hash(tmp_path / "before") != weights_hash(tmp_path / "after")
 
 
 @pytest.mark.parametrize(
