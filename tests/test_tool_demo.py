@@ -9,7 +9,7 @@ import pytest
 
 from modeling_longcat_lite import LongCatLiteForCausalLM
 from training import tool_demo, tool_questions
-from training.tool_conversations import add_exchange, lookup_exchange, names, numbers, plain_exchange
+from training.tool_conversations import add_exchange, lookup_exchange, names, plain_exchange, sums
 
 
 @pytest.fixture
@@ -36,8 +36,8 @@ def test_questions_are_drawn_alike_each_time_and_their_arguments_are_held_out():
     called = [exchange.call["function"] for exchange in questions]
     assert [function["name"] for function in called].count("add") == 50 == len(called) / 2
     assert {function["name"] for function in called[: tool_questions.DRAWN]} == {"add", "lookup"}
-    unseen = {*names("held-out"), *numbers("held-out")}
-    assert {value for function in called for value in function["arguments"].values()} <= unseen
+    unseen = {*((name,) for name in names("held-out")), *sums("held-out")}
+    assert {tuple(function["arguments"].values()) for function in called} <= unseen
 
 
 def conversation(exchange, calls=None, answer=None):

@@ -9,9 +9,9 @@
 
 Between them stand questions that need no tool. Conversations may leave the declaration of the tools out, which is
 three times as long as all the rest: the tools are always the same two, and what to copy then stands near. Names are
-methods of builtin types. The side that a name or a number falls on (train or held-out) depends on its hash alone, so
-every argument of a held-out question is new to the model and has to be copied: of a held-out name the type and the
-method are known from other names, of a held-out number the digits. What is copied is written alike where it is read
+methods of builtin types. The side that a name or a sum falls on (train or held-out) depends on its hash alone, so
+every held-out call is new to the model, and its arguments have to be copied: of a held-out name the type and the
+method are known from other names, of a held-out sum each number from other sums. What is copied is written alike where it is read
 and where it is said (names stand in backticks, the tool's text on a line of its own), and so are its tokens. The same
 seed gives the same conversations.
 """
@@ -105,9 +105,9 @@ def method_of(name: str) -> str:
     return name.rpartition(".")[2]
 
 
-def side_of(argument: str | int) -> Side:
-    """The side that an argument of a call falls on, by its hash."""
-    return "held-out" if int(text_key(str(argument)), 16) % 100 < HELD_OUT_PERCENT else "train"
+def side_of(argument: str) -> Side:
+    """The side that a name or a sum falls on, by its hash."""
+    return "held-out" if int(text_key(argument), 16) % 100 < HELD_OUT_PERCENT else "train"
 
 
 @cache
@@ -124,9 +124,9 @@ def names(side: Side) -> list[str]:
 
 
 @cache
-def numbers(side: Side) -> list[int]:
-    """The numbers of one side."""
-    return [number for number in NUMBERS if side_of(number) == side]
+def sums(side: Side) -> list[tuple[int, int]]:
+    """The pairs of numbers of one side."""
+    return [(a, b) for a in NUMBERS for b in NUMBERS if side_of(f"{a} + {b}") == side]
 
 
 def lookup_exchange(side: Side, draw: random.Random) -> Exchange:
@@ -138,8 +138,8 @@ def lookup_exchange(side: Side, draw: random.Random) -> Exchange:
 
 
 def add_exchange(side: Side, draw: random.Random) -> Exchange:
-    """A sum of two numbers of `side`."""
-    a, b = draw.choices(numbers(side), k=2)
+    """A sum of `side`."""
+    a, b = draw.choice(sums(side))
     call: ToolCall = {"type": "function", "function": {"name": "add", "arguments": {"a": a, "b": b}}}
     result = str(add(a, b))
     return Exchange(draw.choice(ADD_FORMS).format(a=a, b=b), call, result, f"That is {result}.")

@@ -48,8 +48,8 @@ class Stage:
 
 
 STAGES = (
-    Stage("undeclared", 7000, 0.0, begins_with="untrained", ends_as="undeclared", learning_rate=4e-3),
-    Stage("declared", 3600, 0.5, begins_with="undeclared", ends_as="model", learning_rate=3e-3),
+    Stage("undeclared", 9000, 0.0, begins_with="untrained", ends_as="undeclared", learning_rate=4e-3),
+    Stage("declared", 4200, 0.5, begins_with="undeclared", ends_as="model", learning_rate=3e-3),
 )
 
 

@@ -36,7 +36,7 @@ LIBRARIES = ("torch", "transformers", "trl")
 
 
 def held_out_questions(seed: int) -> list[Exchange]:
-    """Questions about names and numbers that no conversation to train on has, the same for the same seed."""
+    """Questions about names and sums that no conversation to train on has, the same for the same seed."""
     draw = random.Random(f"questions {seed}")
     exchanges = [
         exchange("held-out", draw) for exchange in (lookup_exchange, add_exchange) for _ in range(QUESTIONS // 2)
@@ -159,7 +159,7 @@ def as_markdown(report: dict[str, Any]) -> str:
     return f"""# A small model trained for two tools
 
 `python -m training.tool_demo`, {report["date"]}: {report["training_steps"]} steps,
-{report["training_tokens"]:,} tokens, {report["seconds"]["fine-tuning"]:.0f} s of training. No name and no number in
+{report["training_tokens"]:,} tokens, {report["seconds"]["fine-tuning"]:.0f} s of training. No name and no sum in
 these questions stands in a conversation to train on.
 
 | | |
