@@ -11,9 +11,9 @@ Between them stand questions that need no tool. Conversations may leave the decl
 three times as long as all the rest: the tools are always the same two, and what to copy then stands near. Names are
 methods of builtin types. The side that a name or a sum falls on (train or held-out) depends on its hash alone, so
 every held-out call is new to the model, and its arguments have to be copied: of a held-out name the type and the
-method are known from other names, of a held-out sum each number from other sums. What is copied is written alike where it is read
-and where it is said (names stand in backticks, the tool's text on a line of its own), and so are its tokens. The same
-seed gives the same conversations.
+method are known from other names, of a held-out sum each number from other sums. What is copied is written alike where
+it is read and where it is said (names stand in backticks, the tool's text on a line of its own), and so are its
+tokens. The same seed gives the same conversations.
 """
 
 import random
