@@ -125,6 +125,16 @@ def test_what_is_wrong_with_a_call_is_told_to_the_model(reply, told):
     assert f"<longcat_tool_response>{result}</longcat_tool_response>" in model.text(1)
 
 
+def test_a_result_that_is_no_json_is_told_too():
+    def places() -> dict:
+        """Tell places."""
+        return {(1, 2): "here"}
+
+    model = Scripted(render_tool_call("places", {}) + END, f"Done.{END}")
+    conversation = run_tools(model, TOKENIZER, QUESTION, [places])
+    assert conversation[2]["content"].startswith("Error: places: TypeError: keys must be str")
+
+
 def test_text_of_a_tool_or_of_a_malformed_call_becomes_no_control_token():
     def page() -> str:
         """Read a page."""

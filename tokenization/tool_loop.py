@@ -115,9 +115,9 @@ def run_call(function: Function, by_name: Mapping[str, tuple[Callable, dict[str,
         return f"Error: {name}: {problem}"
     try:
         result = tool(**arguments)
-    except Exception as error:  # whatever a tool raises is for the model to read
+        return result if isinstance(result, str) else json.dumps(result, ensure_ascii=False, default=str)
+    except Exception as error:  # whatever a tool raises is for the model to read, as is a result that is no JSON
         return f"Error: {name}: {type(error).__name__}: {error}"
-    return result if isinstance(result, str) else json.dumps(result, ensure_ascii=False, default=str)
 
 
 __all__ = ["run_tools"]
