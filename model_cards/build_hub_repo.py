@@ -44,16 +44,20 @@ def build_hub_repo(
         overwrite (`bool`, *optional*, defaults to `False`): Whether to replace a folder that is not empty.
 
     Raises:
-        `ValueError`: `model_dir` has no model or no tokenizer, `output_dir` is not empty, or [`make_card`] refuses the
-            card's sources. Nothing is written then.
+        `ValueError`: `model_dir` has no model or no tokenizer, `output_dir` is not empty or holds what it is made of, or
+            [`make_card`] refuses the card's sources. Nothing is written then.
     """
+    card = card or CardSources()
     if output_dir.exists() and any(output_dir.iterdir()) and not overwrite:
         raise ValueError(f"`output` {output_dir} is not empty; --overwrite replaces it")
+    for source in (model_dir, card.run, card.facts, card.report, *card.results):
+        if source is not None and source.resolve().is_relative_to(output_dir.resolve()):
+            raise ValueError(f"`output` {output_dir} holds {source}, which would be gone with it; take another folder")
     is_adapter = (model_dir / ADAPTER_CONFIG).is_file()
     for name in (ADAPTER_CONFIG if is_adapter else "config.json", "tokenizer.json"):
         if not (model_dir / name).is_file():
             raise ValueError(f"`model` {model_dir} has no {name}; save the model and its tokenizer there first")
-    finished_card = make_card(model_dir, card or CardSources())
+    finished_card = make_card(model_dir, card)
     with replaced_folder(output_dir) as building:
         if is_adapter:
             write_adapter_folder(model_dir, building, finished_card.base_model)
