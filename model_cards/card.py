@@ -142,7 +142,8 @@ def results_table(measured: list[Measured]) -> str:
         rows.append([result.task, f"{result.metric}{direction}{unit}", *numbers, data])
     header = ["task", "metric", "value", "standard error", "samples", "data"]
     filled = [column for column in range(len(header)) if any(row[column] for row in rows)]
-    return markdown_table([header[i] for i in filled], [[row[i] for i in filled] for row in rows]) if rows else ""
+    cells = [[" ".join(row[i].split()).replace("|", r"\|") for i in filled] for row in rows]
+    return markdown_table([header[i] for i in filled], cells) if rows else ""
 
 
 def fenced(text: str) -> str:

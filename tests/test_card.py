@@ -287,6 +287,12 @@ def test_broken_result_files_are_named(model_dir, tmp_path, results, message):
         make_card(model_dir, CardSources(results=[file]))
 
 
+def test_names_of_tasks_do_not_break_the_table(model_dir, tmp_path):
+    file = write_results(tmp_path / "harness.json", model_dir, [{"task": "a|b\nc", "metric": "acc", "value": 1.0}])
+    text = make_card(model_dir, CardSources(results=[file])).text
+    assert "| a\\|b c | acc | 1 |" in text
+
+
 def test_results_of_an_ablation_are_refused(model_dir, tmp_path):
     file = tmp_path / "zeroed.json"
     content = result_file(model_dir, "harness", OF_OUR_OWN, settings={"ablation": "zeroed"})
