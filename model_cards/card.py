@@ -4,6 +4,7 @@
 Everything that a card says comes from one of these four; what none of them tells is left out, or said to be unknown.
 """
 
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from huggingface_hub import get_token
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from eval.model_identity import model_identity
@@ -20,6 +22,7 @@ from model_cards.card_results import Measured, figures, hub_entries, model_index
 from model_cards.described_model import DescribedModel, describe
 from model_cards.facts import no_facts, read_facts
 from model_cards.training_record import formatted, read_training
+from model_cards.upload_checks import check_text
 from model_cards.written_files import write_beside
 
 TEMPLATES = Path(__file__).parent
@@ -81,7 +84,7 @@ def make_card(folder: Path, sources: CardSources) -> Card:
 
     Raises:
         `ValueError`: naming the file and the key that is wrong: facts that the Hub would refuse, results of another
-            model, a report of another run.
+            model, a report of another run, a token or a key in any of them.
     """
     model = describe(folder)
     if sources.facts is None:
@@ -92,6 +95,8 @@ def make_card(folder: Path, sources: CardSources) -> Card:
         facts = read_facts(sources.facts)
     if facts.repo_id is not None:
         check_repo_id("repo_id", facts.repo_id)
+    if sources.run is not None and not sources.run.is_dir():
+        raise ValueError(f"`run` {sources.run} is no folder")
     measured = read_measured(sources.results, model_identity(folder)) if sources.results else []
     training = read_training(sources.run or folder, sources.report)
     images = figures(sources.results)
@@ -114,8 +119,10 @@ def make_card(folder: Path, sources: CardSources) -> Card:
         training=training,
         shown=SHOWN_ANSWERS,
         fenced=fenced,
+        quoted=quoted,
     )
     check_round_trip(text, metadata)
+    check_text(f"{CARD}, as made from {sources.facts or 'its sources'}", text.encode(), get_token())
     base_model = facts.base_model[0] if facts.base_model else None
     return Card(text, base_model, hub_entries(measured), {**images, **training.files})
 
@@ -144,6 +151,11 @@ def results_table(measured: list[Measured]) -> str:
     filled = [column for column in range(len(header)) if any(row[column] for row in rows)]
     cells = [[" ".join(row[i].split()).replace("|", r"\|") for i in filled] for row in rows]
     return markdown_table([header[i] for i in filled], cells) if rows else ""
+
+
+def quoted(text: str) -> str:
+    """A text as a literal of Python, which reads as it is written: JSON's, in double quotes."""
+    return json.dumps(text, ensure_ascii=False)
 
 
 def fenced(text: str) -> str:

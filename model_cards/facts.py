@@ -87,6 +87,8 @@ def checked(path: Path, key: str, value: Any) -> Any:
     if not isinstance(values, list) or not values or not all(isinstance(v, str) and v.strip() for v in values):
         raise ValueError(f"`facts` {path}: `{key}` must be {kind}, and is {value!r}")
     stripped = [text.strip() for text in values]
+    if key == "name" and "\n" in stripped[0]:
+        raise ValueError(f"`facts` {path}: `name` must be one line, and is {value!r}")
     return stripped if key in LISTS else stripped[0]
 
 

@@ -116,10 +116,6 @@ def check_secrets(folder: Path, files: list[str], token: str) -> None:
     Raises:
         `ValueError`: naming file, line and kind of the first one, never the secret itself.
     """
-    patterns = SECRETS | ({"your own token": re.escape(token.encode())} if len(token) >= SHORTEST_TOKEN else {})
-    # `re.escape` and the patterns have no capturing groups, so that the one that matched has the last group's name.
-    kinds = list(patterns)
-    secret = re.compile(b"|".join(b"(%s)" % pattern for pattern in patterns.values()))
     for name in files:
         path = folder / name
         if not path.stat().st_size:  # cannot be mapped
@@ -128,13 +124,25 @@ def check_secrets(folder: Path, files: list[str], token: str) -> None:
             end = len(data)
             if path.suffix == ".safetensors":
                 end = min(end, 8 + int.from_bytes(data[:8], "little"))
-            found = secret.search(data, 0, end)
-            if found is not None:
-                line = 1 + data[: found.start()].count(b"\n")
-                kind = kinds[(found.lastindex or 1) - 1]
-                raise ValueError(
-                    f"{path}, line {line}: {kind} stands there; remove it, and revoke it if it was shared"
-                )
+            check_text(str(path), data, token, end)
 
 
-__all__ = ["check_complete", "check_secrets", "files_to_upload", "is_adapter"]
+def check_text(where: str, text: bytes | mmap.mmap, token: str | None, end: int | None = None) -> None:
+    """Looks for tokens and keys in a text, up to byte `end`; `token` is the user's own.
+
+    Raises:
+        `ValueError`: naming `where`, line and kind of the first one, never the secret itself.
+    """
+    patterns = dict(SECRETS)
+    if token and len(token) >= SHORTEST_TOKEN:
+        patterns["your own token"] = re.escape(token.encode())
+    # `re.escape` and the patterns have no capturing groups, so that the one that matched has the last group's number.
+    secret = re.compile(b"|".join(b"(%s)" % pattern for pattern in patterns.values()))
+    found = secret.search(text, 0, len(text) if end is None else end)
+    if found is not None:
+        line = 1 + text[: found.start()].count(b"\n")
+        kind = list(patterns)[(found.lastindex or 1) - 1]
+        raise ValueError(f"{where}, line {line}: {kind} stands there; remove it, and revoke it if it was shared")
+
+
+__all__ = ["check_complete", "check_secrets", "check_text", "files_to_upload", "is_adapter"]

@@ -130,6 +130,7 @@ def test_numbers_of_the_model_are_counted(card, model_dir):
 def test_the_facts_are_told(card):
     for text in (FACTS["summary"], FACTS["training_data"], FACTS["intended_use"], FACTS["citation"], *FACTS["limits"]):
         assert text in card.text
+    assert r"""{"role": "user", "content": "What does \"function 1\" do, & isn't it 3 < 4 — é?"}""" in card.text
     assert "{{" not in card.text and "{%" not in card.text and "None" not in card.text
     assert "````text\nasked:     Q?" in card.text  # a longer fence than the one in the answer
     assert "torch 2.13.0" in card.text
@@ -232,6 +233,8 @@ def test_the_requirement_is_that_of_the_package():
         ({"base_model": ["model"]}, r"`base_model` has 'model', which is no id"),
         ({"base_model_relation": "finetune"}, r"`base_model_relation` needs a `base_model`"),
         ({"base_model": ["a/b"], "base_model_relation": "child"}, r"`base_model_relation` is 'child'"),
+        ({"base_model": ["a/b"], "base_model_relation": "adapter"}, r"'adapter', and this is a whole model"),
+        ({"name": "Tiny\n# Large"}, r"`name` must be one line"),
         ({"datasets": ["/data/rows"]}, r"`datasets` has '/data/rows'"),
         ({"repo_id": "./folder"}, r"`repo_id` has './folder'"),
         ({"limits": []}, r"`limits` must be a list"),
@@ -245,11 +248,25 @@ def test_wrong_facts_are_named(model_dir, tmp_path, changes, message):
         make_card(model_dir, CardSources(facts))
 
 
+def test_a_secret_gets_into_no_card(model_dir, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "my-very-own-token")
+    for secret, kind in (("hf_" + "aB3" * 11, "a Hugging Face token"), ("my-very-own-token", "your own token")):
+        facts = write_facts(tmp_path / "facts.yaml", training_data=f"Read with {secret}.")
+        with pytest.raises(ValueError, match=rf"README.md, as made from .*facts.yaml, line \d+: {kind}") as refused:
+            make_card(model_dir, CardSources(facts))
+        assert secret not in str(refused.value)
+
+
 @pytest.mark.parametrize("text", ["", "- a", "a: [", "\x00"])
 def test_a_file_that_holds_no_facts(model_dir, tmp_path, text):
     (tmp_path / "facts.yaml").write_text(text)
     with pytest.raises(ValueError, match=r"`facts` .*facts.yaml"):
         make_card(model_dir, CardSources(tmp_path / "facts.yaml"))
+
+
+def test_a_run_that_is_not_there(model_dir, tmp_path):
+    with pytest.raises(ValueError, match="`run` .*nowhere is no folder"):
+        make_card(model_dir, CardSources(run=tmp_path / "nowhere"))
 
 
 def test_the_license_stands_in_one_place(model_dir, tmp_path):
