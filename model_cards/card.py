@@ -43,6 +43,8 @@ class CardSources:
         run (`Path`, *optional*): Folder of the training run, or a Hub folder with its record; that of the model by
             default.
         license (`str`, *optional*): Licence of the weights where there is no facts file.
+        repo_id (`str`, *optional*): Where the folder will be, for the card's code to load it from; the facts may say
+            it too.
     """
 
     facts: Path | None = None
@@ -50,6 +52,7 @@ class CardSources:
     report: Path | None = None
     run: Path | None = None
     license: str | None = None
+    repo_id: str | None = None
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,9 @@ class Card:
         for old in folder.glob(f"{RESULTS_FOLDER}/*.yaml"):
             if old.stem not in self.hub_results:
                 old.unlink()
+        for figure in shown_figures(folder / CARD) - self.files.keys():
+            if not (folder / figure).with_suffix(".json").exists():  # that of an evaluation which wrote here
+                (folder / figure).unlink(missing_ok=True)
         for name, entries in self.hub_results.items():
             (folder / RESULTS_FOLDER).mkdir(exist_ok=True)
             text = yaml.safe_dump(entries, sort_keys=False, allow_unicode=True)
@@ -95,6 +101,10 @@ def make_card(folder: Path, sources: CardSources) -> Card:
         facts = read_facts(sources.facts)
     if facts.repo_id is not None:
         check_repo_id("repo_id", facts.repo_id)
+        if sources.repo_id not in (None, facts.repo_id):
+            raise ValueError(
+                f"`repo_id` in {sources.facts} is {facts.repo_id}, and the upload goes to {sources.repo_id}"
+            )
     if sources.run is not None and not sources.run.is_dir():
         raise ValueError(f"`run` {sources.run} is no folder")
     measured = read_measured(sources.results, model_identity(folder)) if sources.results else []
@@ -112,7 +122,7 @@ def make_card(folder: Path, sources: CardSources) -> Card:
         metadata=metadata.to_yaml().strip(),
         facts=facts,
         model=model,
-        name=facts.repo_id or ".",
+        name=facts.repo_id or sources.repo_id or ".",
         requirement=REQUIREMENT,
         results=results_table(measured),
         figures=list(images),
@@ -125,6 +135,14 @@ def make_card(folder: Path, sources: CardSources) -> Card:
     check_text(f"{CARD}, as made from {sources.facts or 'its sources'}", text.encode(), get_token())
     base_model = facts.base_model[0] if facts.base_model else None
     return Card(text, base_model, hub_entries(measured), {**images, **training.files})
+
+
+def shown_figures(card: Path) -> set[str]:
+    """Names of the figures of results that a card shows, as `card_template.md` writes them: text and file are one."""
+    text = card.read_text(encoding="utf-8") if card.is_file() else ""
+    return {
+        name for alt, name in re.findall(r"^!\[([\w. -]+)\]\(([\w. -]+\.png)\)$", text, re.MULTILINE) if alt == name
+    }
 
 
 def model_tags(model: DescribedModel) -> list[str]:

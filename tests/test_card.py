@@ -185,8 +185,14 @@ def test_writing_again_replaces_results(model_dir, sources, tmp_path, capsys):
     arguments = ["--folder", str(folder), "--facts", str(sources.facts)]
     write_card.main([*arguments, "--results", *map(str, sources.results)])
     assert (folder / ".eval_results" / "harness.yaml").is_file()
+    (folder / "mine.png").write_bytes(PNG)
+    assert (folder / "held_out.png").is_file()
     write_card.main([*arguments, "--results", str(sources.results[1])])
+    assert (folder / "held_out.png").is_file()
     assert not (folder / ".eval_results" / "harness.yaml").exists()
+    write_card.main([*arguments, "--results", str(sources.results[0])])
+    assert [path.name for path in folder.glob("*.png")] == ["mine.png"]
+    write_card.main([*arguments, "--results", str(sources.results[1])])
     assert "gsm8k" not in (folder / "README.md").read_text()
     assert f"{folder}/README.md" in capsys.readouterr().out
     assert not list(folder.glob("*.partial")) + list(folder.glob(".*.partial"))
@@ -255,6 +261,15 @@ def test_a_secret_gets_into_no_card(model_dir, tmp_path, monkeypatch):
         with pytest.raises(ValueError, match=rf"README.md, as made from .*facts.yaml, line \d+: {kind}") as refused:
             make_card(model_dir, CardSources(facts))
         assert secret not in str(refused.value)
+
+
+def test_the_code_loads_the_repository_that_it_goes_to(model_dir, tmp_path):
+    facts = write_facts(tmp_path / "facts.yaml", repo_id="me/tiny")
+    for sources in (CardSources(facts), CardSources(repo_id="me/tiny"), CardSources(facts, repo_id="me/tiny")):
+        text = make_card(model_dir, sources).text
+        assert 'name = "me/tiny"\n' in text and "--model_name_or_path me/tiny " in text
+    with pytest.raises(ValueError, match=r"`repo_id` in .*facts.yaml is me/tiny, and the upload goes to me/other"):
+        make_card(model_dir, CardSources(facts, repo_id="me/other"))
 
 
 @pytest.mark.parametrize("text", ["", "- a", "a: [", "\x00"])

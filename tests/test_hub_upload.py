@@ -132,6 +132,7 @@ def test_model_and_adapter_load_by_name_in_other_processes(chat, adapter, tmp_pa
     assert len(shards) > 2 and sorted(hub.stored) == sorted(hashlib.sha256(shard).hexdigest() for shard in shards)
     assert pushed_files(hub, "me/tiny") == contents(tmp_path / "package")
     assert [path.name for path in tmp_path.iterdir()] == ["package"]  # and no note of an unfinished push
+    assert 'name = "me/tiny"\n' in hub.files("me/tiny")["README.md"].decode()  # what the card's code loads
     hub.run(PUSH, "--folder", adapter, "--repo", "me/adapter", "--base-model", "me/tiny")
 
     with ThreadPoolExecutor() as pool:
@@ -314,5 +315,6 @@ def test_an_unfinished_push_goes_on_with_the_same_build_only(tmp_path, monkeypat
     assert unfinished().is_built()
     assert unfinished("--commit-message", "Again", "--private").is_built()
     assert not unfinished("--license", "mit").is_built()
+    assert not unfinished("--push", "me/other").is_built()  # its card would name the first
     (tmp_path / "model" / "config.json").write_text("{ }")
     assert not unfinished().is_built()
