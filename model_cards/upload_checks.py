@@ -12,10 +12,8 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from eval.model_identity import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from training.left_behind import LEFT_BEHIND
 
-# Of resuming a training, and pickles, which run code when they are read. Any part of a path may match.
-PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle", "*.distcp", "*.pyc", "__pycache__")
-LEFT_OUT = ("checkpoint-*", "global_step*", "optimizer_[0-9]*", "merged", "runs", "wandb", "*.partial", *PICKLES)
 HIDDEN_BUT_READ_BY_THE_HUB = (".gitattributes", ".eval_results")
 KEY_FILES = ("*.pem", "*.key", "*.p12", "id_rsa*", "id_ed25519*")
 SECRET_FILES = (".env", ".env.*", ".netrc", "token", ".git-credentials", "credentials*", "secrets.*", *KEY_FILES)
@@ -49,7 +47,7 @@ def files_to_upload(folder: Path) -> tuple[list[str], list[str]]:
             if path.is_file() and matches(path.name, SECRET_FILES):
                 raise ValueError(f"`folder` {folder} holds {name}, which looks like a secret; move it elsewhere first")
             is_hidden = path.name.startswith(".") and path.name not in HIDDEN_BUT_READ_BY_THE_HUB
-            if is_hidden or matches(path.name, LEFT_OUT):
+            if is_hidden or matches(path.name, LEFT_BEHIND):
                 left_out.append(name + "/" * path.is_dir())
             elif path.is_dir():
                 waiting.append(path)

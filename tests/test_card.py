@@ -280,7 +280,7 @@ def test_a_file_that_holds_no_facts(model_dir, tmp_path, text):
 
 
 def test_a_run_that_is_not_there(model_dir, tmp_path):
-    with pytest.raises(ValueError, match="`run` .*nowhere is no folder"):
+    with pytest.raises(ValueError, match=r"`run` .*nowhere is no folder"):
         make_card(model_dir, CardSources(run=tmp_path / "nowhere"))
 
 

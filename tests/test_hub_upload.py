@@ -165,8 +165,11 @@ def test_model_and_adapter_load_by_name_in_other_processes(chat, adapter, tmp_pa
 def test_trainer_and_model_push_their_code(chat, tmp_path, hub):
     options = ("--model_name_or_path", chat / "model", "--dataset_name", chat / "data")
     options += ("--output_dir", tmp_path / "out", "--chat_template_path", "tokenization/chat_template_training.jinja")
-    options += ("--max_steps", "1", "--use_cpu", "--bf16", "false", "--report_to", "none", "--save_strategy", "no")
+    options += ("--max_steps", "1", "--use_cpu", "--bf16", "false", "--report_to", "none", "--save_steps", "1")
+    (tmp_path / "out" / "merged").mkdir(parents=True)
+    (tmp_path / "out" / "merged" / "model.safetensors").write_bytes(b"of an earlier run")
     hub.run(TRAIN_AND_PUSH, *options, "--max_length", "64", "--push_to_hub", "--hub_model_id", "me/trainer")
+    assert (tmp_path / "out" / "training_args.bin").is_file()
     code = {path.name: path.read_bytes() for path in Path("modeling_longcat_lite").glob("*.py")}
     del code["__init__.py"]
     from_trainer, from_model = hub.files("me/trainer"), hub.files("me/model")
@@ -176,11 +179,16 @@ def test_trainer_and_model_push_their_code(chat, tmp_path, hub):
         assert files["model.safetensors"] == (tmp_path / "out" / "model.safetensors").read_bytes()
         assert not any(TOKEN.encode() in data for data in files.values())
     assert {"tokenizer.json", "chat_template.jinja"} <= from_trainer.keys()
+    # With every checkpoint, and at the end: no pickle, and no model beside the model.
+    in_training = [commit for commit in hub.repositories["me/trainer"].commits if "in progress" in commit.message]
+    assert in_training and all("model.safetensors" in commit.files for commit in in_training)
+    for commit in hub.repositories["me/trainer"].commits:
+        assert not [name for name in commit.files if name.endswith(".bin") or "/" in name]
 
 
 @pytest.mark.parametrize("script", [sft, extend_context], ids=["sft", "extend_context"])
 def test_a_token_among_the_training_arguments_is_refused(script, chat, tmp_path):
-    # `training_args.bin` holds it, and `trainer.push_to_hub` uploads that file.
+    # `training_args.bin` would hold it, here and in checkpoints, which `hub_strategy` may upload.
     options = ["--model_name_or_path", str(chat / "model"), "--dataset_name", str(chat / "data"), "--use_cpu"]
     options += ["--output_dir", str(tmp_path), "--bf16", "false", "--report_to", "none", "--hub_token", TOKEN]
     stages = ["--stages", "training/recipes/yarn_demo.stages.yaml"] if script is extend_context else []
