@@ -246,7 +246,11 @@ class HubRequestHandler(BaseHTTPRequestHandler):
         if path not in commit.files:
             raise HubError(404, f"{path} does not exist", "EntryNotFound")
         file = commit.files[path]
-        self.send(200, file.content, {"X-Repo-Commit": commit.sha, "ETag": f'"{file.oid}"'})
+        headers = {"X-Repo-Commit": commit.sha, "ETag": f'"{file.oid}"'}
+        asked = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
+        content = file.content[int(asked[1]) : int(asked[2]) + 1] if asked else file.content
+        self.hub.bytes_read += len(content) if self.command == "GET" else 0
+        self.send(206 if asked else 200, content, headers)
 
 
 NAME = r"([\w.-]+/[\w.-]+)"
