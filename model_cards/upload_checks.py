@@ -4,7 +4,6 @@
 Nothing here asks the network.
 """
 
-import json
 import mmap
 import re
 from collections.abc import Iterable
@@ -12,6 +11,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from eval.model_identity import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from model_cards.training_record import read_json
 from training.left_behind import LEFT_BEHIND
 
 HIDDEN_BUT_READ_BY_THE_HUB = (".gitattributes", ".eval_results")
@@ -38,7 +38,7 @@ def files_to_upload(folder: Path) -> tuple[list[str], list[str]]:
     """The files that go to the Hub, and the files and folders that are left out, as sorted relative paths.
 
     Raises:
-        `ValueError`: naming the file, when its name is that of a key or of credentials.
+        `ValueError`: naming the file, when its name is that of a key or of credentials, or it cannot be read.
     """
     chosen, left_out, waiting = [], [], [folder]
     while waiting:
@@ -51,8 +51,12 @@ def files_to_upload(folder: Path) -> tuple[list[str], list[str]]:
                 left_out.append(name + "/" * path.is_dir())
             elif path.is_dir():
                 waiting.append(path)
-            else:
+            elif path.is_file():
                 chosen.append(name)
+            else:
+                raise ValueError(
+                    f"`folder` {folder} holds {name}, which is no file, or a link to none; remove it first"
+                )
     return sorted(chosen), sorted(left_out)
 
 
@@ -85,12 +89,12 @@ def weights_files(folder: Path, files: list[str]) -> list[str]:
     """The files that the weights are in: one, or those that the index names."""
     if WEIGHTS in files or INDEX not in files:
         return [WEIGHTS]
-    return sorted(set(json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values()))
+    return sorted(set(read_json(folder / INDEX, "weight_map")["weight_map"].values()))
 
 
 def missing_code(folder: Path) -> list[str]:
     """The files that `trust_remote_code` would look for in vain: those of `auto_map`, and what they import."""
-    classes = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("auto_map")
+    classes = read_json(folder / "config.json").get("auto_map")
     if not classes:
         return ["`auto_map` in config.json"]
     # "user/name--module.Class" is code of another repository.

@@ -150,6 +150,14 @@ def test_an_adapter_names_its_base(tmp_path):
     assert not (tmp_path / "folder").exists()
 
 
+def test_an_adapter_of_an_adapter_is_refused(tmp_path):
+    first, second = (write_adapter(write_tiny_chat(tmp_path) / "model", tmp_path / name, False) for name in "ab")
+    config = json.loads((second / "adapter_config.json").read_text())
+    (second / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": str(first)}))
+    with pytest.raises(ValueError, match=r"`base_model_name_or_path` in .*, an adapter itself: merge"):
+        build(tmp_path, second, **OF_AN_ADAPTER)
+
+
 @pytest.mark.parametrize("changed", ["adapter_model.safetensors", ROW_DELTA_FILE])
 def test_results_of_another_adapter_are_refused(tmp_path, changed):
     chat = write_tiny_chat(tmp_path)

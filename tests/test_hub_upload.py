@@ -287,6 +287,21 @@ def test_an_adapter_names_its_base_as_the_hub_does(chat, adapter, tmp_path, hub)
     assert digests(adapter) == before
 
 
+def test_an_adapter_does_not_hide_a_model(package, adapter, hub):
+    hub.run(PUSH, "--folder", package, "--repo", "me/tiny")
+    before = hub.files("me/tiny")
+    with_base = ("--folder", adapter, "--base-model", "me/tiny")
+    assert "holds a whole model" in hub.run(PUSH, *with_base, "--repo", "me/tiny", fails=True)
+    assert hub.files("me/tiny") == before
+
+
+def test_a_repository_of_others_is_not_written_to(package, hub):
+    hub.add_repository("you/tiny")
+    said = hub.run(PUSH, "--folder", package, "--repo", "you/tiny", fails=True)
+    assert "403" in said and "you/tiny" in said
+    assert hub.stored == [] and pushed_files(hub, "you/tiny") == {}
+
+
 def test_a_token_that_is_refused_is_not_shown(package, hub):
     said = hub.run(PUSH, "--folder", package, "--repo", "me/tiny", fails=True, HF_TOKEN="hf_" + "wrong" * 7)
     assert "401" in said
