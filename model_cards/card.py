@@ -23,7 +23,7 @@ from model_cards.described_model import DescribedModel, describe
 from model_cards.facts import no_facts, read_facts
 from model_cards.training_record import formatted, read_training
 from model_cards.upload_checks import check_text
-from model_cards.written_files import write_beside
+from training.folder_replacement import write_beside
 
 TEMPLATES = Path(__file__).parent
 REQUIREMENT = "transformers>=5.23,<6"  # as in pyproject.toml
