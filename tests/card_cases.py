@@ -20,6 +20,7 @@ FACTS = {
     "limits": ["It knows nothing.", "It says so."],
     "question": 'What does "function 1" do, & isn\'t it 3 < 4 — é?',
     "citation": "@misc{tiny}",
+    "evaluation": "Tasks of one answer in four.",
 }
 ON_THE_HUB = [
     {

@@ -130,6 +130,7 @@ def test_numbers_of_the_model_are_counted(card, model_dir):
 def test_the_facts_are_told(card):
     for text in (FACTS["summary"], FACTS["training_data"], FACTS["intended_use"], FACTS["citation"], *FACTS["limits"]):
         assert text in card.text
+    assert section(card.text, "Evaluation").startswith(f"\n{FACTS['evaluation']}\n\n| task |")
     assert r"""{"role": "user", "content": "What does \"function 1\" do, & isn't it 3 < 4 — é?"}""" in card.text
     assert "{{" not in card.text and "{%" not in card.text and "None" not in card.text
     assert "````text\nasked:     Q?" in card.text  # a longer fence than the one in the answer
