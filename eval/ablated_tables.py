@@ -25,7 +25,7 @@ from typing import Any
 
 import torch
 
-from modeling_longcat_lite import LongCatLiteForCausalLM, dequantize_rows, quantize_rows
+from modeling_longcat_lite import LongCatLiteConfig, LongCatLiteForCausalLM, dequantize_rows, quantize_rows
 
 ABLATIONS = ("on", "zeroed", "shuffled", "int8", "int4")
 BITS = {"int8": 8, "int4": 4}
@@ -56,6 +56,16 @@ def chosen_tables(config, orders: Sequence[int] | None) -> list[int]:
     wanted = known if orders is None else orders
     per_order = config.num_subtables_per_order
     return [table for table in range(config.num_subtables) if 2 + table // per_order in wanted]
+
+
+def check_ablation(name: str, config: LongCatLiteConfig):
+    """Raises a `ValueError` if a model of `config` cannot be ablated so: it needs no weights to tell."""
+    if name not in ABLATIONS:
+        raise ValueError(f"`ablation` is {name!r}; known are {', '.join(ABLATIONS)}")
+    if name != "on" and not config.use_ngram_embedding:
+        raise ValueError(f"`ablation` {name!r}: the model has no n-gram tables (`use_ngram_embedding` is false)")
+    if name in BITS and config.ngram_table_bits < 16:
+        raise ValueError(f"`ablation` {name!r}: the tables have {config.ngram_table_bits} bits already; leave it out")
 
 
 def row_filter(name: str, tables: list[int], count: int) -> Callable[[torch.Tensor], torch.Tensor]:
@@ -107,15 +117,10 @@ def ablated(
     """
     trunk: Any = model.base_model
     embedding, config = trunk.ngram_embeddings, model.config
-    if name not in ABLATIONS:
-        raise ValueError(f"`ablation` is {name!r}; known are {', '.join(ABLATIONS)}")
+    check_ablation(name, config)
     if name == "on":
         yield model
         return
-    if embedding is None:
-        raise ValueError("This model has no n-gram tables to ablate (`use_ngram_embedding` is false)")
-    if name in BITS and config.ngram_table_bits < 16:
-        raise ValueError(f"`ablation` {name!r}: the tables have {config.ngram_table_bits} bits already; leave it out")
     if embedding.row_filter is not None:
         raise ValueError(f"`ablation` {name!r}: the rows of this model are changed already")
     tables = chosen_tables(config, orders)
@@ -132,4 +137,4 @@ def ablated(
         embedding.row_filter = None
 
 
-__all__ = ["ABLATIONS", "ablated"]
+__all__ = ["ABLATIONS", "ablated", "check_ablation"]

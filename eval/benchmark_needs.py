@@ -75,8 +75,9 @@ def load_or_need(manager, benchmark: Benchmark, suite: str, model: str, allow_co
         os.environ["HF_ALLOW_CODE_EVAL"] = "1"
     try:
         return manager.load([benchmark.task])
-    # datasets and evaluate raise subclasses of OSError for what they cannot fetch; tasks name missing packages.
-    except (OSError, ImportError) as error:
+    # datasets and evaluate raise subclasses of OSError for what they cannot fetch, ValueError where the cache has
+    # other parts of a data set, RuntimeError for one that is a script; tasks name missing packages.
+    except (OSError, ValueError, RuntimeError, ImportError) as error:
         return NotRun(benchmark.name, needs_of_data(benchmark, error), (command,))
 
 

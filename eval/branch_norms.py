@@ -21,7 +21,7 @@ class NormSums:
     def __init__(self, model: LongCatLiteForCausalLM):
         self.sums: dict[str, float] = {}
         trunk: Any = model.base_model
-        self.terms = model.config.num_subtables + 1
+        self.word_scale = trunk.ngram_embeddings.word_scale
         first = trunk.layers[0]
         self.hooks = [
             trunk.ngram_embeddings.register_forward_hook(self._see_terms),
@@ -33,7 +33,7 @@ class NormSums:
         self.sums[name] = self.sums.get(name, 0.0) + states.float().norm(dim=-1).sum().item()
 
     def _see_terms(self, module, inputs: tuple, output: torch.Tensor):
-        words = inputs[0] / self.terms  # [B, T, D]
+        words = inputs[0] * self.word_scale  # [B, T, D]
         self._add("word_term", words)
         self._add("ngram_terms", output - words)
 
@@ -44,7 +44,7 @@ def branch_norms(model: LongCatLiteForCausalLM, tokens: torch.Tensor, window: in
 
     Returns:
         `dict`: `embedding`, what the first attention is added to, amplification included; `attention`, what it adds;
-        `ratio` of the two; and before amplification `word_term` and `ngram_terms`, the parts of the mean.
+        `ratio` of the two; and before amplification `word_term` and `ngram_terms`, the two parts of the sum.
     """
     norms = NormSums(model)
     try:

@@ -87,6 +87,9 @@ def runtime_findings(fields: Mapping[str, Any], tensors: Mapping[str, StoredTens
     shown = of_tensors[:SHOWN]
     if len(of_tensors) > SHOWN:
         shown.append(f"and {len(of_tensors) - SHOWN} tensors more")
+    if (method := (fields.get("quantization_config") or {}).get("quant_method")) is not None:
+        # The expected names and dtypes are those of weights that are not quantized.
+        shown = [f"weights in {method} (`quantization_config`): whether this runtime reads them is not known here"]
     return {runtime: config_problems(runtime, fields) + shown for runtime in RUNTIMES}
 
 

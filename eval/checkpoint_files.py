@@ -13,6 +13,7 @@ from huggingface_hub import HfFileSystem
 from huggingface_hub.errors import HfHubHTTPError
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
+from eval.model_identity import ADAPTER_CONFIG
 from modeling_longcat_lite import FLOAT_DTYPES, StoredTensor, parse_safetensors_header
 
 
@@ -31,7 +32,7 @@ class CheckpointFiles:
         revision (`str`, *optional*): Branch, tag or commit on the Hub.
 
     Raises:
-        `ValueError`: naming the checkpoint, if it is neither or cannot be reached.
+        `ValueError`: naming the checkpoint, if it is neither, cannot be reached, or is an adapter.
     """
 
     def __init__(self, checkpoint: str, revision: str | None = None):
@@ -42,6 +43,8 @@ class CheckpointFiles:
         except (OSError, ValueError, HfHubHTTPError) as error:  # no such repository, no network, no permission
             raise ValueError(f"`{checkpoint}` is no folder, and cannot be read on the Hub: {error}") from error
         self.sizes = {entry["name"].rpartition("/")[2]: int(entry["size"] or 0) for entry in entries}
+        if "config.json" not in self and ADAPTER_CONFIG in self:
+            raise ValueError(f"`{checkpoint}` holds an adapter: give the model that it belongs to, or merge it first.")
 
     def __contains__(self, name: str) -> bool:
         return name in self.sizes
@@ -99,8 +102,8 @@ class CheckpointFiles:
         """
         if SAFE_WEIGHTS_INDEX_NAME in self:
             index = self.read_json(SAFE_WEIGHTS_INDEX_NAME).get("weight_map")
-            if not isinstance(index, dict):
-                raise ValueError(f"{SAFE_WEIGHTS_INDEX_NAME} has no `weight_map`.")
+            if not isinstance(index, dict) or not all(isinstance(name, str) for name in index.values()):
+                raise ValueError(f"{SAFE_WEIGHTS_INDEX_NAME} has no `weight_map` of tensors to files.")
             return sorted(set(index.values())), index
         if SAFE_WEIGHTS_NAME not in self:
             raise ValueError(f"There is neither {SAFE_WEIGHTS_INDEX_NAME} nor {SAFE_WEIGHTS_NAME}.")

@@ -26,7 +26,7 @@ from rich.progress import track
 
 from eval.machine import describe_machine
 from eval.ngram_collisions import DistinctNgrams, count_collisions, distinct_ngrams
-from eval.report_files import markdown_table
+from eval.report_files import markdown_table, save_figure
 from eval.table_reads import load_tokenizer, read_tokens, table_rows
 from eval.working_set import describe
 from eval.working_set_report import COLOURS
@@ -219,7 +219,7 @@ def draw(results: dict, path: Path):
     )
     axes.grid(alpha=0.3)
     figure.legend(loc="outside lower center", ncols=len(axes.lines))
-    figure.savefig(path, dpi=120)
+    save_figure(figure, path)
 
 
 __all__ = ["NAME", "as_markdown", "documentation_tokenizer", "draw", "measure", "parse_ratios"]

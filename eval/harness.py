@@ -24,7 +24,7 @@ import datasets
 from lm_eval.tasks import TaskManager
 from rich.console import Console
 
-from eval.ablated_tables import ABLATIONS, ablated
+from eval.ablated_tables import ABLATIONS, ablated, check_ablation
 from eval.benchmark_needs import NotRun, external_needs, harness_command, load_or_need, needs_of_context
 from eval.benchmarks import SUITES, Benchmark, chosen_benchmarks
 from eval.external_benchmarks import ExternalBenchmark
@@ -37,8 +37,10 @@ from eval.model_results import result_file
 from eval.report_files import write_report
 from eval.smoke_data import write_smoke_tasks
 from eval.table_reads import spoken_path
+from modeling_longcat_lite import LongCatLiteConfig
 
 KEPT_KEYS = ("num_fewshot", "seconds", "examples")  # of a finished benchmark, besides its results
+RECORDED = "score, recorded"  # the metric of what `--record` gives
 
 
 class Harness:
@@ -46,6 +48,7 @@ class Harness:
 
     def __init__(self, arguments: argparse.Namespace):
         check_model_folder(arguments.model)
+        check_ablation(arguments.ablation, LongCatLiteConfig.from_pretrained(arguments.model))
         self.arguments = arguments
         self.benchmarks = chosen_benchmarks(arguments.suite, arguments.tasks)
         if any(isinstance(one, Benchmark) and one.as_chat for one in self.benchmarks) or arguments.suite == "smoke":
@@ -91,10 +94,10 @@ class Harness:
         return self._lm
 
     def record(self) -> None:
-        """Keep the scores that `--record` gives, as if they had been measured here."""
+        """Keep the scores that `--record` gives; their metric says that they were not measured here."""
         for text in self.arguments.record or ():
             benchmark, value = recorded_score(text, self.arguments.suite)
-            result = {"task": benchmark.name, "metric": "score", "value": value, "higher_is_better": True}
+            result = {"task": benchmark.name, "metric": RECORDED, "value": value, "higher_is_better": True}
             self.finished.write(benchmark, [{**result, "dataset": benchmark.repository}])
 
     def all_finished(self) -> dict[str, dict[str, Any]]:
@@ -185,7 +188,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def check_numbers(arguments: argparse.Namespace) -> None:
-    """Refuse numbers below 1 and an address of no server.
+    """Refuse numbers below 1, seeds that numpy does not take, and an address of no server.
 
     Raises:
         `ValueError`: naming the option.
@@ -194,6 +197,8 @@ def check_numbers(arguments: argparse.Namespace) -> None:
         value = getattr(arguments, option)
         if value is not None and value < 1:
             raise ValueError(f"`--{option.replace('_', '-')}` is {value}, but must be at least 1")
+    if not 0 <= arguments.seed < 2**32:
+        raise ValueError(f"`--seed` is {arguments.seed}, but must be from 0 to {2**32 - 1}")
     if not arguments.server.startswith(("http://", "https://")):
         raise ValueError(f"`--server` is {arguments.server!r}: give an address that begins with http:// or https://")
 
@@ -220,7 +225,7 @@ def main(arguments: argparse.Namespace) -> int:
         return 1
     results = collect(harness, entries, not_run)
     name = f"harness_{arguments.suite}" + ("" if arguments.ablation == "on" else f"_{arguments.ablation}")
-    paths = write_report(arguments.output, name, results, as_markdown(results, arguments.suite))
+    paths = write_report(arguments.output, name, results, as_markdown(results, arguments.suite, name))
     paths.append(arguments.output / f"{name}.png")
     draw(results, arguments.suite, paths[-1])
     console.print("Written: " + ", ".join(map(str, paths)), soft_wrap=True)

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import torch
 from lm_eval.models.huggingface import HFLM
-from transformers import AutoTokenizer
 
-from modeling_longcat_lite import LongCatLiteForCausalLM
+from eval import table_reads
+from eval.text_loss import longest_window
+from modeling_longcat_lite import LongCatLiteConfig, LongCatLiteForCausalLM
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 
@@ -55,8 +56,8 @@ def tokenizer_hash(folder: Path) -> str:
 
 
 def load_tokenizer(folder: Path):
-    """The tokenizer saved in `folder`."""
-    return AutoTokenizer.from_pretrained(folder)
+    """The tokenizer saved in `folder`, whose tokens the model there has."""
+    return table_reads.load_tokenizer(str(folder), LongCatLiteConfig.from_pretrained(folder))
 
 
 def load_model(
@@ -80,6 +81,7 @@ def load_model(
         backend="causal",
         tokenizer=load_tokenizer(folder),
         batch_size=batch_size,
+        max_length=longest_window(model.config),
         softmax_dtype="float32",  # log-likelihoods in bfloat16 are too coarse to compare
     )
     # Quiet until here, where it warns that it was given a model; from here on it tells of prompts that it cuts.

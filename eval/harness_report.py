@@ -96,8 +96,8 @@ def not_run_section(results: dict[str, Any]) -> list[str]:
     return ["## Not run\n", *lines] if lines else []
 
 
-def as_markdown(results: dict[str, Any], suite: str) -> str:
-    """The report."""
+def as_markdown(results: dict[str, Any], suite: str, name: str) -> str:
+    """The report; its figure is `{name}.png`."""
     machine, settings = results["machine"], results["settings"]
     notes = "" if settings["limit"] is None else f" Only {settings['limit']} questions of each task: no result."
     if settings["ablation"] != "on":
@@ -115,7 +115,7 @@ def as_markdown(results: dict[str, Any], suite: str) -> str:
         head += [about, published_table(results, suite), "All metrics:\n"]
     else:
         head.append(ABOUT_SMOKE)
-    figure = f"![Scores](harness_{suite}.png)\n"
+    figure = f"![Scores]({name}.png)\n"
     return "\n".join(
         [*head, all_metrics_table(results, suite), figure, *examples_section(results), *not_run_section(results)]
     )

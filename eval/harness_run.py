@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Benchmarks run one after another by lm-eval, each kept when it is finished, so that a rerun goes on.
 
-    outputs/harness/{model}-{weights}-{settings}/
+    outputs/harness/{model}-{weights}-{config}-{settings}/
         mmlu.json             a finished benchmark: a result file of the model, with times and examples
         requests/gsm8k.db     answers to the requests of a benchmark that was interrupted: lm-eval's own cache
 
-The folder is named after the weights and after what changes a score: tokenizer, dtype, tables, seed, number of
-questions. A finished benchmark says itself what model it belongs to, and is not taken for another's.
+The folder is named after weights, config, and what else changes a score: tokenizer, dtype, tables, seed, number of
+questions. Cached answers do not say whose they are; a finished benchmark does, and is not taken for another's.
 """
 
 import hashlib
@@ -72,7 +72,8 @@ class FinishedBenchmarks:
 
     def __init__(self, work: Path, model: Path, identity: dict[str, str], settings: Settings):
         self.model, self.identity, self.settings = model, identity, settings
-        self.folder = work / f"{identity['name']}-{identity['weights_sha256'][:8]}-{settings.key}"
+        hashes = (identity["weights_sha256"][:8], identity["config_sha256"][:8], settings.key)
+        self.folder = work / "-".join((identity["name"], *hashes))
 
     def forget(self, benchmark: Benchmark | ExternalBenchmark) -> None:
         """Remove what is kept of a benchmark, finished or not."""

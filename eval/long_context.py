@@ -47,6 +47,7 @@ from eval.ruler_needles import prose
 from eval.ruler_sample import KINDS, RulerOptions
 from eval.ruler_tasks import RULER_TASKS, Sampler
 from eval.table_reads import load_tokenizer
+from eval.text_loss import longest_window
 from modeling_longcat_lite import LongCatLiteConfig, LongCatLiteForCausalLM
 from training.local_text import documents
 
@@ -60,7 +61,8 @@ def checked(arguments: argparse.Namespace, config: LongCatLiteConfig) -> None:
     Raises:
         `ValueError`: naming the option.
     """
-    longest = config.max_position_embeddings
+    longest = longest_window(config)
+    limit = "max_position_embeddings" if longest == config.max_position_embeddings else "index_topk"
     if arguments.lengths is None:
         shorter = [2**power for power in range(8, 12)]
         fitting = [length for length in LENGTHS if length <= longest]
@@ -68,8 +70,8 @@ def checked(arguments: argparse.Namespace, config: LongCatLiteConfig) -> None:
     arguments.lengths, arguments.depths = sorted(set(arguments.lengths)), sorted(set(arguments.depths))
     if max(arguments.lengths) > longest:
         raise ValueError(
-            f"`--lengths` has {max(arguments.lengths)}, above `max_position_embeddings` of the model ({longest}): its "
-            "positions end there. Give shorter ones, or extend its context with training.extend_context."
+            f"`--lengths` has {max(arguments.lengths)}, above `{limit}` of the model ({longest}). Give shorter ones"
+            + (", or extend its context with training.extend_context." if limit != "index_topk" else ".")
         )
     unknown = [task for task in arguments.tasks if task not in RULER_TASKS]
     if unknown:

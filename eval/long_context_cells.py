@@ -59,7 +59,10 @@ def plain_tokens(tokenizer, text: str) -> list[int]:
 def written(model, tokenizer, prompts: list[list[int]], new_tokens: int, batch_size: int) -> list[str]:
     """What the model writes greedily behind each prompt, in their order; batches hold prompts of like length."""
     order = sorted(range(len(prompts)), key=lambda row: len(prompts[row]))
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else model.config.eos_token_id
+    ends = model.config.eos_token_id
+    pad = tokenizer.pad_token_id
+    if pad is None:
+        pad = ends[0] if isinstance(ends, list) else ends
     answers = [""] * len(prompts)
     for rows in batched(order, batch_size):
         width = max(len(prompts[row]) for row in rows)

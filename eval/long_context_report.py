@@ -12,7 +12,7 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.ticker import StrMethodFormatter
 
-from eval.report_files import markdown_table
+from eval.report_files import markdown_table, save_figure
 from eval.ruler_tasks import RULER_TASKS
 
 PANELS_A_ROW = 4
@@ -204,7 +204,7 @@ def draw(content: dict, path: Path) -> None:
             of_task = [cell for cell in needles if cell["task"] == task]
             heat_map(axes, grid(of_task, "depth", depths, lengths), depth_names, lengths, task, 7)
     figure.suptitle(f"RULER's tasks, generated: {content['model']['name']}")
-    figure.savefig(path, dpi=100)
+    save_figure(figure, path)
 
 
 __all__ = ["as_markdown", "draw", "scores_by_length"]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which model a number belongs to: a hash of its architecture and one of its weights, without reading them whole.
+"""Which model a number belongs to: a hash of its architecture and one of its weights, large ones sampled.
 
 A result file carries both. A card that is made of result files compares them with the model that it describes, so that
 nobody publishes the numbers of another checkpoint. Files, shards and folders may be renamed; the hashes stay.
@@ -7,7 +7,6 @@ nobody publishes the numbers of another checkpoint. Files, shards and folders ma
 
 import hashlib
 import json
-import math
 from pathlib import Path
 
 from modeling_longcat_lite import ROW_DELTA_FILE, LongCatLiteConfig, read_safetensors_header
@@ -27,9 +26,9 @@ NOT_ARCHITECTURE = frozenset(
 )
 # Fields that files of before do not have: at what they were then, they say nothing new.
 ADDED_LATER = {"attention_method": "MLA", "index_topk": None, "scale_word_embedding": True}
-HASHED_BYTES = 1024  # of each tensor, from its start
-# Of each n-gram table, spread evenly: training that moves rows moves few, and hardly ever the first ones.
-HASHED_PIECES_OF_A_TABLE = 256
+READ_WHOLE = 2**30  # bytes of weights that are hashed whole
+# Of larger ones, each tensor gives so many pieces of 1 KiB, evenly spaced; a table, whose rows train one by one, more.
+PIECE, PIECES, PIECES_OF_A_TABLE = 1024, 16, 65536
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 # As above, of an adapter: where its base lay, and whether it was being trained.
 NOT_ADAPTER = frozenset({"auto_mapping", "base_model_name_or_path", "inference_mode", "revision"})
@@ -49,11 +48,10 @@ def config_hash(folder: Path) -> str:
 
 
 def weights_hash(folder: Path) -> str:
-    """SHA-256, in hexadecimal, of name, dtype, shape and first KiB of every tensor in `folder`, by name.
+    """SHA-256, in hexadecimal, of name, dtype, shape and bytes of every tensor in `folder`, by name.
 
-    Of an n-gram table it is 256 KiB, a KiB at a time from start to end: all of a small one, and one row in 20,000 of
-    the released ones. Large models that differ in some thousand rows alone may have one hash; training on tables
-    changes some hundred thousand. Of a model or of an adapter, each with the n-gram rows that were changed beside it.
+    Of a model or of an adapter, each with the n-gram rows that were changed beside it. Above 1 GiB the bytes are
+    sampled, 64 MiB of a table: a few thousand changed rows of ten million, and nothing else, may go unnoticed.
 
     Raises:
         `ValueError`: no safetensors file there, or one that is cut off.
@@ -65,21 +63,16 @@ def weights_hash(folder: Path) -> str:
         raise ValueError(f"`model` {folder} has no {pattern}")
     files += folder.glob(ROW_DELTA_FILE)
     tensors = {name: (path, entry) for path in files for name, entry in read_safetensors_header(path)[0].items()}
+    whole = sum(entry.num_bytes for _, entry in tensors.values()) <= READ_WHOLE
     digest = hashlib.sha256()
     for name, (path, entry) in sorted(tensors.items()):
         digest.update(f"{name} {entry.dtype} {list(entry.shape)}".encode())
+        pieces = PIECES_OF_A_TABLE if ".embedders." in name else PIECES
         with path.open("rb") as file:
-            for begin in piece_starts(name, entry.num_bytes):
-                file.seek(entry.begin + begin)
-                digest.update(file.read(min(HASHED_BYTES, entry.num_bytes - begin)))
+            for begin in range(entry.begin, entry.end, PIECE if whole else max(PIECE, entry.num_bytes // pieces)):
+                file.seek(begin)
+                digest.update(file.read(min(PIECE, entry.end - begin)))
     return digest.hexdigest()
-
-
-def piece_starts(name: str, num_bytes: int) -> list[int]:
-    """Where the hashed pieces of a tensor begin, in bytes from its start; the last piece of a table is its end."""
-    last = max(num_bytes - HASHED_BYTES, 0)
-    pieces = min(HASHED_PIECES_OF_A_TABLE, 1 + math.ceil(last / HASHED_BYTES)) if ".embedders." in name else 1
-    return [last * piece // max(pieces - 1, 1) for piece in range(pieces)]
 
 
 def model_identity(folder: Path) -> dict[str, str]:

@@ -18,15 +18,15 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from eval.ablated_tables import ABLATIONS, ablated
+from eval.ablated_tables import ABLATIONS, ablated, check_ablation
 from eval.chat_rows import read_rows
 from eval.held_out_loss import losses_by_answer
 from eval.machine import describe_machine
 from eval.model_results import result_file
 from eval.ngram_ablation_report import as_markdown, draw
 from eval.report_files import write_report
-from eval.table_reads import load_tokenizer, spoken_path
-from eval.text_loss import losses_by_window, tokenize_documents
+from eval.table_reads import load_config, load_tokenizer, spoken_path
+from eval.text_loss import longest_window, losses_by_window, tokenize_documents
 from modeling_longcat_lite import LongCatLiteForCausalLM
 from training.local_text import documents
 
@@ -93,7 +93,7 @@ def measure(arguments: argparse.Namespace) -> dict:
     options = {"dtype": getattr(torch, arguments.dtype), "ngram_tables": arguments.placement}
     model = LongCatLiteForCausalLM.from_pretrained(folder, device_map=arguments.device_map, **options).eval()
     tokenizer = load_tokenizer(arguments.tokenizer or arguments.model, model.config)
-    score, scored = prepare(arguments, tokenizer, model.config.max_position_embeddings)
+    score, scored = prepare(arguments, tokenizer, longest_window(model.config))
     measured: dict[str, list[torch.Tensor]] = {}
     for label, run in variants(arguments.ablations, arguments.by_order, model.config).items():
         with ablated(model, seed=arguments.seed, **run):
@@ -167,6 +167,9 @@ def check_arguments(arguments: argparse.Namespace):
         raise ValueError(f"`--model` {arguments.model} is no folder")
     if arguments.rows and not arguments.rows.is_file():
         raise ValueError(f"`--rows` {arguments.rows}: no such file")
+    config = load_config(arguments.model)
+    for name in arguments.ablations:
+        check_ablation(name, config)
 
 
 def main(arguments: argparse.Namespace):

@@ -6,7 +6,7 @@ from pathlib import Path
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 
-from eval.report_files import markdown_table
+from eval.report_files import markdown_table, save_figure
 from eval.units import format_size
 from eval.working_set_report import TOTAL_COLOUR
 
@@ -87,7 +87,7 @@ def draw(results: dict, path: Path):
     positions.set(xlabel=f"position in the {where}", ylabel="nats a token", title="By position")
     positions.grid(alpha=0.3)
     figure.legend(*positions.get_legend_handles_labels(), loc="outside right center", fontsize=9)
-    figure.savefig(path, dpi=120)
+    save_figure(figure, path)
 
 
 __all__ = ["as_markdown", "draw"]

@@ -31,6 +31,7 @@ from eval.report_files import write_report
 from eval.row_caches import NEVER, previous_reads
 from eval.row_texts import most_used_rows
 from eval.table_reads import load_config, load_tokenizer, read_tokens, table_rows
+from eval.text_loss import longest_window
 from eval.working_set import curve_points, describe
 from modeling_longcat_lite import LongCatLiteConfig, LongCatLiteForCausalLM, ngram_tokens, segment_ends
 from training.local_text import documents
@@ -81,7 +82,7 @@ def sums_by_order(tables: list[dict]) -> dict[str, dict]:
 def measure_model(folder: Path, results: dict, tokens: np.ndarray, window: int):
     """Adds the norms of the model in `folder` to the results, and whose they are."""
     model = LongCatLiteForCausalLM.from_pretrained(folder, ngram_tables="disk").eval()
-    window = min(window, model.config.max_position_embeddings)
+    window = min(window, longest_window(model.config))
     norms = branch_norms(model, torch.from_numpy(tokens), window)
     results["norms"] = {**norms, "tokens": len(tokens), "window": window}
     found = {

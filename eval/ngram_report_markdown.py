@@ -5,7 +5,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from eval.report_files import markdown_table
+from eval.report_files import markdown_table, save_figure
 from eval.working_set_report import COLOURS, heading, percent
 
 COLLISIONS = """\
@@ -52,7 +52,7 @@ def collisions_table(tables: list[dict]) -> str:
 def norms_table(norms: dict) -> str:
     """What the first attention is added to, and what it is made of."""
     names = {
-        "word_term": "word row / terms",
+        "word_term": "word row, as it is added",
         "ngram_terms": "n-gram rows, projected, / terms",
         "embedding": "embedding, amplified as the config says",
         "attention": "output of the first attention",
@@ -131,7 +131,7 @@ def draw(results: dict, path: Path):
         rest[0].margins(y=0.15)
         rest[0].bar_label(bars, fmt="%.3g")
         rest[0].set(yscale="log", ylabel="mean L2 norm", title=f"First attention / embedding: {norms['ratio']:.2f}")
-    figure.savefig(path, dpi=120)
+    save_figure(figure, path)
 
 
 __all__ = ["as_markdown", "draw"]

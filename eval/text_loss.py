@@ -50,6 +50,11 @@ def tokenize_documents(tokenizer, documents: Iterable[tuple[str, str]], count: i
     return Documents(tokens, names, num_bytes)
 
 
+def longest_window(config: LongCatLiteConfig) -> int:
+    """Tokens that a model may read at once: its positions, or as many as sparse attention leaves dense."""
+    return min(config.max_position_embeddings, config.index_topk or config.max_position_embeddings)
+
+
 def first_token(config: LongCatLiteConfig) -> int:
     """What stands before a document.
 
@@ -76,4 +81,4 @@ def losses_by_window(model, documents: Documents, window: int) -> list[torch.Ten
     return losses
 
 
-__all__ = ["Documents", "first_token", "losses_by_window", "tokenize_documents"]
+__all__ = ["Documents", "first_token", "longest_window", "losses_by_window", "tokenize_documents"]

@@ -44,9 +44,13 @@ def check_tokenizer(files: CheckpointFiles, config: LongCatLiteConfig) -> tuple[
     """What the tokenizer is, and what of it does not fit the config."""
     if TOKENIZER not in files:
         return {"tokenizer": "none in the checkpoint"}, []
-    vocabulary = vocabulary_of(files.read_json(TOKENIZER))
-    settings = files.read_json(SETTINGS) if SETTINGS in files else {}
     problems = []
+    try:
+        vocabulary = vocabulary_of(files.read_json(TOKENIZER))
+    except (TypeError, AttributeError, KeyError) as error:
+        vocabulary, fix = {}, "Download the file again, or assemble a tokenizer."
+        problems.append(Problem(TOKENIZER, "`model.vocab`", "tokens and their ids", str(error), fix))
+    settings = files.read_json(SETTINGS) if SETTINGS in files else {}
     if vocabulary and max(vocabulary.values()) >= config.vocab_size:
         token, highest = max(vocabulary.items(), key=lambda item: item[1])
         problems.append(
@@ -63,7 +67,7 @@ def check_tokenizer(files: CheckpointFiles, config: LongCatLiteConfig) -> tuple[
         text = text_of(settings.get(f"{role}_token"))
         if text is None or None in expected:
             continue
-        if vocabulary.get(text) not in expected:
+        if vocabulary and vocabulary.get(text) not in expected:
             fix = f"Correct `{role}_token_id` in config.json, or take the tokenizer of this checkpoint."
             found = f"id {vocabulary[text]}" if text in vocabulary else "no such token"
             wanted = " or ".join(map(str, expected))

@@ -56,7 +56,7 @@ def read_measured(paths: Sequence[Path], model: dict[str, str]) -> list[Measured
     names = [field.name for field in fields(Measured)]
     for path in paths:
         content = read_results(path, model)
-        check_tables(path, content)
+        check_settings(path, content)
         date = content.get("date") or content.get("machine", {}).get("date")
         if not content["results"]:
             raise ValueError(f"{path} has no results")
@@ -71,9 +71,12 @@ def read_measured(paths: Sequence[Path], model: dict[str, str]) -> list[Measured
     return list(found.values())
 
 
-def check_tables(path: Path, content: dict[str, Any]) -> None:
-    """Numbers of an ablation are not the model's."""
-    ablation = content.get("settings", {}).get("ablation", "on")
+def check_settings(path: Path, content: dict[str, Any]) -> None:
+    """Numbers of an ablation are not the model's, and those of a few questions are no result."""
+    settings = content.get("settings", {})
+    ablation, limit = settings.get("ablation", "on"), settings.get("limit")
+    if limit is not None:
+        raise ValueError(f"{path} was measured with `--limit {limit}`: evaluate again on all questions")
     if ablation != "on":
         raise ValueError(f"{path} was measured with n-gram tables {ablation}: a card takes the model as it is")
 

@@ -234,9 +234,9 @@ class LongCatLiteConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs):
         if self.rope_parameters is None and kwargs.keys().isdisjoint({"rope_scaling", "rope_theta"}):
             self.rope_parameters = dict(RELEASED_ROPE_PARAMETERS)
-        self.rope_parameters = with_known_rope_type(self.rope_parameters)  # type: ignore[assignment]
+        self.rope_parameters = with_known_rope_type(self.rope_parameters, "rope_parameters")  # type: ignore[assignment]
         if "rope_scaling" in kwargs:
-            kwargs["rope_scaling"] = with_known_rope_type(kwargs["rope_scaling"])
+            kwargs["rope_scaling"] = with_known_rope_type(kwargs["rope_scaling"], "rope_scaling")
         take_one_rope_story(self.rope_parameters, kwargs)
         take_draft_embedding(self, kwargs)
         for name in ("model_type", *OE_FIELDS):

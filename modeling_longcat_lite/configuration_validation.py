@@ -122,10 +122,12 @@ def validate_stated(config: PreTrainedConfig, stated: dict[str, Any]):
             raise ValueError(f"`{name}` is derived and must be {getattr(config, name)} here, got {value!r}.")
 
 
-def with_known_rope_type(rope: dict[str, Any] | None) -> dict[str, Any] | None:
-    """A copy with `yarn` for `deepseek_yarn`, which is SGLang's name of it and has the same fields."""
+def with_known_rope_type(rope: dict[str, Any] | None, field: str) -> dict[str, Any] | None:
+    """A copy of `field` with `yarn` for `deepseek_yarn`, which is SGLang's name of it and has the same fields."""
     if rope is None:
         return None
+    if not isinstance(rope, dict):
+        raise ValueError(f"`{field}` must be an object of fields, or null, got {rope!r}.")
     named = {key: "yarn" for key in ("type", "rope_type") if rope.get(key) == "deepseek_yarn"}
     return {**rope, **named}
 
@@ -165,7 +167,7 @@ def _validate_relatives(config: PreTrainedConfig):
         if stated.get(name):
             raise ValueError(f"`{name}` is {stated[name]!r}: {what} cannot be computed here.")
     topk = config.index_topk
-    if topk is not None and (not isinstance(topk, int) or topk < 1):
+    if topk is not None and (type(topk) is not int or topk < 1):
         raise ValueError(f"`index_topk` must be an integer of at least 1, or null, got {topk!r}.")
     if config.attention_method == "LSA" and topk is None:
         raise ValueError(
@@ -173,6 +175,8 @@ def _validate_relatives(config: PreTrainedConfig):
             "which is what runs here, stands in for sparse."
         )
     blocks, shared = stated.get("mtp_num_layers") or 0, stated.get("mtp_replicate_modules", False)
+    if not isinstance(blocks, int):
+        raise ValueError(f"`mtp_num_layers` must be an integer, got {blocks!r}.")
     if blocks > 1 and not shared and config.num_nextn_predict_layers != 0:
         raise ValueError(
             f"`mtp_num_layers` is {blocks} but `mtp_replicate_modules` is not true: a draft head of several blocks "

@@ -334,6 +334,13 @@ def test_results_of_an_ablation_are_refused(model_dir, tmp_path):
         make_card(model_dir, CardSources(results=[file]))
 
 
+def test_results_on_few_questions_are_refused(model_dir, tmp_path):
+    file = tmp_path / "few.json"
+    file.write_text(json.dumps(result_file(model_dir, "harness", OF_OUR_OWN, settings={"limit": 2})), encoding="utf-8")
+    with pytest.raises(ValueError, match=r"few\.json was measured with `--limit 2`"):
+        make_card(model_dir, CardSources(results=[file]))
+
+
 def test_figures_of_one_name_are_refused(model_dir, tmp_path):
     files = []
     for name, results in (("a", ON_THE_HUB), ("b", OF_OUR_OWN)):

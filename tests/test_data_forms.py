@@ -123,6 +123,17 @@ MESSAGES = [QUESTION, ANSWER]
         ([{"messages": MESSAGES, "tools": "[{"}], "row 0 of `train`: `tools` is not JSON"),
         ([{"messages": MESSAGES, "tools": '{"name": "f"}'}], "row 0 of `train`: `tools` must be a list"),
         ([{"messages": MESSAGES, "tools": [{"function": {"names": "f"}}]}], r"`tools\[0\]` has no name"),
+        (
+            [{"messages": [{"role": "user", "content": 3}, {"role": "assistant", "content": 4}]}],
+            r"row 0 of `train`: `messages\[0\].content` must be text or a list of text parts, found int",
+        ),
+        (
+            [{"messages": [{"role": "user", "content": ["Q"]}, {"role": "assistant", "content": ["A"]}]}],
+            r"row 0 of `train`: `messages\[0\].content` must be text or a list of text parts, found a part",
+        ),
+        ([{"input_ids": "Q"}], "row 0 of `train`: `input_ids` must be a list of token ids"),
+        ([{"messages": MESSAGES, "prompt": "P"}], r"`train` has `messages` and `prompt`.*`columns: \[messages\]`"),
+        ([{"messages": MESSAGES, "input_ids": [5]}], "`train` has `messages` and `input_ids`"),
         ([{"chat": MESSAGES}], r"`train` has the columns chat; training\.sft reads `messages`, or `prompt` and"),
     ],
 )
@@ -153,6 +164,13 @@ def test_broken_json_is_named_with_file_and_line(chat, tmp_path, name, lines, pr
     (tmp_path / "data" / name).write_text("\n".join(lines) + "\n")
     with pytest.raises(ValueError, match=problem):
         run(chat, tmp_path / "data")
+
+
+def test_text_parts_and_columns_that_are_not_read_are_no_mistake(chat, tmp_path):
+    parts = [{"role": role, "content": [{"type": "text", "text": "Sort."}]} for role in ("user", "assistant")]
+    assert trained_text(chat, tmp_path, [{"messages": parts, "source": "a", "id": 3}], *ASSISTANT_ONLY) == [
+        "Sort." + END
+    ]
 
 
 def test_a_broken_file_of_a_mixture_is_named(chat, tmp_path):

@@ -57,6 +57,11 @@ def test_stages_go_on_from_each_other(tiny, tmp_path):
     records = json.loads((tmp_path / "out" / "stages.json").read_text())
     assert [record["stage"] for record in records] == ["before", 1, 2]
     assert records[2]["short_loss_ratio"] == records[2]["short_loss"] / records[0]["short_loss"]
+    for folder, length in (("stage-1-32", 32), ("stage-2-64", 64)):
+        logged = json.loads((tmp_path / "out" / folder / "training_metrics.json").read_text())
+        # Of a long block and one of short rows, each of `length` tokens.
+        assert logged["num_tokens"] == [[1, length], [2, 2 * length]] and logged["tokens_per_second"]
+        assert (tmp_path / "out" / folder / "training_curves.png").is_file()
     for folder, factor in (("stage-1-32", 2.0), ("stage-2-64", 4.0), (".", 4.0)):
         config = LongCatLiteConfig.from_pretrained(tmp_path / "out" / folder)
         rope = config.rope_parameters
@@ -76,6 +81,19 @@ def test_finished_stages_are_not_trained_again(tiny, tmp_path):
     finished = (tmp_path / "parts" / "stage-1-32" / "model.safetensors").stat().st_mtime_ns
     resumed = run(tiny, tmp_path / "parts", tmp_path / "both.yaml", "--resume_from_checkpoint", "last")
     assert (tmp_path / "parts" / "stage-1-32" / "model.safetensors").stat().st_mtime_ns == finished
+    for name, weights in resumed.model.state_dict().items():
+        assert torch.equal(weights, whole.model.state_dict()[name]), name
+
+
+def test_an_interrupted_stage_goes_on_from_its_newest_whole_checkpoint(tiny, tmp_path):
+    stages, every_step = write_stages(tmp_path / "stages.yaml"), ("--save_strategy", "steps", "--save_steps", "1")
+    whole = run(tiny, tmp_path / "out", stages, *every_step)
+    # As it would be after a kill in stage 2, while its second checkpoint was written.
+    record = tmp_path / "out" / "stages.json"
+    record.write_text(json.dumps(json.loads(record.read_text())[:2]))
+    (tmp_path / "out" / "stage-2-64" / "checkpoint-2" / "trainer_state.json").unlink()
+    resumed = run(tiny, tmp_path / "out", stages, *every_step, "--resume_from_checkpoint", "last")
+    assert [entry["step"] for entry in resumed.state.log_history if "loss" in entry] == [1, 2]
     for name, weights in resumed.model.state_dict().items():
         assert torch.equal(weights, whole.model.state_dict()[name]), name
 
@@ -133,6 +151,7 @@ def test_stages_that_cannot_be_are_named(tiny, tmp_path, changes, problem):
         (("--packing",), "`packing`"),
         (("--per_device_train_batch_size", "2"), "`per_device_train_batch_size` must be 1"),
         (("--use_peft",), "`use_peft`"),
+        (("--resume_from_checkpoint", "out/checkpoint-3"), "`resume_from_checkpoint`.*`last`"),
         (("--dataset_text_field", "body"), "`train` has neither a column `body`"),
         (("--dataset_test_split", "validation"), "no split `validation`"),
     ],

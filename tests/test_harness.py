@@ -178,6 +178,20 @@ def test_an_interrupted_run_goes_on(model, in_batches_of_8, tmp_path, monkeypatc
     assert not list(tmp_path.rglob("*.db")) and not list(tmp_path.rglob("*.partial"))
 
 
+def test_answers_of_another_config_are_not_taken(model, tmp_path, monkeypatch):
+    folder = shutil.copytree(model, tmp_path / "model")
+    options = ("--limit", LIMIT, "--batch-size", 1, "--tasks", "pydoc_choice_core")
+    with monkeypatch.context() as patch:
+        counted_calls(patch, fail_at=4)
+        with pytest.raises(KeyboardInterrupt):
+            run(folder, tmp_path, *options)
+    config = folder / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"routed_scaling_factor": 1.5}))
+    calls = counted_calls(monkeypatch)
+    assert run(folder, tmp_path, *options)[0] == 0
+    assert len(calls) == 8  # the first four too
+
+
 def test_a_rerun_gives_the_same_numbers(model, in_batches_of_8, monkeypatch):
     output, before = in_batches_of_8
     calls = counted_calls(monkeypatch)
@@ -209,7 +223,20 @@ def test_zeroed_tables_give_other_scores_kept_apart(model, tmp_path):
     key = ("pydoc_text_held_out", "bits_per_byte")
     assert zeroed["settings"]["ablation"] == "zeroed" and list(values(zeroed)) == [key]
     assert abs(values(zeroed)[key] - values(on)[key]) > 1e-4
-    assert "N-gram tables zeroed" in (tmp_path / "harness_smoke_zeroed.md").read_text()
+    text = (tmp_path / "harness_smoke_zeroed.md").read_text()
+    assert "N-gram tables zeroed" in text and "(harness_smoke_zeroed.png)" in text
+
+
+def test_texts_are_cut_where_attention_would_be_sparse(model, tmp_path):
+    values_of = {}
+    for name, fields in (("sparse", {"attention_method": "LSA", "index_topk": 64}), ("short", {})):
+        folder = Path(shutil.copytree(model, tmp_path / name))
+        config = json.loads((folder / "config.json").read_text())
+        fields = fields or {"max_position_embeddings": 64}
+        (folder / "config.json").write_text(json.dumps(config | fields))
+        options = ("--tasks", "pydoc_text_core", "--limit", 8)
+        values_of[name] = values(run(folder, tmp_path / f"{name}-out", *options)[1])
+    assert values_of["sparse"] == values_of["short"]
 
 
 def test_a_finished_task_of_another_model_is_refused(model, in_batches_of_8, tmp_path):
@@ -348,7 +375,9 @@ def test_scores_of_other_programs_are_recorded(model, tmp_path, capsys):
     assert run(model, tmp_path, *options, "--record", "tau2_airline=0.58", suite="chat")[0] == 1
     status, results = run(model, tmp_path, "--tasks", "tau2_airline", suite="chat")
     assert status == 0
-    assert [(one["task"], one["value"]) for one in results["results"]] == [("tau2_airline", 0.58)]
+    (recorded,) = results["results"]
+    assert (recorded["task"], recorded["value"]) == ("tau2_airline", 0.58)
+    assert recorded["metric"] == "score, recorded"  # nobody takes it for measured here, in a card neither
     text = (tmp_path / "harness_chat.md").read_text()
     assert "| Tau2 Airline | 58.00 | 58.00 | 44.00 | 45.50* | 35.00 |" in text
     assert "tau2_retail needs:" in capsys.readouterr().out
@@ -361,9 +390,25 @@ def test_answers_longer_than_the_context_are_no_traceback(model, tmp_path, monke
     assert "answers of 32,768 tokens; this one's is 2,048" in capsys.readouterr().out
 
 
+def test_data_that_cannot_be_read_does_not_stop_the_others(model, tmp_path, monkeypatch, capsys):
+    def load(path, name=None, **kwargs):
+        if path == "EleutherAI/drop":
+            raise RuntimeError("Dataset scripts are no longer supported, but found drop.py")
+        if path == "cais/mmlu":
+            raise ValueError(f"Couldn't find cache for cais/mmlu for config '{name}'\nAvailable configs: ['all']")
+        return fake_hub(path, name)
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    status, results = run(model, tmp_path, "--limit", 1, "--tasks", "mmlu", "drop", "gsm8k", suite="base")
+    assert status == 1 and {one["task"] for one in results["results"]} == {"gsm8k"}
+    said = capsys.readouterr().out
+    assert "data set cais/mmlu of the Hub" in said and "data set EleutherAI/drop of the Hub" in said
+
+
 @pytest.mark.parametrize(
     ("suite", "options", "message"),
     [
+        ("smoke", ("--seed", "-1"), "`--seed` is -1, but must be from 0 to 4294967295"),
         ("bse", (), "`--suite` is 'bse': choose one of base, chat, smoke"),
         (
             "smoke",
@@ -384,6 +429,15 @@ def test_answers_longer_than_the_context_are_no_traceback(model, tmp_path, monke
 def test_bad_input_is_named(model, suite, options, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         run(model, tmp_path, *options, suite=suite)
+
+
+def test_a_tokenizer_of_another_vocabulary_is_named(model, tmp_path):
+    folder = shutil.copytree(model, tmp_path / "model")
+    content = json.loads((folder / "tokenizer.json").read_text())
+    content["added_tokens"].append({**content["added_tokens"][-1], "id": 5000, "content": "<other>"})
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"tokens, above `vocab_size` \(280\) of the model"):
+        run(folder, tmp_path / "out")
 
 
 @pytest.mark.parametrize("missing", ["config.json", "tokenizer.json", "chat_template.jinja"])

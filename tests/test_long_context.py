@@ -21,7 +21,7 @@ from eval.long_documents_loss import bin_edges, document_rows, loss_by_position
 from eval.ruler_needles import NEEDLE_TASKS, NOISE, prose
 from eval.ruler_sample import RulerOptions, matched, matched_any
 from eval.ruler_tasks import RULER_TASKS, Sampler
-from modeling_longcat_lite import LongCatLiteForCausalLM
+from modeling_longcat_lite import LongCatLiteConfig, LongCatLiteForCausalLM
 
 PROSE = [f"Sentence number {n} of this text says nothing that anybody would ask for." for n in range(50)]
 DEPTHS = [0.0, 0.3, 1.0]
@@ -230,6 +230,16 @@ def test_batches_write_what_single_prompts_write(loaded):
     assert len(set(alone)) > 1
 
 
+def test_batches_without_a_padding_token(tiny):
+    """Of several ends of a sequence one is enough to pad with."""
+    model = LongCatLiteForCausalLM.from_pretrained(tiny, eos_token_id=[2, 7]).eval()
+    tokenizer = AutoTokenizer.from_pretrained(tiny)
+    prompts = [tokenizer("Join the strings. " * n)["input_ids"] for n in (5, 1)]
+    expected = written(model, tokenizer, prompts, 8, 1)
+    tokenizer.pad_token = None
+    assert written(model, tokenizer, prompts, 8, 2) == expected
+
+
 def test_chat_prompts_end_in_the_assistant_turn(loaded, sampler):
     tokenizer = loaded[1]
     sample = sampler.sample("niah_single_1", 1024, 0.5, 0)
@@ -281,6 +291,16 @@ def test_what_cannot_be_measured_is_named(tiny, tmp_path, options, message):
     (tmp_path / "results").mkdir()
     with pytest.raises(ValueError, match=message):
         run(tiny, tmp_path, *options)
+
+
+def test_lengths_end_where_attention_would_be_sparse(tiny, tmp_path):
+    sparse = write_tiny_chat(tmp_path, max_position_embeddings=1024, attention_method="LSA", index_topk=600) / "model"
+    (tmp_path / "results").mkdir()
+    with pytest.raises(ValueError, match=r"`--lengths` has 768, above `index_topk` of the model \(600\)"):
+        run(sparse, tmp_path)
+    arguments = long_context.make_parser().parse_args(["--model", str(sparse)])
+    long_context.checked(arguments, LongCatLiteConfig.from_pretrained(sparse))
+    assert arguments.lengths == [256, 512]
 
 
 def test_lm_eval_without_its_data_stops_with_a_message(tiny, monkeypatch, capsys):

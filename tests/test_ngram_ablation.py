@@ -131,6 +131,18 @@ def test_the_model_is_itself_again_after_an_error(folder, name):
     assert all(torch.equal(state[key], tensor) for key, tensor in model.state_dict().items())
 
 
+@pytest.mark.parametrize("name", ["zeroed", "shuffled", "int8"])
+def test_drafts_from_ablated_ngrams_change_no_token(name):
+    model = randomize(LongCatLiteForCausalLM(tiny_config(num_nextn_predict_layers=1, mtp_use_ngram_embedding=True)))
+    options = {"max_new_tokens": 12, "do_sample": False, "eos_token_id": None}
+    before = model.eval().generate(TOKENS[:1], **options)
+    with ablated(model, name):
+        expected = model.generate(TOKENS[:1], **options)
+        assert torch.equal(model.generate(TOKENS[:1], use_mtp=True, **options), expected)
+        assert model.draft_statistics.cycles > 0
+    assert name == "int8" or not torch.equal(expected, before)
+
+
 def test_what_cannot_be_ablated_is_named(folder, tmp_path):
     model = load(folder)
     with pytest.raises(ValueError, match="'halved'; known are on, zeroed"), ablated(model, "halved"):
@@ -241,21 +253,38 @@ def test_the_command_scores_every_token_of_a_text_once(chat, tmp_path):
     check_summary(results["ablations"]["on"], losses, num_bytes)
 
 
-def test_what_cannot_be_scored_is_named(chat, tmp_path):
+def test_windows_end_where_attention_would_be_sparse(chat, tmp_path):
+    model = load(chat / "model")
+    model.config.attention_method, model.config.index_topk = "LSA", 40
+    model.save_pretrained(tmp_path / "sparse")
+    book = tmp_path / "book.txt"
+    book.write_text(" ".join(["sort the list"] * 300), encoding="utf-8")
+    options = ["--tokenizer", chat / "model", "--text", book, "--ablations", "on", "--output", tmp_path]
+    run("--model", tmp_path / "sparse", *options)
+    assert json.loads((tmp_path / "ngram_ablation.json").read_text())["scored"]["window"] == 40
+
+
+def test_what_cannot_be_scored_is_named(chat, tmp_path, capsys):
     short = tmp_path / "short.txt"
     short.write_text("too short")
     LongCatLiteForCausalLM(tiny_config()).save_pretrained(tmp_path / "small")
     nothing = tmp_path / "nothing.jsonl"
     nothing.write_text("")
+    vanilla = write_tiny_chat(tmp_path / "vanilla", use_ngram_embedding=False) / "model"
+    convert(chat / "model", tmp_path / "few", "--bits", 8)
+    few = ("--model", tmp_path / "few", "--tokenizer", chat / "model", "--rows", chat / "data" / "test.jsonl")
     model = ("--model", chat / "model")
     for options, message in (
         ((*model, "--text", short), r"short\.txt: .*too short"),
         ((*model, "--rows", tmp_path / "none.jsonl"), r"`--rows` .*none\.jsonl: no such file"),
         ((*model, "--rows", nothing), r"nothing\.jsonl has no conversation"),
+        (("--model", vanilla, "--ablations", "on"), "vanilla/model: `use_ngram_embedding` is false"),
+        (few, r"`ablation` 'int8': the tables have 8 bits already"),
         ((*model, "--window", 0), "`--window`"),
         (("--model", tmp_path / "nowhere"), "nowhere is no folder"),
         (("--model", tmp_path / "small", "--tokenizer", chat / "model", "--text", short), "`vocab_size`"),
     ):
         with pytest.raises(ValueError, match=message):
             run(*options, "--output", tmp_path / "results")
+    assert "nats a token" not in capsys.readouterr().out  # said before anything is scored
     assert not (tmp_path / "results").exists()

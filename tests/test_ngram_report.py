@@ -115,9 +115,16 @@ def test_a_table_with_a_factor_of_the_vocabulary_is_named():
     assert not found[320]["kept"] and "320 rows and the base vocabulary, 64, have the factor 64" in found[320]["text"]
 
 
-@pytest.mark.parametrize("amplification", ["none", "sqrt_d", "layer_norm"])
-def test_norms_are_those_of_hooks_by_hand(amplification):
-    model = randomize(LongCatLiteForCausalLM(tiny_config(embedding_amplification=amplification))).eval()
+@pytest.mark.parametrize(
+    "changes",
+    [
+        *({"embedding_amplification": kind} for kind in ("none", "sqrt_d", "layer_norm")),
+        {"scale_word_embedding": False},
+    ],
+    ids=str,
+)
+def test_norms_are_those_of_hooks_by_hand(changes):
+    model = randomize(LongCatLiteForCausalLM(tiny_config(**changes))).eval()
     tokens = torch.tensor(stream(50)).clamp_max(63)
     embedding, attention, words, ngrams = [], [], [], []
     layer, trunk = model.model.layers[0], model.model
@@ -128,7 +135,7 @@ def test_norms_are_those_of_hooks_by_hand(amplification):
     with torch.no_grad():
         for part in (tokens[:20], tokens[20:40], tokens[40:]):
             model(part[None], use_cache=False)
-            word = trunk.embed_tokens(part) / 13
+            word = trunk.embed_tokens(part) / (13 if model.config.scale_word_embedding else 1)
             codes = torch.nn.functional.pad(part[None], (3, 0), value=-1)
             whole = trunk.ngram_embeddings(trunk.embed_tokens(part)[None], codes)[0]
             words.append(word)

@@ -21,10 +21,10 @@ from modeling_longcat_lite import LongCatLiteConfig
 from training import plan, sft
 from training.live_memory import LiveMemory
 from training.plan_memory import plan_memory
-from training.plan_recipe import Adapter, Setup, read_setup
+from training.plan_recipe import Adapter, Setup, is_recipe, read_setup
 from training.resumable_trainer import ResumableSFTTrainer
 
-RECIPES = sorted(path for path in Path("training/recipes").glob("*.yaml") if "." not in path.stem)
+RECIPES = sorted(filter(is_recipe, Path("training/recipes").glob("*.yaml")))
 # Of 55 MB: weights, gradients and states weigh as much as what a step of 256 tokens makes.
 SMALL = {
     "hidden_size": 384,
@@ -190,6 +190,11 @@ def test_every_recipe_can_be_planned(recipe):
     assert plan_memory(CONFIG, replace(setup, length=32)).total > 0
 
 
+def test_rows_of_a_context_extension_are_those_of_its_longest_stage():
+    lengths = {name: read_setup(Path(f"training/recipes/{name}.yaml")).length for name in ("yarn_demo", "yarn_256k")}
+    assert lengths == {"yarn_demo": 2048, "yarn_256k": 262144}
+
+
 def run(*options: str) -> bool:
     return plan.main(plan.make_parser().parse_args(options))
 
@@ -223,6 +228,7 @@ def test_what_would_fit_is_told(tmp_path, capsys):
         (("--recipe", "demo", "--gpu-memory", "80"), "--gpu-memory"),
         (("--recipe", "demo", "--gpu-memory", "0GB"), "--gpu-memory"),
         (("--recipe", "nothing", "--gpu-memory", "80GB"), "none of .*demo"),
+        (("--recipe", "sft_tables.longcat", "--gpu-memory", "80GB"), "none of .*sft_tables"),
         (("--recipe", "demo", "--gpu-memory", "80GB", "--gpus", "0"), "gpus"),
         (("--recipe", "demo", "--gpu-memory", "80GB", "--tables", "sharded"), "fsdp2"),
         (("--recipe", "demo", "--gpu-memory", "80GB", "--model", "nowhere"), "--model"),

@@ -16,11 +16,12 @@ from tiny_chat import WIDTHS_OF_64, chat_rows, write_rows, write_tiny_chat
 from model_cards.build_hub_repo import build_hub_repo
 from training import extend_context, sft
 from training.longcat_config import LongCatParser
+from training.plan_recipe import is_recipe
 from training.preference_data import write_preferences
 
 OURS = sorted(Path("training/recipes").glob("*.longcat.yaml"))
 STAGES = sorted(Path("training/recipes").glob("*.stages.yaml"))
-RECIPES = sorted(set(Path("training/recipes").glob("*.yaml")) - {*OURS, *STAGES})
+RECIPES = sorted(filter(is_recipe, Path("training/recipes").glob("*.yaml")))
 STAGED = [path for path in RECIPES if path.with_suffix(".stages.yaml") in STAGES]
 OVERRIDES = yaml.safe_load(Path("tests/recipe_overrides.yaml").read_text(encoding="utf-8"))
 

@@ -4,10 +4,13 @@
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from accelerated_model import launch_environment
 from datasets import load_dataset
 from peft import LoraConfig
 from safetensors.torch import load_file
@@ -17,6 +20,8 @@ from trl import SFTConfig
 from modeling_longcat_lite import LongCatLiteForCausalLM
 from training.resumable_trainer import ResumableSFTTrainer
 from training.row_trainer import TableTrainerMixin
+
+CONFIGS = Path(__file__).parents[1] / "training" / "accelerate_configs"
 
 
 class TableTrainer(TableTrainerMixin, ResumableSFTTrainer):
@@ -115,6 +120,7 @@ def test_resuming_repeats_the_uninterrupted_run_bit_for_bit(chat, tmp_path):
     [
         ({"tables": {"tables": "sparse"}}, "`tables` is one of frozen, row_sparse, all"),
         ({"tables": {"table_learning_rate": 1.0}}, "table_learning_rate"),
+        ({"tables": {**BY_ROWS, "table_learning_rate": -1.0}}, "`table_learning_rate` is -1.0"),
         ({"tables": BY_ROWS, "optim": "adafactor"}, "`optim: adafactor`.*adamw_torch"),
         ({"tables": BY_ROWS, "peft_config": LORA}, "adapter would not carry"),
         ({"tables": BY_ROWS, "torch_compile": True, "init": {"ngram_tables": "disk"}}, "torch_compile"),
@@ -123,6 +129,27 @@ def test_resuming_repeats_the_uninterrupted_run_bit_for_bit(chat, tmp_path):
 def test_mistakes_are_named(chat, tmp_path, arguments, problem):
     with pytest.raises(ValueError, match=problem):
         trained(chat, tmp_path, **arguments)
+
+
+@pytest.mark.parametrize("file", ["fsdp2", "fsdp2_tables_sharded"])
+def test_tables_that_no_process_would_average_are_not_trained(chat, tmp_path, file):
+    # On a CPU accelerate makes no plugin of what its file says.
+    plugin = SimpleNamespace(ignored_modules=launch_environment(CONFIGS / f"{file}.yaml").get("FSDP_IGNORED_MODULES"))
+
+    def optimizer(**options):
+        trainer = made(chat, tmp_path, **options)
+        trainer.accelerator.state.fsdp_plugin = plugin
+        try:
+            trainer.create_optimizer()
+        finally:
+            del trainer.accelerator.state.fsdp_plugin
+
+    refused = pytest.raises(ValueError, match=r"`.*embedders.*`.*--tables frozen.*fsdp2_tables_sharded")
+    with refused if file == "fsdp2" else nullcontext():
+        optimizer()
+    optimizer(tables={"tables": "frozen"})
+    optimizer(init={"ngram_tables": "disk"})
+    optimizer(peft_config=LORA)
 
 
 ON_EACH_RANK = """

@@ -90,6 +90,11 @@ def test_the_draft_head_alone_needs_a_weight(chat, tmp_path):
         run(chat, tmp_path, "--draft_head_only")
 
 
+def test_the_draft_head_alone_leaves_no_rows_to_train(chat, tmp_path):
+    with pytest.raises(ValueError, match=r"`draft_head_only`.*`tables: row_sparse`"):
+        run(chat, tmp_path, "--draft_loss_weight", "0.5", "--draft_head_only", "--tables", "row_sparse")
+
+
 def test_a_draft_loss_beside_an_adapter_is_refused(chat, tmp_path):
     with pytest.raises(ValueError, match="PEFT"):
         run(
@@ -185,6 +190,7 @@ def test_best_model_is_loaded_with_its_experts(chat, tmp_path):
     # The learning rate makes things worse, so the best model is that of the first evaluation.
     every_step = ("--eval_strategy", "steps", "--eval_steps", "1", "--save_strategy", "steps", "--save_steps", "1")
     trainer = run(chat, tmp_path / "out", *every_step, "--load_best_model_at_end", "true", "--learning_rate", "10")
+    assert not trainer.state.best_model_checkpoint.endswith("checkpoint-4")  # the model as it stood in the end
     best = LongCatLiteForCausalLM.from_pretrained(trainer.state.best_model_checkpoint).state_dict()
     for name, weights in trainer.model.state_dict().items():
         assert torch.equal(weights, best[name]), name
@@ -211,10 +217,17 @@ def test_bad_rows_are_named(chat, tmp_path, messages, problem):
         run(chat, tmp_path / "out", "--dataset_name", str(tmp_path / "data"))
 
 
+@pytest.mark.parametrize("options", [[], ["--packing", "false"]], ids=["packed", "padded"])
+def test_a_length_that_cuts_every_answer_off_is_named(chat, tmp_path, options):
+    with pytest.raises(ValueError, match=r"`max_length` 8.*no token .* learned"):
+        run(chat, tmp_path / "out", "--max_length", "8", *options)
+
+
 @pytest.mark.parametrize(
     ("options", "problem"),
     [
         (["--packing_strategy", "wrapped"], "packing_strategy"),
+        (["--chat_template_path", "no-such.jinja"], "`chat_template_path`.*no-such.jinja"),
         (["--resume_from_checkpoint", "last"], "there is no checkpoint"),
         (["--dataset_train_split", "training"], "no split `training`"),
         (["--dataset_name", ""], "dataset_name"),

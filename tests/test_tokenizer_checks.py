@@ -51,6 +51,12 @@ def test_a_tokenizer_of_another_vocabulary(chat, tmp_path):
     assert "`vocab_size`" in problem["expected"]
 
 
+def test_a_tokenizer_file_of_another_kind(chat, tmp_path):
+    folder = Path(shutil.copytree(chat, tmp_path / "model"))
+    (folder / "tokenizer.json").write_text(json.dumps({"model": None, "added_tokens": None}))
+    assert only_problem(verify(folder))["where"] == "`model.vocab`"
+
+
 def test_special_tokens_at_other_ids(chat, tmp_path):
     folder = Path(shutil.copytree(chat, tmp_path / "model"))
     edit_json(folder / "tokenizer_config.json", eos_token="<longcat_pad>", bos_token={"content": "<absent>"})

@@ -56,3 +56,14 @@ def test_tokens_per_second_are_logged(tmp_path, capsys):
     assert [speed for _, speed in metrics["tokens_per_second"]] == speeds
     printed = capsys.readouterr()
     assert "tokens_per_second" in printed.out + printed.err  # the bar's line
+
+
+def test_tokens_per_second_are_logged_after_an_interruption_too(tmp_path):
+    chat = write_tiny_chat(tmp_path)
+    options = ["--model_name_or_path", str(chat / "model"), "--dataset_name", str(chat / "data")]
+    options += ["--output_dir", str(tmp_path / "out"), "--use_cpu", "--bf16", "false", "--report_to", "none"]
+    options += ["--logging_steps", "1", "--save_strategy", "steps", "--save_steps", "2", "--max_length", "64"]
+    for more in (["--max_steps", "2"], ["--max_steps", "4", "--resume_from_checkpoint", "last"]):
+        trainer = sft.main(*sft.make_parser().parse_args_and_config([*options, *more]))
+    steps = [entry["step"] for entry in trainer.state.log_history if entry.get("tokens_per_second", 0) > 0]
+    assert steps == [1, 2, 3, 4]

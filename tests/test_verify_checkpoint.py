@@ -216,6 +216,8 @@ def test_an_index_that_does_not_tell_the_truth(tmp_path):
         ({"n_routed_experts": 7}, "`n_routed_experts`"),
         ({"moe_topk": 99}, "`moe_topk`"),
         ({"rope_scaling": {"type": "unheard", "factor": 2.0}}, "unheard"),
+        ({"rope_scaling": "yarn"}, "`rope_scaling` must be an object of fields, or null"),
+        ({"mtp_num_layers": "3"}, "`mtp_num_layers`"),
     ],
     ids=str,
 )
@@ -279,6 +281,10 @@ def test_fp8_weights_with_their_scales(tmp_path):
     assert results["problems"] == []
     quantization = results["facts"]["config"]["quantization_config"]
     assert quantization["weight_block_size"] == [32, 32]
+    for findings in results["runtimes"].values():
+        assert findings == [
+            "weights in fp8 (`quantization_config`): whether this runtime reads them is not known here"
+        ]
     assert quantization["ignored_layers"] == {"entries": 2, "first": "lm_head", "n-gram tables": "not in it"}
     scales = "model.layers.0.mlps.1.up_proj.weight_scale_inv"
     edit_weights(folder, lambda w: w.update({scales: torch.ones(1, 1)}))
@@ -356,6 +362,15 @@ def test_a_users_mistakes_are_named(tmp_path):
     for name in (tmp_path / "nowhere", Path("me/nowhere")):
         with pytest.raises(ValueError, match=r"`.*nowhere` is no folder, and cannot be read on the Hub"):
             verify(name)
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"`.*adapter` holds an adapter.*merge it"):
+        verify(adapter)
+    shards = copied("released", tmp_path)
+    (shards / INDEX).write_text(json.dumps({"weight_map": {"lm_head.weight": None}}))
+    with pytest.raises(ValueError, match=r"index\.json.*`weight_map`"):
+        verify(shards)
     folder = copied("base", tmp_path)
     with pytest.raises(ValueError, match="`--rows`"):
         verify(folder, "--rows", "0")

@@ -23,6 +23,8 @@ FORMS: dict[str, tuple[tuple[str, ...], ...]] = {
     "dpo": (("prompt", "chosen", "rejected"), ("chosen", "rejected")),
     "grpo": (("prompt",),),
 }
+# Columns by which TRL would take a row of another kind for one of its own.
+OTHER_FORMS = ("prompt", "completion", "chosen", "rejected", "input_ids")
 ANSWERS = ("messages", "completion", "chosen", "rejected")
 
 
@@ -40,6 +42,13 @@ def check_rows(rows: Dataset | IterableDataset, split: str, task: str = "sft") -
     if form is None:
         wanted = ", or ".join(" and ".join(f"`{name}`" for name in form) for form in FORMS[task])
         raise ValueError(f"`{split}` has the columns {', '.join(rows.column_names)}; training.{task} reads {wanted}")
+    foreign = [name for name in rows.column_names if name in OTHER_FORMS and name not in form]
+    if task == "sft" and foreign and form != ("input_ids",):
+        both = " and ".join(f"`{name}`" for name in (*form, *foreign))
+        raise ValueError(
+            f"`{split}` has {both}, columns of two kinds of rows: keep those of one, in `datasets` with "
+            f"`columns: [{', '.join(form)}]`"
+        )
     read = [name for name in (*form, "tools") if name in rows.column_names]
     for index, row in enumerate(rows.select_columns(read)):
         problem = problem_of(row, form)
@@ -47,13 +56,28 @@ def check_rows(rows: Dataset | IterableDataset, split: str, task: str = "sft") -
             raise ValueError(f"row {index} of `{split}`: {problem}")
 
 
+def check_labels(rows: Dataset | IterableDataset, max_length: int | None) -> None:
+    """Raise a `ValueError` if none of the tokenized rows has a token to learn; looks no further than to the first."""
+    if not isinstance(rows, Dataset):
+        return
+    if len(rows) and "labels" not in rows.column_names:
+        return
+    labels = rows.select_columns("labels") if len(rows) else []
+    if all(label == -100 for row in labels for label in row["labels"]):
+        raise ValueError(
+            f"`max_length` {max_length}: of all rows no token is left that would be learned; answers begin behind it"
+        )
+
+
 def problem_of(row: dict[str, Any], form: Iterable[str]) -> str | None:
     """What keeps a row from being trained on, or `None`."""
     kinds = set()
     for name in form:
-        if name == "input_ids":
-            continue
         value = row[name]
+        if name == "input_ids":
+            if not isinstance(value, list) or not value or not all(isinstance(token, int) for token in value):
+                return "`input_ids` must be a list of token ids"
+            continue
         kinds.add(type(value))
         problem = problem_of_text(name, value) if isinstance(value, str) else problem_of_messages(name, value)
         if problem:
@@ -82,12 +106,26 @@ def problem_of_messages(name: str, messages: Any) -> str | None:
         role = message.get("role")
         if role not in ROLES:
             return f"`{name}[{turn}].role` is {role!r}, choose from {', '.join(ROLES)}"
+        content = message.get("content")
         # An assistant turn may consist of tool calls alone.
-        if message.get("content") is None and not message.get("tool_calls"):
+        if content is None and not message.get("tool_calls"):
             return f"`{name}[{turn}].content` is missing"
+        problem = problem_of_content(content)
+        if problem:
+            return f"`{name}[{turn}].content` must be text or a list of text parts, found {problem}"
     if name in ANSWERS and all(message["role"] != "assistant" for message in messages):
         return f"`{name}` has no assistant turn, so nothing in it would be learned"
     return None
+
+
+def problem_of_content(content: Any) -> str | None:
+    """What a chat template cannot write, or `None`."""
+    if content is None or isinstance(content, str):
+        return None
+    if not isinstance(content, list):
+        return type(content).__name__
+    parts = [part for part in content if not (isinstance(part, dict) and isinstance(part.get("text"), str))]
+    return f"a part {parts[0]!r}" if parts else None
 
 
 def problem_of_tools(tools: Any) -> str | None:
@@ -108,4 +146,4 @@ def problem_of_tools(tools: Any) -> str | None:
     return None
 
 
-__all__ = ["FORMS", "check_rows"]
+__all__ = ["FORMS", "check_labels", "check_rows"]

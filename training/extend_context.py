@@ -17,7 +17,8 @@ The recipe holds TRL's keys; the stages file what TRL does not know (see `contex
 That loss is measured before the first stage, under the checkpoint's own RoPE, and after each; where it has risen by
 more than `short_loss_tolerance`, the run stops behind the stage, which is saved.
 
-Each stage is saved as `stage-1-MAX_LENGTH` and so on, the last one in the output folder itself, with `stages.json`.
+Each stage is saved as `stage-1-MAX_LENGTH` and so on, with what it logged as JSON and as a plot; the last one in the
+output folder itself too, with `stages.json`.
 `--resume_from_checkpoint last` skips finished stages and goes on inside the one that was interrupted.
 """
 
@@ -98,6 +99,7 @@ class ContextExtension:
     def train(self):
         """Run the stages; returns the last trainer, whose `stage_records` say what was measured."""
         from training.context_stages import stage_config
+        from training.trainer_run import newest_checkpoint
 
         path = self.output / RECORD
         resuming = self.training_args.resume_from_checkpoint == "last"
@@ -111,7 +113,7 @@ class ContextExtension:
             if index + 1 >= len(records):
                 trainer = None  # its memory is free before the next model is loaded
                 trainer = self._trainer(source, stage_config(self.config, self.stages, stage), index)
-                trainer.train(resume_from_checkpoint=last_checkpoint(folder) if resuming else None)
+                trainer.train(resume_from_checkpoint=newest_checkpoint(folder) if resuming else None)
                 self._finish(trainer, index, records)
             source = str(folder)
         if trainer is None:
@@ -128,7 +130,10 @@ class ContextExtension:
         Sharded models cannot be evaluated without an optimizer: this is the evaluation before a step that is thrown
         away.
         """
+        from training.training_curves import TrainingCurves
+
         trainer = self._trainer(self.model_args.model_name_or_path, self.config, 0)
+        trainer.remove_callback(TrainingCurves)
         trainer.args.eval_on_start, trainer.args.max_steps, trainer.args.save_strategy = True, 1, "no"
         trainer.args.gradient_accumulation_steps = 1
         trainer.train()
@@ -142,6 +147,7 @@ class ContextExtension:
         from modeling_longcat_lite import LongCatLiteForCausalLM
         from training.context_rows import collate_block, evaluation_blocks, stage_blocks
         from training.sequence_shards import ShardedRowsSFTTrainer
+        from training.training_curves import TrainingCurves
 
         stage, original = self.stages.stages[index], self.stages.original_length
         args = copy.deepcopy(self.training_args)
@@ -165,6 +171,7 @@ class ContextExtension:
             eval_dataset=evaluation_blocks(self.short_test, max(1, stage.max_length // original)),
             data_collator=collate_block,
             processing_class=self.tokenizer,
+            callbacks=[TrainingCurves()],
         )
         check_parallelism(trainer.accelerator.parallelism_config, original)
         return trainer
@@ -224,6 +231,11 @@ def check_arguments(script_args, training_args, model_args, dataset_args, stage_
             raise ValueError(f"`{name}` must be 1: a batch is a block of `max_length` tokens; accumulate gradients")
     if model_args.use_peft:
         raise ValueError("`use_peft`: each stage goes on from the weights of the one before; merge adapters instead")
+    if training_args.resume_from_checkpoint not in (None, "last"):
+        raise ValueError(
+            f"`resume_from_checkpoint` is {training_args.resume_from_checkpoint!r}, and must be `last`: which stage "
+            "goes on, and where, is found in the output folder"
+        )
     if training_args.load_best_model_at_end or training_args.eval_strategy != "no":
         raise ValueError("`eval_strategy` and `load_best_model_at_end`: each stage is evaluated once, at its end")
 
@@ -236,13 +248,6 @@ def check_parallelism(parallelism, original_length: int):
             f"`original_length` {original_length} must be a multiple of twice `parallelism_config_cp_size` ({size}): "
             "a process gets two chunks of every row"
         )
-
-
-def last_checkpoint(folder: Path) -> str | None:
-    """The newest checkpoint of an interrupted stage, if there is one."""
-    from transformers.trainer_utils import get_last_checkpoint
-
-    return get_last_checkpoint(str(folder)) if folder.is_dir() else None
 
 
 def make_parser(subparsers: argparse._SubParsersAction | None = None, prog: str | None = None):

@@ -2,6 +2,7 @@
 """What of a recipe decides how much memory training takes.
 
 A recipe is a YAML file of TRL's keys; what it leaves out has TRL's defaults. Keys that move no byte are passed over.
+Rows of a context extension are whole rows of its longest stage: context parallelism, which splits them, is not known.
 """
 
 from dataclasses import dataclass, fields
@@ -68,6 +69,11 @@ class Setup:
             raise ValueError("`tables: sharded` needs `shard: fsdp2`: nothing else splits a table.")
 
 
+def is_recipe(path: Path) -> bool:
+    """Whether a file is named as a recipe of a trainer is; second files and studies lie beside those."""
+    return path.suffix in (".yaml", ".yml") and "." not in path.stem and not path.stem.startswith("study_")
+
+
 def find_recipe(name: str) -> Path:
     """The file of a recipe: a path, or the name of one in `training/recipes`.
 
@@ -75,9 +81,9 @@ def find_recipe(name: str) -> Path:
         `ValueError`: if there is none; the message lists those that there are.
     """
     path = Path(name) if name.endswith((".yaml", ".yml")) else RECIPES / f"{name}.yaml"
-    if not path.is_file():
-        known = ", ".join(sorted(p.stem for p in RECIPES.glob("*.yaml") if "." not in p.stem))
-        raise ValueError(f"`recipe` {name!r} is no file, and none of {known}.")
+    if not path.is_file() or not is_recipe(path):
+        known = ", ".join(sorted(p.stem for p in RECIPES.glob("*.yaml") if is_recipe(p)))
+        raise ValueError(f"`recipe` {name!r} is no recipe's file, and none of {known}.")
     return path
 
 
@@ -143,6 +149,11 @@ def row_length(values: dict, trainer: str, path: Path) -> int:
     """Tokens of a row at the most."""
     if trainer == "grpo":
         return values["max_completion_length"] + PROMPT_LENGTH
+    from training.context_stages import read_stages
+
+    stages = path.with_suffix(".stages.yaml")
+    if stages.is_file():
+        return max(stage.max_length for stage in read_stages(stages).stages)
     if not isinstance(values["max_length"], int):
         raise ValueError(f"`max_length` in {path} is {values['max_length']!r}: without a bound there is no plan.")
     return values["max_length"]
@@ -168,4 +179,14 @@ def needs_reference(values: dict, trainer: str) -> bool:
     return not values["precompute_ref_log_probs"] if trainer == "dpo" else bool(values["beta"])
 
 
-__all__ = ["PROMPT_LENGTH", "SHARDS", "TABLES", "TRAINERS", "Adapter", "Setup", "find_recipe", "read_setup"]
+__all__ = [
+    "PROMPT_LENGTH",
+    "SHARDS",
+    "TABLES",
+    "TRAINERS",
+    "Adapter",
+    "Setup",
+    "find_recipe",
+    "is_recipe",
+    "read_setup",
+]

@@ -5,10 +5,14 @@ what training leaves behind (`left_behind.py`).
 A LongCat checkpoint stores each expert by itself, as the released one does, while the model stacks them. The Trainer
 resumes by handing the file to `load_state_dict`, which knows nothing of that: the experts would silently keep what
 the model object held (transformers issue 48805). Here a checkpoint is read the way `from_pretrained` reads it.
+
+They also refuse to train what FSDP was told to ignore, of which every process would make something else.
 """
 
+import re
 from typing import Any
 
+import torch
 from peft import PeftModel
 from torch import nn
 from transformers import PreTrainedModel, Trainer
@@ -37,11 +41,36 @@ def check_same_shape(saved: Any, config: Any, checkpoint: str) -> None:
             )
 
 
+def check_ignored_modules(model: nn.Module, ignored: Any) -> None:
+    """Raise a `ValueError` that names the first trainable parameter in the modules that FSDP ignores.
+
+    Args:
+        ignored: `ignored_modules` of accelerate's plugin: modules, or an expression for their whole names.
+    """
+    if isinstance(ignored, str):
+        ignored = [module for name, module in model.named_modules() if re.fullmatch(ignored, name)]
+    left_alone = {id(parameter) for module in ignored or () for parameter in module.parameters()}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and id(parameter) in left_alone:
+            raise ValueError(
+                f"`{name}` is trained, but among `fsdp_ignored_modules`, whose gradients nothing averages over the "
+                "processes: freeze tables, `--tables frozen` of training.sft, leave them off the device, "
+                "`ngram_tables: disk`, or split them, training/accelerate_configs/fsdp2_tables_sharded.yaml"
+            )
+
+
 class ResumableTrainer(Trainer):
     """Resumes, and loads the best model, through `from_pretrained`. Adapters and sharded runs stay as they are.
 
     Stands before a trainer of TRL in the bases of a class.
     """
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        plugin, target = getattr(self.accelerator.state, "fsdp_plugin", None), model or self.model
+        if plugin is not None:
+            assert target is not None
+            check_ignored_modules(target, plugin.ignored_modules)
+        return super().create_optimizer(model)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         target = self.model if model is None else model

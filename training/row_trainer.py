@@ -51,6 +51,8 @@ class TableTrainerMixin(Trainer):
             raise ValueError(f"`tables` is one of {', '.join(TRAINED)}, not {tables!r}")
         if table_learning_rate is not None and tables != "row_sparse":
             raise ValueError(f"`table_learning_rate` is for `tables: row_sparse`, and `tables` is {tables}")
+        if table_learning_rate is not None and table_learning_rate < 0:
+            raise ValueError(f"`table_learning_rate` is {table_learning_rate}, it cannot be negative")
         super().__init__(*args, **kwargs)
         self.tables, self.table_learning_rate = tables, table_learning_rate
         model: Any = self.accelerator.unwrap_model(self.model)

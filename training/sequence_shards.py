@@ -17,6 +17,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import nn
 
 from modeling_longcat_lite import LongCatLiteConfig, ngram_row_ids
@@ -56,6 +57,16 @@ class ShardedRowsSFTTrainer(ResumableSFTTrainer):
             if model.config.use_ngram_embedding:
                 self.data_collator = WholeRowNgrams(self.data_collator, model.config)
             drop_masks(model)
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        if model.training and "attention_mask" not in inputs:
+            # TRL counts one row where there is no mask; a block may have several.
+            uncounted = inputs["input_ids"][1:].numel()
+            counts = self.accelerator.gather_for_metrics(torch.tensor(uncounted, device=inputs["input_ids"].device))
+            self._total_train_tokens += counts.sum().item()
+            self._metrics["train"]["num_tokens"] = [self._total_train_tokens]
+        return loss
 
     def _prepare_context_parallel_inputs(self, model: nn.Module, inputs: dict) -> tuple[Callable, dict]:
         context, inputs = super()._prepare_context_parallel_inputs(model, inputs)

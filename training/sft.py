@@ -70,16 +70,22 @@ class TableArguments:
 def main(script_args, training_args, model_args, dataset_args, draft_args, table_args, router_args, output_args):
     # Registers the architecture with the Auto classes, through which the trainer loads the model.
     import modeling_longcat_lite  # noqa: F401
+    from training.chat_rows import check_labels
     from training.trainer_run import checkpoint_to_resume, train_and_save, trainer_options
 
     check_arguments(training_args)
     if draft_args.draft_head_only and not draft_args.draft_loss_weight:
         raise ValueError("`draft_head_only` trains nothing without a `draft_loss_weight`")
+    if draft_args.draft_head_only and table_args.tables == "row_sparse":
+        raise ValueError(
+            "`draft_head_only` leaves the trunk as it is, and `tables: row_sparse` trains its tables: drop one"
+        )
     checkpoint_to_resume(training_args)  # named before the model is loaded
     if training_args.assistant_only_loss:
         check_chat_template(training_args, model_args)
     options = trainer_options(script_args, training_args, model_args, dataset_args, "sft")
     trainer = make_trainer_class(draft_args, table_args, router_args)(**options)
+    check_labels(trainer.train_dataset, training_args.max_length)
     return train_and_save(trainer, script_args, output_args)
 
 
@@ -115,6 +121,8 @@ def check_chat_template(training_args, model_args):
     from trl.chat_template_utils import has_generation_markers
 
     source = training_args.chat_template_path
+    if source and not Path(source).exists() and Path(source).suffix:
+        raise ValueError(f"`chat_template_path`: there is no file {source}")
     if source and Path(source).is_file():
         template = Path(source).read_text(encoding="utf-8")
     else:

@@ -42,7 +42,7 @@ class RunSettings:
     rows_per_step: int = 16
     learning_rate: float = 3e-3
     warmup_share: float = 0.05
-    router_bias_rate: float = 0.01
+    router_bias_rate: float = 0.1
     evaluations: int = 8
     patience: int = 3
     max_epochs: float = 2.0

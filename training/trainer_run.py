@@ -54,18 +54,24 @@ def set_model_options(training_args: Any, model_args: Any) -> None:
 
 
 def checkpoint_to_resume(training_args: Any) -> str | None:
-    """The path to resume from; `last` is the newest whole checkpoint in the output folder.
+    """The path to resume from; `last` is the newest whole checkpoint in the output folder."""
+    if training_args.resume_from_checkpoint != "last":
+        return training_args.resume_from_checkpoint
+    newest = newest_checkpoint(Path(training_args.output_dir))
+    if newest is None:
+        raise ValueError(f"`resume_from_checkpoint: last`: there is no checkpoint in {training_args.output_dir}")
+    return newest
+
+
+def newest_checkpoint(folder: Path) -> str | None:
+    """The newest whole checkpoint in a folder, if there is one.
 
     The trainer writes `trainer_state.json` behind everything else: a checkpoint without it was cut off, for want of
     space for example.
     """
-    if training_args.resume_from_checkpoint != "last":
-        return training_args.resume_from_checkpoint
-    folders = Path(training_args.output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*")
+    folders = folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*")
     whole = [path for path in folders if path.suffix == "" and (path / TRAINER_STATE_NAME).is_file()]
-    if not whole:
-        raise ValueError(f"`resume_from_checkpoint: last`: there is no checkpoint in {training_args.output_dir}")
-    return str(max(whole, key=lambda path: int(path.name.rpartition("-")[2])))
+    return str(max(whole, key=lambda path: int(path.name.rpartition("-")[2]))) if whole else None
 
 
 def train_and_save(trainer: Any, script_args: Any, output_args: OutputArguments) -> Any:
@@ -90,4 +96,4 @@ def train_and_save(trainer: Any, script_args: Any, output_args: OutputArguments)
     return trainer
 
 
-__all__ = ["check_hub_token", "checkpoint_to_resume", "train_and_save", "trainer_options"]
+__all__ = ["check_hub_token", "checkpoint_to_resume", "newest_checkpoint", "train_and_save", "trainer_options"]

@@ -33,8 +33,8 @@ class TrainingCurves(TrainerCallback):
         self._step_began = 0.0
 
     def on_train_begin(self, args, state, control, **kwargs):
-        logged = [entry["num_tokens"] for entry in state.log_history if "num_tokens" in entry]
-        self._tokens, self._seconds = (logged[-1] if logged else 0.0), 0.0
+        # After an interruption GRPO counts on from the state's number; other trainers of TRL begin at 0 again.
+        self._tokens, self._seconds = float(state.num_input_tokens_seen), 0.0
 
     def on_step_begin(self, args, state, control, **kwargs):
         self._step_began = time.perf_counter()
