@@ -16,12 +16,14 @@ has to say stands beside these three keys.
 """
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 from eval.model_identity import model_identity
 
 NEEDED = ("task", "metric", "value")
+FILE_NAME = re.compile(r"\w[\w.-]*")  # of an evaluation: cards name files after it
 
 
 def result_file(folder: Path, evaluation: str, results: list[dict[str, Any]], **more: Any) -> dict[str, Any]:
@@ -45,12 +47,9 @@ def read_results(path: Path, model: dict[str, str] | None = None) -> dict[str, A
         identity, results = content["model"], content["results"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is no result file: {error!r}. Evaluations under eval/ write them.") from error
+    check_form(path, content)
     for number, result in enumerate(results):
-        missing = [key for key in NEEDED if key not in result]
-        if missing:
-            raise ValueError(f"{path}: results[{number}] lacks {', '.join(missing)}")
-        if isinstance(result["value"], bool) or not isinstance(result["value"], int | float):
-            raise ValueError(f"{path}: results[{number}].value is {result['value']!r}, not a number")
+        check_result(f"{path}: results[{number}]", result)
     for key in ("config_sha256", "weights_sha256"):
         if model is not None and identity.get(key) != model[key]:
             raise ValueError(
@@ -58,6 +57,35 @@ def read_results(path: Path, model: dict[str, str] | None = None) -> dict[str, A
                 f"{model['name']} is {model[key]}. Evaluate {model['name']} again."
             )
     return content
+
+
+def check_form(path: Path, content: dict[str, Any]) -> None:
+    """Raise a `ValueError` that names the key of a result file which holds something of another kind."""
+    for key, kind, name in (
+        ("model", dict, "an object"),
+        ("results", list, "a list"),
+        ("machine", dict, "an object"),
+        ("settings", dict, "an object"),
+    ):
+        if key in content and not isinstance(content[key], kind):
+            raise ValueError(f"{path}: `{key}` is {content[key]!r}, not {name}")
+    evaluation = content.get("evaluation", "unnamed")
+    if not isinstance(evaluation, str) or not FILE_NAME.fullmatch(evaluation):
+        raise ValueError(f"{path}: `evaluation` is {evaluation!r}, not a name of letters, digits, - and _")
+
+
+def check_result(where: str, result: Any) -> None:
+    """Raise a `ValueError` that names what one entry of `results` lacks, or what in it is of another kind."""
+    if not isinstance(result, dict):
+        raise ValueError(f"{where} is {result!r}, not an object")
+    missing = [key for key in NEEDED if key not in result]
+    if missing:
+        raise ValueError(f"{where} lacks {', '.join(missing)}")
+    if isinstance(result["value"], bool) or not isinstance(result["value"], int | float):
+        raise ValueError(f"{where}.value is {result['value']!r}, not a number")
+    for key in ("task", "metric", "dataset", "config", "split", "unit"):
+        if not isinstance(result.get(key) or "", str):
+            raise ValueError(f"{where}.{key} is {result[key]!r}, not text")
 
 
 __all__ = ["read_results", "result_file"]

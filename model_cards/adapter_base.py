@@ -11,6 +11,7 @@ from pathlib import Path
 
 from eval.model_identity import ADAPTER_CONFIG
 from model_cards.card_metadata import is_repo_id
+from model_cards.training_record import read_json
 from model_cards.upload_checks import is_adapter
 from modeling_longcat_lite import ROW_DELTA_FILE
 
@@ -19,7 +20,7 @@ KEY = "base_model_name_or_path"
 
 def named_base(folder: Path) -> str:
     """The base that the adapter in a folder names; empty if it names none."""
-    return json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8")).get(KEY) or ""
+    return read_json(folder / ADAPTER_CONFIG).get(KEY) or ""
 
 
 def checked_base(folder: Path, files: list[str], base_model: str | None) -> str | None:
@@ -32,11 +33,11 @@ def checked_base(folder: Path, files: list[str], base_model: str | None) -> str 
         if base_model is not None:
             raise ValueError(f"`base_model` is for adapters, and {folder} holds a model")
         return None
+    base = named_base(folder)
     if base_model is not None:
         if not is_repo_id(base_model):
             raise ValueError(f"`base_model` {base_model!r} is no name of a repository on the Hub, such as user/name")
         return base_model
-    base = named_base(folder)
     if not is_repo_id(base) or Path(base).exists():
         raise ValueError(
             f"`{KEY}` in {folder / ADAPTER_CONFIG} is {base!r}, no name on the Hub: push the base first, then "

@@ -13,6 +13,7 @@ uploads the folder, see `hub_upload.py`; when that fails, the same command goes 
 """
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 from transformers import GenerationConfig
@@ -20,6 +21,7 @@ from transformers import GenerationConfig
 from eval.model_identity import ADAPTER_CONFIG
 from model_cards.adapter_folder import tokenizer_for_use, write_adapter_folder
 from model_cards.card import CardSources, make_card
+from model_cards.card_metadata import is_repo_id
 from model_cards.hub_upload import add_push_options, check_destination
 from model_cards.unfinished_push import UnfinishedPush
 from model_cards.write_card import add_card_arguments, card_sources
@@ -44,16 +46,20 @@ def build_hub_repo(
         overwrite (`bool`, *optional*, defaults to `False`): Whether to replace a folder that is not empty.
 
     Raises:
-        `ValueError`: `model_dir` has no model or no tokenizer, `output_dir` is not empty, or [`make_card`] refuses the
-            card's sources. Nothing is written then.
+        `ValueError`: `model_dir` has no model or no tokenizer, `output_dir` is not empty or holds what it is made of,
+            or [`make_card`] refuses the card's sources. Nothing is written then.
     """
+    card = card or CardSources()
     if output_dir.exists() and any(output_dir.iterdir()) and not overwrite:
         raise ValueError(f"`output` {output_dir} is not empty; --overwrite replaces it")
+    for source in (model_dir, card.run, card.facts, card.report, *card.results):
+        if source is not None and source.resolve().is_relative_to(output_dir.resolve()):
+            raise ValueError(f"`output` {output_dir} holds {source}, which would be gone with it; take another folder")
     is_adapter = (model_dir / ADAPTER_CONFIG).is_file()
     for name in (ADAPTER_CONFIG if is_adapter else "config.json", "tokenizer.json"):
         if not (model_dir / name).is_file():
             raise ValueError(f"`model` {model_dir} has no {name}; save the model and its tokenizer there first")
-    finished_card = make_card(model_dir, card or CardSources())
+    finished_card = make_card(model_dir, card)
     with replaced_folder(output_dir) as building:
         if is_adapter:
             write_adapter_folder(model_dir, building, finished_card.base_model)
@@ -87,7 +93,9 @@ def main(arguments: list[str] | None = None) -> None:
         raise ValueError("`--private`, `--revision` and `--commit-message` are of an upload: add `--push`")
     unfinished = UnfinishedPush(args, args.output)
     if args.push is None or args.overwrite or not unfinished.is_built():
-        build_hub_repo(args.model, args.output, card_sources(args), args.max_shard_size, args.overwrite)
+        # A name without its owner is that of the token's user, whom only the Hub knows.
+        sources = replace(card_sources(args), repo_id=args.push if is_repo_id(args.push) else None)
+        build_hub_repo(args.model, args.output, sources, args.max_shard_size, args.overwrite)
     size = sum(file.stat().st_size for file in args.output.rglob("*"))
     print(f"{args.output}: {len(list(args.output.iterdir()))} files, {size / 1e6:.1f} MB")
     if args.push is not None:

@@ -4,6 +4,7 @@
 Everything that a card says comes from one of these four; what none of them tells is left out, or said to be unknown.
 """
 
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from huggingface_hub import get_token
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from eval.model_identity import model_identity
@@ -20,7 +22,8 @@ from model_cards.card_results import Measured, figures, hub_entries, model_index
 from model_cards.described_model import DescribedModel, describe
 from model_cards.facts import no_facts, read_facts
 from model_cards.training_record import formatted, read_training
-from model_cards.written_files import write_beside
+from model_cards.upload_checks import check_text
+from training.folder_replacement import write_beside
 
 TEMPLATES = Path(__file__).parent
 REQUIREMENT = "transformers>=5.23,<6"  # as in pyproject.toml
@@ -40,6 +43,8 @@ class CardSources:
         run (`Path`, *optional*): Folder of the training run, or a Hub folder with its record; that of the model by
             default.
         license (`str`, *optional*): Licence of the weights where there is no facts file.
+        repo_id (`str`, *optional*): Where the folder will be, for the card's code to load it from; the facts may say
+            it too.
     """
 
     facts: Path | None = None
@@ -47,6 +52,7 @@ class CardSources:
     report: Path | None = None
     run: Path | None = None
     license: str | None = None
+    repo_id: str | None = None
 
 
 @dataclass(frozen=True)
@@ -69,6 +75,9 @@ class Card:
         for old in folder.glob(f"{RESULTS_FOLDER}/*.yaml"):
             if old.stem not in self.hub_results:
                 old.unlink()
+        for figure in shown_figures(folder / CARD) - self.files.keys():
+            if not (folder / figure).with_suffix(".json").exists():  # that of an evaluation which wrote here
+                (folder / figure).unlink(missing_ok=True)
         for name, entries in self.hub_results.items():
             (folder / RESULTS_FOLDER).mkdir(exist_ok=True)
             text = yaml.safe_dump(entries, sort_keys=False, allow_unicode=True)
@@ -81,7 +90,7 @@ def make_card(folder: Path, sources: CardSources) -> Card:
 
     Raises:
         `ValueError`: naming the file and the key that is wrong: facts that the Hub would refuse, results of another
-            model, a report of another run.
+            model, a report of another run, a token or a key in any of them.
     """
     model = describe(folder)
     if sources.facts is None:
@@ -92,6 +101,12 @@ def make_card(folder: Path, sources: CardSources) -> Card:
         facts = read_facts(sources.facts)
     if facts.repo_id is not None:
         check_repo_id("repo_id", facts.repo_id)
+        if sources.repo_id not in (None, facts.repo_id):
+            raise ValueError(
+                f"`repo_id` in {sources.facts} is {facts.repo_id}, and the upload goes to {sources.repo_id}"
+            )
+    if sources.run is not None and not sources.run.is_dir():
+        raise ValueError(f"`run` {sources.run} is no folder")
     measured = read_measured(sources.results, model_identity(folder)) if sources.results else []
     training = read_training(sources.run or folder, sources.report)
     images = figures(sources.results)
@@ -107,17 +122,27 @@ def make_card(folder: Path, sources: CardSources) -> Card:
         metadata=metadata.to_yaml().strip(),
         facts=facts,
         model=model,
-        name=facts.repo_id or ".",
+        name=facts.repo_id or sources.repo_id or ".",
         requirement=REQUIREMENT,
         results=results_table(measured),
         figures=list(images),
         training=training,
         shown=SHOWN_ANSWERS,
         fenced=fenced,
+        quoted=quoted,
     )
     check_round_trip(text, metadata)
+    check_text(f"{CARD}, as made from {sources.facts or 'its sources'}", text.encode(), get_token())
     base_model = facts.base_model[0] if facts.base_model else None
     return Card(text, base_model, hub_entries(measured), {**images, **training.files})
+
+
+def shown_figures(card: Path) -> set[str]:
+    """Names of the figures of results that a card shows, as `card_template.md` writes them: text and file are one."""
+    text = card.read_text(encoding="utf-8") if card.is_file() else ""
+    return {
+        name for alt, name in re.findall(r"^!\[([\w. -]+)\]\(([\w. -]+\.png)\)$", text, re.MULTILINE) if alt == name
+    }
 
 
 def model_tags(model: DescribedModel) -> list[str]:
@@ -142,7 +167,13 @@ def results_table(measured: list[Measured]) -> str:
         rows.append([result.task, f"{result.metric}{direction}{unit}", *numbers, data])
     header = ["task", "metric", "value", "standard error", "samples", "data"]
     filled = [column for column in range(len(header)) if any(row[column] for row in rows)]
-    return markdown_table([header[i] for i in filled], [[row[i] for i in filled] for row in rows]) if rows else ""
+    cells = [[" ".join(row[i].split()).replace("|", r"\|") for i in filled] for row in rows]
+    return markdown_table([header[i] for i in filled], cells) if rows else ""
+
+
+def quoted(text: str) -> str:
+    """A text as a literal of Python, which reads as it is written: JSON's, in double quotes."""
+    return json.dumps(text, ensure_ascii=False)
 
 
 def fenced(text: str) -> str:

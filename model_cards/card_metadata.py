@@ -84,6 +84,8 @@ def check_metadata(data: dict[str, Any]) -> None:
         raise ValueError(f"`base_model_relation` is {data['base_model_relation']!r}; one of {', '.join(RELATIONS)}")
     if data["library_name"] == "peft" and data.get("base_model_relation") != "adapter":
         raise ValueError("the card of an adapter needs `base_model`, and `base_model_relation: adapter`")
+    if data["library_name"] != "peft" and data.get("base_model_relation") == "adapter":
+        raise ValueError("`base_model_relation` is 'adapter', and this is a whole model: finetune, merge or quantized")
     for language in listed(data.get("language")):
         if not isinstance(language, str) or not LANGUAGE.fullmatch(language):  # YAML reads `no` as false
             raise ValueError(f"`language` has {language!r}: codes have two or three letters, such as 'en'")

@@ -60,6 +60,11 @@ def describe(folder: Path) -> DescribedModel:
 def base_config(folder: Path) -> LongCatLiteConfig:
     """The config of the model that the adapter in `folder` was trained on, where that is still to be found."""
     base = read_json(folder / ADAPTER_CONFIG, "base_model_name_or_path")["base_model_name_or_path"]
+    if (Path(str(base)) / ADAPTER_CONFIG).is_file():  # transformers would look through it, at the base of that one
+        raise ValueError(
+            f"`base_model_name_or_path` in {folder / ADAPTER_CONFIG} is {base!r}, an adapter itself: merge that one "
+            "into its base (`--merge_adapter` of training.sft), and train on the merged model"
+        )
     try:
         return LongCatLiteConfig.from_pretrained(base)
     except (OSError, TypeError) as error:

@@ -26,8 +26,8 @@ class Facts:
     """One model's facts. Text is Markdown; ids are those of the Hub.
 
     `question` is asked in the card's first example. `tool_calls` stands above the example of tool calls, and says what
-    the model learned of them. `citation` is BibTeX. `limits` of `None` are those of a card without a facts file, which
-    says that nobody stated any.
+    the model learned of them. `evaluation` stands above results, and says what their tasks ask. `citation` is BibTeX.
+    `limits` of `None` are those of a card without a facts file, which says that nobody stated any.
     """
 
     name: str
@@ -46,6 +46,7 @@ class Facts:
     repo_id: str | None = None
     question: str = "What can you do?"
     tool_calls: str | None = None
+    evaluation: str | None = None
     citation: str | None = None
 
 
@@ -87,6 +88,8 @@ def checked(path: Path, key: str, value: Any) -> Any:
     if not isinstance(values, list) or not values or not all(isinstance(v, str) and v.strip() for v in values):
         raise ValueError(f"`facts` {path}: `{key}` must be {kind}, and is {value!r}")
     stripped = [text.strip() for text in values]
+    if key == "name" and "\n" in stripped[0]:
+        raise ValueError(f"`facts` {path}: `name` must be one line, and is {value!r}")
     return stripped if key in LISTS else stripped[0]
 
 

@@ -116,6 +116,8 @@ def send(api: HfApi, folder: Path, files: list[str], repo: str, revision: str | 
     """Send the files, remove what would be read with them, see that all are there."""
     remains = ADAPTER_REMAINS if is_adapter(files) else MODEL_REMAINS
     there = set(api.list_repo_files(repo, revision=revision))
+    if is_adapter(files) and "config.json" in there:
+        raise ValueError(f"`repo`: {repo} holds a whole model, which the adapter would hide; take another name")
     stale = sorted(name for name in there - set(files) if matches(name, remains))
     if stale:
         logger.warning("removing from %s what an earlier push left: %s", repo, ", ".join(stale))

@@ -128,7 +128,9 @@ def read_json(path: Path, *needed: str) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ValueError(f"{path} cannot be read as JSON: {error}") from error
-    missing = [key for key in needed if not isinstance(content, dict) or key not in content]
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds no JSON object")
+    missing = [key for key in needed if key not in content]
     if missing:
         raise ValueError(f"{path} lacks {', '.join(missing)}")
     return content

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from model_cards.hub_upload import push_folder
 
-OF_THE_UPLOAD = ("push", "private", "revision", "commit_message", "overwrite")
+OF_THE_UPLOAD = ("private", "revision", "commit_message", "overwrite")  # the card names the repository
 
 
 class UnfinishedPush:

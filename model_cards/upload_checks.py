@@ -4,7 +4,6 @@
 Nothing here asks the network.
 """
 
-import json
 import mmap
 import re
 from collections.abc import Iterable
@@ -12,10 +11,9 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from eval.model_identity import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from model_cards.training_record import read_json
+from training.left_behind import LEFT_BEHIND
 
-# Of resuming a training, and pickles, which run code when they are read. Any part of a path may match.
-PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle", "*.distcp", "*.pyc", "__pycache__")
-LEFT_OUT = ("checkpoint-*", "global_step*", "optimizer_[0-9]*", "merged", "runs", "wandb", "*.partial", *PICKLES)
 HIDDEN_BUT_READ_BY_THE_HUB = (".gitattributes", ".eval_results")
 KEY_FILES = ("*.pem", "*.key", "*.p12", "id_rsa*", "id_ed25519*")
 SECRET_FILES = (".env", ".env.*", ".netrc", "token", ".git-credentials", "credentials*", "secrets.*", *KEY_FILES)
@@ -40,7 +38,7 @@ def files_to_upload(folder: Path) -> tuple[list[str], list[str]]:
     """The files that go to the Hub, and the files and folders that are left out, as sorted relative paths.
 
     Raises:
-        `ValueError`: naming the file, when its name is that of a key or of credentials.
+        `ValueError`: naming the file, when its name is that of a key or of credentials, or it cannot be read.
     """
     chosen, left_out, waiting = [], [], [folder]
     while waiting:
@@ -49,12 +47,16 @@ def files_to_upload(folder: Path) -> tuple[list[str], list[str]]:
             if path.is_file() and matches(path.name, SECRET_FILES):
                 raise ValueError(f"`folder` {folder} holds {name}, which looks like a secret; move it elsewhere first")
             is_hidden = path.name.startswith(".") and path.name not in HIDDEN_BUT_READ_BY_THE_HUB
-            if is_hidden or matches(path.name, LEFT_OUT):
+            if is_hidden or matches(path.name, LEFT_BEHIND):
                 left_out.append(name + "/" * path.is_dir())
             elif path.is_dir():
                 waiting.append(path)
-            else:
+            elif path.is_file():
                 chosen.append(name)
+            else:
+                raise ValueError(
+                    f"`folder` {folder} holds {name}, which is no file, or a link to none; remove it first"
+                )
     return sorted(chosen), sorted(left_out)
 
 
@@ -87,12 +89,12 @@ def weights_files(folder: Path, files: list[str]) -> list[str]:
     """The files that the weights are in: one, or those that the index names."""
     if WEIGHTS in files or INDEX not in files:
         return [WEIGHTS]
-    return sorted(set(json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values()))
+    return sorted(set(read_json(folder / INDEX, "weight_map")["weight_map"].values()))
 
 
 def missing_code(folder: Path) -> list[str]:
     """The files that `trust_remote_code` would look for in vain: those of `auto_map`, and what they import."""
-    classes = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("auto_map")
+    classes = read_json(folder / "config.json").get("auto_map")
     if not classes:
         return ["`auto_map` in config.json"]
     # "user/name--module.Class" is code of another repository.
@@ -116,10 +118,6 @@ def check_secrets(folder: Path, files: list[str], token: str) -> None:
     Raises:
         `ValueError`: naming file, line and kind of the first one, never the secret itself.
     """
-    patterns = SECRETS | ({"your own token": re.escape(token.encode())} if len(token) >= SHORTEST_TOKEN else {})
-    # `re.escape` and the patterns have no capturing groups, so that the one that matched has the last group's name.
-    kinds = list(patterns)
-    secret = re.compile(b"|".join(b"(%s)" % pattern for pattern in patterns.values()))
     for name in files:
         path = folder / name
         if not path.stat().st_size:  # cannot be mapped
@@ -128,13 +126,25 @@ def check_secrets(folder: Path, files: list[str], token: str) -> None:
             end = len(data)
             if path.suffix == ".safetensors":
                 end = min(end, 8 + int.from_bytes(data[:8], "little"))
-            found = secret.search(data, 0, end)
-            if found is not None:
-                line = 1 + data[: found.start()].count(b"\n")
-                kind = kinds[(found.lastindex or 1) - 1]
-                raise ValueError(
-                    f"{path}, line {line}: {kind} stands there; remove it, and revoke it if it was shared"
-                )
+            check_text(str(path), data, token, end)
 
 
-__all__ = ["check_complete", "check_secrets", "files_to_upload", "is_adapter"]
+def check_text(where: str, text: bytes | mmap.mmap, token: str | None, end: int | None = None) -> None:
+    """Looks for tokens and keys in a text, up to byte `end`; `token` is the user's own.
+
+    Raises:
+        `ValueError`: naming `where`, line and kind of the first one, never the secret itself.
+    """
+    patterns = dict(SECRETS)
+    if token and len(token) >= SHORTEST_TOKEN:
+        patterns["your own token"] = re.escape(token.encode())
+    # `re.escape` and the patterns have no capturing groups, so that the one that matched has the last group's number.
+    secret = re.compile(b"|".join(b"(%s)" % pattern for pattern in patterns.values()))
+    found = secret.search(text, 0, len(text) if end is None else end)
+    if found is not None:
+        line = 1 + text[: found.start()].count(b"\n")
+        kind = list(patterns)[(found.lastindex or 1) - 1]
+        raise ValueError(f"{where}, line {line}: {kind} stands there; remove it, and revoke it if it was shared")
+
+
+__all__ = ["check_complete", "check_secrets", "check_text", "files_to_upload", "is_adapter"]

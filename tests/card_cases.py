@@ -18,8 +18,9 @@ FACTS = {
     "training_data": "A few rows.",
     "intended_use": "Tests.",
     "limits": ["It knows nothing.", "It says so."],
-    "question": 'What does "function 1" do?',
+    "question": 'What does "function 1" do, & isn\'t it 3 < 4 — é?',
     "citation": "@misc{tiny}",
+    "evaluation": "Tasks of one answer in four.",
 }
 ON_THE_HUB = [
     {

@@ -16,6 +16,7 @@ import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from http.server import ThreadingHTTPServer
+from pathlib import Path
 
 from fake_hub_routes import TOKEN, HubRequestHandler
 from fake_repository import Commit, File, Repository
@@ -41,6 +42,7 @@ class FakeHub:
         requests (`list[tuple[str, str]]`): Method and path of every request that arrived.
         stored (`list[str]`): sha256 of every file that came by LFS, once for each time that it was sent.
         xet (`XetStorage` or `None`): What came by Xet.
+        bytes_read (`int`): Of the content of files, as sent.
     """
 
     def __init__(self, xet: bool = False):
@@ -48,6 +50,7 @@ class FakeHub:
         self.requests: list[tuple[str, str]] = []
         self.stored: list[str] = []
         self.objects: dict[str, bytes] = {}
+        self.bytes_read = 0
         self.xet = XetStorage() if xet else None
         self.lock = threading.Lock()
         self._failures: list[Failure] = []
@@ -107,6 +110,12 @@ class FakeHub:
         """Make a repository, with the one file that new ones have."""
         self.repositories[name] = Repository(private)
         self.repositories[name].add(Commit("main", "initial commit", {".gitattributes": File(b"", lfs=False)}, []))
+
+    def add_folder(self, folder: Path, name: str) -> None:
+        """Make a repository of the files in a folder."""
+        self.add_repository(name)
+        files = {path.name: File(path.read_bytes(), lfs=path.suffix == ".safetensors") for path in folder.iterdir()}
+        self.repositories[name].add(Commit("main", "of a folder", files, list(files)))
 
     def files(self, name: str, revision: str = "main") -> dict[str, bytes]:
         """Content by path, at the head of a branch."""

@@ -89,9 +89,15 @@ class HubRequestHandler(BaseHTTPRequestHandler):
         if not self.user_is_known():
             raise HubError(401, "Invalid username or password.")
 
+    def check_owner(self, name: str) -> None:
+        self.check_user()
+        if name.split("/")[0] != USER:
+            raise HubError(403, f"Forbidden: you don't have the rights to write to {name}")
+
     def repository(self, name: str) -> Repository:
         found = self.hub.repositories.get(name)
-        if found is None or (found.private and not self.user_is_known()):
+        may_read = self.user_is_known() and name.split("/")[0] == USER
+        if found is None or (found.private and not may_read):
             raise HubError(404, "Repository not found", "RepoNotFound")
         return found
 
@@ -121,7 +127,7 @@ class HubRequestHandler(BaseHTTPRequestHandler):
         self.send(200, address)
 
     def create_branch(self, name: str, branch: str) -> None:
-        self.check_user()
+        self.check_owner(name)
         repository = self.repository(name)
         if branch in repository.branches:
             raise HubError(409, f"Reference already exists: {branch}")
@@ -140,7 +146,7 @@ class HubRequestHandler(BaseHTTPRequestHandler):
         self.send(200, {"errors": [], "warnings": []})
 
     def preupload(self, name: str, revision: str) -> None:
-        self.check_user()
+        self.check_owner(name)
         there = self.commit_at(name, revision).files
         answers = []
         for asked in json.loads(self.body)["files"]:
@@ -152,7 +158,7 @@ class HubRequestHandler(BaseHTTPRequestHandler):
         self.send(200, {"files": answers})
 
     def lfs_batch(self, name: str) -> None:
-        self.check_user()
+        self.check_owner(name)
         self.repository(name)
         answers = []
         for asked in json.loads(self.body)["objects"]:
@@ -176,7 +182,7 @@ class HubRequestHandler(BaseHTTPRequestHandler):
         self.send(200, {})
 
     def xet_token(self, name: str, revision: str) -> None:
-        self.check_user()
+        self.check_owner(name)
         expires = int(time.time()) + 3600
         self.send(200, {"casUrl": f"{self.hub.url}/xet", "exp": expires, "accessToken": "of-xet"})
 
@@ -199,7 +205,7 @@ class HubRequestHandler(BaseHTTPRequestHandler):
         return self.hub.xet
 
     def commit(self, name: str, branch: str) -> None:
-        self.check_user()
+        self.check_owner(name)
         files = dict(self.commit_at(name, branch).files)
         summary, changed = "", []
         for line in self.body.splitlines():
@@ -246,7 +252,11 @@ class HubRequestHandler(BaseHTTPRequestHandler):
         if path not in commit.files:
             raise HubError(404, f"{path} does not exist", "EntryNotFound")
         file = commit.files[path]
-        self.send(200, file.content, {"X-Repo-Commit": commit.sha, "ETag": f'"{file.oid}"'})
+        headers = {"X-Repo-Commit": commit.sha, "ETag": f'"{file.oid}"'}
+        asked = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
+        content = file.content[int(asked[1]) : int(asked[2]) + 1] if asked else file.content
+        self.hub.bytes_read += len(content) if self.command == "GET" else 0
+        self.send(206 if asked else 200, content, headers)
 
 
 NAME = r"([\w.-]+/[\w.-]+)"

@@ -152,3 +152,15 @@ def test_a_model_folder_that_lacks_something_is_named(model_dir, tmp_path, missi
             (partial / path.name).symlink_to(path)
     with pytest.raises(ValueError, match=f"`model`.*{missing}"):
         builder.build_hub_repo(partial, tmp_path / "folder")
+
+
+@pytest.mark.parametrize("output", ["chat/model", "chat", "results"])
+def test_what_it_is_made_of_is_never_replaced(tmp_path, output):
+    model = write_tiny_chat(tmp_path / "chat") / "model"
+    (tmp_path / "results").mkdir()
+    results = write_results(tmp_path / "results" / "harness.json", model, ON_THE_HUB)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    arguments = ["--model", str(model), "--results", str(results), "--output", str(tmp_path / output), "--overwrite"]
+    with pytest.raises(ValueError, match="which would be gone with it"):
+        builder.main(arguments)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before

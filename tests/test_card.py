@@ -130,6 +130,8 @@ def test_numbers_of_the_model_are_counted(card, model_dir):
 def test_the_facts_are_told(card):
     for text in (FACTS["summary"], FACTS["training_data"], FACTS["intended_use"], FACTS["citation"], *FACTS["limits"]):
         assert text in card.text
+    assert section(card.text, "Evaluation").startswith(f"\n{FACTS['evaluation']}\n\n| task |")
+    assert r"""{"role": "user", "content": "What does \"function 1\" do, & isn't it 3 < 4 — é?"}""" in card.text
     assert "{{" not in card.text and "{%" not in card.text and "None" not in card.text
     assert "````text\nasked:     Q?" in card.text  # a longer fence than the one in the answer
     assert "torch 2.13.0" in card.text
@@ -184,8 +186,14 @@ def test_writing_again_replaces_results(model_dir, sources, tmp_path, capsys):
     arguments = ["--folder", str(folder), "--facts", str(sources.facts)]
     write_card.main([*arguments, "--results", *map(str, sources.results)])
     assert (folder / ".eval_results" / "harness.yaml").is_file()
+    (folder / "mine.png").write_bytes(PNG)
+    assert (folder / "held_out.png").is_file()
     write_card.main([*arguments, "--results", str(sources.results[1])])
+    assert (folder / "held_out.png").is_file()
     assert not (folder / ".eval_results" / "harness.yaml").exists()
+    write_card.main([*arguments, "--results", str(sources.results[0])])
+    assert [path.name for path in folder.glob("*.png")] == ["mine.png"]
+    write_card.main([*arguments, "--results", str(sources.results[1])])
     assert "gsm8k" not in (folder / "README.md").read_text()
     assert f"{folder}/README.md" in capsys.readouterr().out
     assert not list(folder.glob("*.partial")) + list(folder.glob(".*.partial"))
@@ -232,6 +240,8 @@ def test_the_requirement_is_that_of_the_package():
         ({"base_model": ["model"]}, r"`base_model` has 'model', which is no id"),
         ({"base_model_relation": "finetune"}, r"`base_model_relation` needs a `base_model`"),
         ({"base_model": ["a/b"], "base_model_relation": "child"}, r"`base_model_relation` is 'child'"),
+        ({"base_model": ["a/b"], "base_model_relation": "adapter"}, r"'adapter', and this is a whole model"),
+        ({"name": "Tiny\n# Large"}, r"`name` must be one line"),
         ({"datasets": ["/data/rows"]}, r"`datasets` has '/data/rows'"),
         ({"repo_id": "./folder"}, r"`repo_id` has './folder'"),
         ({"limits": []}, r"`limits` must be a list"),
@@ -245,11 +255,34 @@ def test_wrong_facts_are_named(model_dir, tmp_path, changes, message):
         make_card(model_dir, CardSources(facts))
 
 
+def test_a_secret_gets_into_no_card(model_dir, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "my-very-own-token")
+    for secret, kind in (("hf_" + "aB3" * 11, "a Hugging Face token"), ("my-very-own-token", "your own token")):
+        facts = write_facts(tmp_path / "facts.yaml", training_data=f"Read with {secret}.")
+        with pytest.raises(ValueError, match=rf"README.md, as made from .*facts.yaml, line \d+: {kind}") as refused:
+            make_card(model_dir, CardSources(facts))
+        assert secret not in str(refused.value)
+
+
+def test_the_code_loads_the_repository_that_it_goes_to(model_dir, tmp_path):
+    facts = write_facts(tmp_path / "facts.yaml", repo_id="me/tiny")
+    for sources in (CardSources(facts), CardSources(repo_id="me/tiny"), CardSources(facts, repo_id="me/tiny")):
+        text = make_card(model_dir, sources).text
+        assert 'name = "me/tiny"\n' in text and "--model_name_or_path me/tiny " in text
+    with pytest.raises(ValueError, match=r"`repo_id` in .*facts.yaml is me/tiny, and the upload goes to me/other"):
+        make_card(model_dir, CardSources(facts, repo_id="me/other"))
+
+
 @pytest.mark.parametrize("text", ["", "- a", "a: [", "\x00"])
 def test_a_file_that_holds_no_facts(model_dir, tmp_path, text):
     (tmp_path / "facts.yaml").write_text(text)
     with pytest.raises(ValueError, match=r"`facts` .*facts.yaml"):
         make_card(model_dir, CardSources(tmp_path / "facts.yaml"))
+
+
+def test_a_run_that_is_not_there(model_dir, tmp_path):
+    with pytest.raises(ValueError, match=r"`run` .*nowhere is no folder"):
+        make_card(model_dir, CardSources(run=tmp_path / "nowhere"))
 
 
 def test_the_license_stands_in_one_place(model_dir, tmp_path):
@@ -285,6 +318,12 @@ def test_broken_result_files_are_named(model_dir, tmp_path, results, message):
     file = write_results(tmp_path / "broken.json", model_dir, results)
     with pytest.raises(ValueError, match=f"broken.json.*{message}"):
         make_card(model_dir, CardSources(results=[file]))
+
+
+def test_names_of_tasks_do_not_break_the_table(model_dir, tmp_path):
+    file = write_results(tmp_path / "harness.json", model_dir, [{"task": "a|b\nc", "metric": "acc", "value": 1.0}])
+    text = make_card(model_dir, CardSources(results=[file])).text
+    assert "| a\\|b c | acc | 1 |" in text
 
 
 def test_results_of_an_ablation_are_refused(model_dir, tmp_path):

@@ -1,16 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The code in a card runs as it stands, in the Hub folder, where the package cannot be imported."""
+"""The code in a card runs as it stands, by name from a Hub, where the package cannot be imported."""
 
 import json
-import os
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from card_cases import OF_OUR_OWN, code_blocks, section, write_facts, write_results
+from fake_hub import FakeHub
 from huggingface_hub import ModelCard
 from packaging.requirements import Requirement
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -54,20 +52,23 @@ def build(tmp_path: Path, model: Path, *options: str, **facts) -> Path:
     return folder
 
 
-def run_blocks(folder: Path, *more: str) -> None:
-    """All Python blocks of the card, one after the other, in a process of their own."""
+def run_blocks(folder: Path, name: str, *more: str, **others: Path) -> None:
+    """All Python blocks of the card, one after the other, in a process that loads the folder by name from a Hub.
+
+    `others` are folders of the owner `base` there. What the process writes lies beside the folder.
+    """
     blocks = code_blocks((folder / "README.md").read_text(), "python")
-    (folder / "blocks.py").write_text("\n".join([FORBID_THE_PACKAGE, *blocks, *more]))
-    environment = {"HF_HOME": str(folder.parent / "cache"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    environment |= {"PATH": os.environ["PATH"], "CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, "-I", "blocks.py"]
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
+    with FakeHub() as hub:
+        hub.add_folder(folder, name)
+        for other, its_folder in others.items():
+            hub.add_folder(its_folder, f"base/{other}")
+        code = "\n".join([FORBID_THE_PACKAGE, *blocks, *more])
+        hub.run(code, cwd=folder.parent, PYTHONPATH=None, CUDA_VISIBLE_DEVICES="")
 
 
 def assert_equal_logits(folder: Path, model: torch.nn.Module) -> None:
     """The model of the blocks computes what `model` does."""
-    found = load_file(folder / "logits.safetensors")
+    found = load_file(folder.parent / "logits.safetensors")
     with torch.no_grad():
         assert torch.equal(model.eval()(found["input_ids"]).logits, found["logits"])
 
@@ -93,14 +94,12 @@ def parse_bash(folder: Path, name: str = ".") -> list[str]:
 def test_the_blocks_of_a_model_run(tmp_path):
     chat = write_tiny_chat(tmp_path, num_nextn_predict_layers=1)
     folder = build(tmp_path, chat / "model", repo_id="me/tiny")
-    (folder / "me").mkdir()
-    (folder / "me" / "tiny").symlink_to(folder)  # stands for the Hub
     text = (folder / "README.md").read_text()
     for title in ("Call tools", "Where the n-gram tables lie", "Faster, with the draft head", "Fine-tune"):
         assert f"### {title}" in section(text, "Use")
     assert len(code_blocks(text, "python")) == 4
     assert parse_bash(folder, "me/tiny") == ["pip", "pip", "trl"]
-    run_blocks(folder, CHECK_MODEL, SAVE_LOGITS)
+    run_blocks(folder, "me/tiny", CHECK_MODEL, SAVE_LOGITS)
     assert_equal_logits(folder, LongCatLiteForCausalLM.from_pretrained(chat / "model"))
 
 
@@ -108,12 +107,9 @@ def test_the_blocks_of_a_model_run(tmp_path):
 def test_the_blocks_of_an_adapter_run(tmp_path):
     chat = write_tiny_chat(tmp_path)
     adapter = write_adapter(chat / "model", tmp_path / "adapter")
-    folder = build(tmp_path, adapter, **OF_AN_ADAPTER)
+    folder = build(tmp_path, adapter, repo_id="me/adapter", **OF_AN_ADAPTER)
     assert parse_bash(folder) == ["pip"]
-    # Stands for the Hub: what the card calls base/model.
-    (folder / "base").mkdir()
-    (folder / "base" / "model").symlink_to(chat / "model")
-    run_blocks(folder, SAVE_LOGITS)
+    run_blocks(folder, "me/adapter", SAVE_LOGITS, model=chat / "model")
     base = LongCatLiteForCausalLM.from_pretrained(chat / "model")
     base.load_ngram_rows(adapter)
     assert_equal_logits(folder, PeftModel.from_pretrained(base, str(adapter)))
@@ -148,6 +144,14 @@ def test_an_adapter_names_its_base(tmp_path):
     with pytest.raises(ValueError, match=r"`base_model_name_or_path` in .* where no model can be found"):
         build(tmp_path, adapter, **OF_AN_ADAPTER)
     assert not (tmp_path / "folder").exists()
+
+
+def test_an_adapter_of_an_adapter_is_refused(tmp_path):
+    first, second = (write_adapter(write_tiny_chat(tmp_path) / "model", tmp_path / name, False) for name in "ab")
+    config = json.loads((second / "adapter_config.json").read_text())
+    (second / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": str(first)}))
+    with pytest.raises(ValueError, match=r"`base_model_name_or_path` in .*, an adapter itself: merge"):
+        build(tmp_path, second, **OF_AN_ADAPTER)
 
 
 @pytest.mark.parametrize("changed", ["adapter_model.safetensors", ROW_DELTA_FILE])

@@ -132,6 +132,7 @@ def test_model_and_adapter_load_by_name_in_other_processes(chat, adapter, tmp_pa
     assert len(shards) > 2 and sorted(hub.stored) == sorted(hashlib.sha256(shard).hexdigest() for shard in shards)
     assert pushed_files(hub, "me/tiny") == contents(tmp_path / "package")
     assert [path.name for path in tmp_path.iterdir()] == ["package"]  # and no note of an unfinished push
+    assert 'name = "me/tiny"\n' in hub.files("me/tiny")["README.md"].decode()  # what the card's code loads
     hub.run(PUSH, "--folder", adapter, "--repo", "me/adapter", "--base-model", "me/tiny")
 
     with ThreadPoolExecutor() as pool:
@@ -164,8 +165,11 @@ def test_model_and_adapter_load_by_name_in_other_processes(chat, adapter, tmp_pa
 def test_trainer_and_model_push_their_code(chat, tmp_path, hub):
     options = ("--model_name_or_path", chat / "model", "--dataset_name", chat / "data")
     options += ("--output_dir", tmp_path / "out", "--chat_template_path", "tokenization/chat_template_training.jinja")
-    options += ("--max_steps", "1", "--use_cpu", "--bf16", "false", "--report_to", "none", "--save_strategy", "no")
+    options += ("--max_steps", "1", "--use_cpu", "--bf16", "false", "--report_to", "none", "--save_steps", "1")
+    (tmp_path / "out" / "merged").mkdir(parents=True)
+    (tmp_path / "out" / "merged" / "model.safetensors").write_bytes(b"of an earlier run")
     hub.run(TRAIN_AND_PUSH, *options, "--max_length", "64", "--push_to_hub", "--hub_model_id", "me/trainer")
+    assert (tmp_path / "out" / "training_args.bin").is_file()
     code = {path.name: path.read_bytes() for path in Path("modeling_longcat_lite").glob("*.py")}
     del code["__init__.py"]
     from_trainer, from_model = hub.files("me/trainer"), hub.files("me/model")
@@ -175,11 +179,16 @@ def test_trainer_and_model_push_their_code(chat, tmp_path, hub):
         assert files["model.safetensors"] == (tmp_path / "out" / "model.safetensors").read_bytes()
         assert not any(TOKEN.encode() in data for data in files.values())
     assert {"tokenizer.json", "chat_template.jinja"} <= from_trainer.keys()
+    # With every checkpoint, and at the end: no pickle, and no model beside the model.
+    in_training = [commit for commit in hub.repositories["me/trainer"].commits if "in progress" in commit.message]
+    assert in_training and all("model.safetensors" in commit.files for commit in in_training)
+    for commit in hub.repositories["me/trainer"].commits:
+        assert not [name for name in commit.files if name.endswith(".bin") or "/" in name]
 
 
 @pytest.mark.parametrize("script", [sft, extend_context], ids=["sft", "extend_context"])
 def test_a_token_among_the_training_arguments_is_refused(script, chat, tmp_path):
-    # `training_args.bin` holds it, and `trainer.push_to_hub` uploads that file.
+    # `training_args.bin` would hold it, here and in checkpoints, which `hub_strategy` may upload.
     options = ["--model_name_or_path", str(chat / "model"), "--dataset_name", str(chat / "data"), "--use_cpu"]
     options += ["--output_dir", str(tmp_path), "--bf16", "false", "--report_to", "none", "--hub_token", TOKEN]
     stages = ["--stages", "training/recipes/yarn_demo.stages.yaml"] if script is extend_context else []
@@ -278,6 +287,21 @@ def test_an_adapter_names_its_base_as_the_hub_does(chat, adapter, tmp_path, hub)
     assert digests(adapter) == before
 
 
+def test_an_adapter_does_not_hide_a_model(package, adapter, hub):
+    hub.run(PUSH, "--folder", package, "--repo", "me/tiny")
+    before = hub.files("me/tiny")
+    with_base = ("--folder", adapter, "--base-model", "me/tiny")
+    assert "holds a whole model" in hub.run(PUSH, *with_base, "--repo", "me/tiny", fails=True)
+    assert hub.files("me/tiny") == before
+
+
+def test_a_repository_of_others_is_not_written_to(package, hub):
+    hub.add_repository("you/tiny")
+    said = hub.run(PUSH, "--folder", package, "--repo", "you/tiny", fails=True)
+    assert "403" in said and "you/tiny" in said
+    assert hub.stored == [] and pushed_files(hub, "you/tiny") == {}
+
+
 def test_a_token_that_is_refused_is_not_shown(package, hub):
     said = hub.run(PUSH, "--folder", package, "--repo", "me/tiny", fails=True, HF_TOKEN="hf_" + "wrong" * 7)
     assert "401" in said
@@ -314,5 +338,6 @@ def test_an_unfinished_push_goes_on_with_the_same_build_only(tmp_path, monkeypat
     assert unfinished().is_built()
     assert unfinished("--commit-message", "Again", "--private").is_built()
     assert not unfinished("--license", "mit").is_built()
+    assert not unfinished("--push", "me/other").is_built()  # its card would name the first
     (tmp_path / "model" / "config.json").write_text("{ }")
     assert not unfinished().is_built()

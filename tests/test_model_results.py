@@ -65,6 +65,12 @@ def test_a_row_that_changed_is_another_model(model, tmp_path, monkeypatch):
         ({"results": [RESULT, {"task": "drop", "value": 1.0}]}, r"results\[1\] lacks metric"),
         ({"results": [RESULT | {"value": "high"}]}, r"results\[0\].value is 'high', not a number"),
         ({"results": [RESULT | {"value": True}]}, r"results\[0\].value is True, not a number"),
+        ({"results": [RESULT | {"task": 3}]}, r"results\[0\].task is 3, not text"),
+        ({"results": ["drop"]}, r"results\[0\] is 'drop', not an object"),
+        ({"results": 3}, r"`results` is 3, not a list"),
+        ({"model": "mine"}, r"`model` is 'mine', not an object"),
+        ({"machine": None}, r"`machine` is None, not an object"),
+        ({"evaluation": "../../harness"}, r"`evaluation` is '../../harness', not a name"),
     ],
 )
 def test_broken_results_are_named(tmp_path, changes, message):

@@ -7,8 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from huggingface_hub import HfApi, RepoUrl
-from huggingface_hub.constants import ENDPOINT
 from tiny_chat import chat_rows, write_rows, write_tiny_chat
 from transformers import TrainerCallback
 
@@ -186,27 +184,6 @@ def test_saved_folder_carries_the_code_and_the_trainer_log(chat, tmp_path):
     }
     history = json.loads((tmp_path / "out" / "trainer_state.json").read_text())["log_history"]
     assert sum("eval_loss" in entry for entry in history) == 2
-
-
-def test_pushing_from_trainer_and_model_uploads_the_code(chat, tmp_path, monkeypatch):
-    uploads = []
-
-    def upload_folder(self, *, folder_path, **kwargs):
-        uploads.append({path.name for path in Path(folder_path).iterdir()})
-
-    def create_commit(self, *, operations, **kwargs):
-        uploads.append({operation.path_in_repo for operation in operations})
-
-    monkeypatch.setattr(HfApi, "create_repo", lambda self, name, **kwargs: RepoUrl(f"{ENDPOINT}/{name}"))
-    monkeypatch.setattr(HfApi, "upload_folder", upload_folder)
-    monkeypatch.setattr(HfApi, "create_commit", create_commit)
-    push = ("--push_to_hub", "--hub_model_id", "someone/tiny", "--max_steps", "1")
-    trainer = run(chat, tmp_path / "out", *push)
-    trainer.model.push_to_hub("someone/tiny")
-    from_trainer, from_model = uploads[-2:]
-    code = {"modeling_longcat_lite.py", "configuration_longcat_lite.py", "ngram_embedding.py", "model.safetensors"}
-    assert code | {"tokenizer.json"} <= from_trainer
-    assert code <= from_model
 
 
 def test_best_model_is_loaded_with_its_experts(chat, tmp_path):

@@ -52,6 +52,8 @@ def test_what_cannot_be_right_sends_nothing(package, tmp_path, hub):
 
     shard = sorted(path.name for path in package.glob("*.safetensors"))[1]
     key = "sk-proj-" + "a1B2" * 6
+    linked = folder("link")
+    (linked / "gone.txt").symlink_to(tmp_path / "nowhere")
     config = {**json.loads((package / "config.json").read_text()), "auto_map": None}
     cases = {
         (package, "me/ti--ny"): "`repo` 'me/ti--ny' is no name of a repository",
@@ -68,6 +70,9 @@ def test_what_cannot_be_right_sends_nothing(package, tmp_path, hub):
         (folder("no-weights", "model.safetensors.index.json"), "me/tiny"): "lacks model.safetensors;",
         (folder("no-code", "moe.py"), "me/tiny"): "lacks moe.py",
         (folder("no-map", config__json=json.dumps(config)), "me/tiny"): "lacks `auto_map` in config.json",
+        (folder("broken", model__safetensors__index__json="{"), "me/tiny"): "index.json cannot be read as JSON",
+        (folder("list", config__json="[]"), "me/tiny"): "config.json holds no JSON object",
+        (linked, "me/tiny"): "holds gone.txt, which is no file, or a link to none",
         (folder("env", __env="KEY=1"), "me/tiny"): "holds .env, which looks like a secret",
         (folder("pem", server__pem="key"), "me/tiny"): "holds server.pem, which looks like a secret",
         (folder("own", notes__md=f"one\ntwo {TOKEN}"), "me/tiny"): "notes.md, line 2: a Hugging Face token",

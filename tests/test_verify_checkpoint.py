@@ -2,17 +2,14 @@
 """`eval.verify_checkpoint`: conformance checkpoints fit, every kind of damage is named, and little is read."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import CONFORMANCE, randomize, tiny_config
-from hub_server import serve_repository
+from fake_hub import FakeHub
 from safetensors.torch import load_file, save_file
 
 from eval import verify_checkpoint
@@ -21,7 +18,6 @@ from eval.quantize_tables import convert
 from modeling_longcat_lite import LongCatLiteConfig, LongCatLiteForCausalLM
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
-ROOT = Path(__file__).parents[1]
 
 
 def verify(folder: Path, *options: str) -> dict:
@@ -352,14 +348,12 @@ def test_reads_under_a_hundredth(tmp_path):
 @pytest.mark.slow  # a process of its own: this one is offline
 def test_a_repository_on_the_hub_is_read_in_ranges(tmp_path):
     write_larger(tmp_path / "model")
-    command = [sys.executable, "-m", "eval.verify_checkpoint", "--output", str(tmp_path), "me/model"]
-    with serve_repository(tmp_path / "model", "me/model") as served:
-        online = {"HF_ENDPOINT": served.endpoint, "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path / "home")}
-        environment = {**os.environ, **online, "OMP_NUM_THREADS": "1"}
-        result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr[-2000:]
+    with FakeHub() as hub:
+        hub.add_folder(tmp_path / "model", "me/model")
+        code = "import runpy; runpy.run_module('eval.verify_checkpoint', run_name='__main__')"
+        hub.run(code, "--output", tmp_path, "me/model")
     on_hub = json.loads((tmp_path / "verify_checkpoint.json").read_text())
-    assert sum(served.sent) == on_hub["bytes_read"] < on_hub["bytes_in_all"] / 100
+    assert hub.bytes_read == on_hub["bytes_read"] < on_hub["bytes_in_all"] / 100
     local = verify(tmp_path / "model")
     assert {**on_hub, "checkpoint": None} == {**local, "checkpoint": None}
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Folders that are whole at any moment: a new one is written beside its place, and an older one stays until then."""
+"""Folders and files that are whole at any moment: written beside their place, where an older one stays until then."""
 
 import shutil
 from collections.abc import Iterator
@@ -38,4 +38,11 @@ def replaced_folder(output: Path) -> Iterator[Path]:
     shutil.rmtree(old, ignore_errors=True)
 
 
-__all__ = ["replaced_folder"]
+def write_beside(path: Path, content: bytes) -> None:
+    """Write beside `path` and rename, so that a reader never finds half of it."""
+    beside = path.with_name(f".{path.name}.partial")
+    beside.write_bytes(content)
+    beside.replace(path)
+
+
+__all__ = ["replaced_folder", "write_beside"]

@@ -14,6 +14,8 @@ from huggingface_hub import ModelCard
 from transformers import Trainer
 from transformers.utils import logging
 
+from training.folder_replacement import write_beside
+
 logger = logging.get_logger(__name__)
 
 CARD = "README.md"
@@ -37,9 +39,7 @@ def card_kept(folder: Path) -> Iterator[None]:
     before = card.read_bytes() if card.is_file() and not is_draft(card) else None
     yield
     if before is not None and card.read_bytes() != before:
-        beside = folder / f".{CARD}.partial"
-        beside.write_bytes(before)
-        beside.replace(card)
+        write_beside(card, before)
 
 
 class KeptCardTrainer(Trainer):

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""TRL's trainers with checkpoints that give back every weight, and a card that stays (`kept_card.py`).
+"""TRL's trainers with checkpoints that give back every weight, a card that stays (`kept_card.py`), and pushes without
+what training leaves behind (`left_behind.py`).
 
 A LongCat checkpoint stores each expert by itself, as the released one does, while the model stacks them. The Trainer
 resumes by handing the file to `load_state_dict`, which knows nothing of that: the experts would silently keep what
@@ -18,6 +19,7 @@ from transformers import PreTrainedModel, Trainer
 from trl import DPOTrainer, GRPOTrainer, SFTTrainer
 
 from training.kept_card import KeptCardTrainer
+from training.left_behind import CleanPushTrainer
 
 # What sizes a model; other fields of a config may differ between a checkpoint and the model that goes on from it.
 SHAPE = (
@@ -90,15 +92,15 @@ class ResumableTrainer(Trainer):
         self._load_from_checkpoint(self.state.best_model_checkpoint)
 
 
-class ResumableSFTTrainer(KeptCardTrainer, ResumableTrainer, SFTTrainer):
+class ResumableSFTTrainer(KeptCardTrainer, CleanPushTrainer, ResumableTrainer, SFTTrainer):
     """Supervised fine-tuning."""
 
 
-class ResumableDPOTrainer(KeptCardTrainer, ResumableTrainer, DPOTrainer):
+class ResumableDPOTrainer(KeptCardTrainer, CleanPushTrainer, ResumableTrainer, DPOTrainer):
     """Preferences (arXiv 2305.18290)."""
 
 
-class ResumableGRPOTrainer(KeptCardTrainer, ResumableTrainer, GRPOTrainer):
+class ResumableGRPOTrainer(KeptCardTrainer, CleanPushTrainer, ResumableTrainer, GRPOTrainer):
     """Rewards (arXiv 2402.03300)."""
 
 

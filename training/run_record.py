@@ -12,6 +12,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from training.folder_replacement import write_beside
+
 RUN_RECORD = "training_run.json"
 LIBRARIES = ("torch", "transformers", "trl", "peft", "datasets", "tokenizers")
 # Those of all trainers, then of SFT, DPO and GRPO; each has some of them.
@@ -42,9 +44,7 @@ def write_run_record(trainer: Any) -> Path | None:
         "versions": versions(),
     }
     path = Path(trainer.args.output_dir) / RUN_RECORD
-    beside = path.with_name(f".{path.name}")
-    beside.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    beside.replace(path)
+    write_beside(path, (json.dumps(record, indent=2) + "\n").encode())
     return path
 
 

@@ -34,10 +34,10 @@ def trainer_options(
 
 
 def check_hub_token(training_args: Any) -> None:
-    """Raise a `ValueError` for a token among the arguments: trainers save those, and push what they saved."""
+    """Raise a `ValueError` for a token among the arguments: trainers save those."""
     if training_args.hub_token is not None:
         raise ValueError(
-            "`hub_token` would be stored in training_args.bin, which goes to the Hub with the model; run "
+            "`hub_token` would be stored in training_args.bin, beside the model and in every checkpoint; run "
             "`hf auth login`, or set HF_TOKEN"
         )
 
