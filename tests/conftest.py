@@ -7,6 +7,7 @@ from pathlib import Path
 os.environ["HF_HUB_OFFLINE"] = "1"  # read once, when huggingface_hub is imported
 
 import pytest
+import setuptools  # noqa: F401 (before a test reads the library's documentation: the compiler refuses its own distutils)
 import torch
 from transformers import LongcatFlashConfig
 from transformers.utils import logging

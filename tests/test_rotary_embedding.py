@@ -114,4 +114,4 @@ def test_angles_are_float32_in_bfloat16_models(tmp_path):
 def test_unknown_rope_type_is_refused():
     # Silent plain RoPE would read well for a few thousand tokens and then turn to noise.
     with pytest.raises(ValueError, match="rope_type"):
-        tiny_config(rope_parameters={"rope_type": "deepseek_yarn", "rope_theta": 10000.0, "factor": 8.0})
+        tiny_config(rope_parameters={"rope_type": "ntk_yarn", "rope_theta": 10000.0, "factor": 8.0})
