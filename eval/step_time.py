@@ -2,7 +2,7 @@
 """How long a training step takes, against transformers' `longcat_flash` at the same shape, in one run.
 
     python -m eval.step_time
-    python -m eval.step_time --tokens 1024 --shape hidden_size=384 num_layers=4
+    python -m eval.step_time --shape n_routed_experts=64 zero_expert_num=32 moe_topk=6 --name step_time_64_experts
 
 A step is forward, loss, backward, clipping and AdamW on one packed row, at the shape of the demo's model. The model of
 transformers has no n-gram embedding and one implementation of its experts; this one computes n-grams on top. *Dense*
@@ -167,6 +167,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--shape", nargs="+", default=[], metavar="FIELD=VALUE", help="Changes to the demo's shape.")
     parser.add_argument("--no-compile", action="store_true", help="Leave the compiled trunk out.")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--name", default=NAME, help="Of the files, default: %(default)s.")
     parser.add_argument("--output", type=Path, default=Path("eval/results"), help="Folder for JSON, Markdown and PNG.")
     return parser
 
@@ -188,8 +189,8 @@ def main(arguments: argparse.Namespace):
         "not_compiled": not_compiled,
         **summarize(times),
     }
-    paths = write_report(arguments.output, NAME, results, as_markdown(results))
-    paths.append(arguments.output / f"{NAME}.png")
+    paths = write_report(arguments.output, arguments.name, results, as_markdown(results))
+    paths.append(arguments.output / f"{arguments.name}.png")
     draw(results, paths[-1])
     Console().print("Written: " + ", ".join(map(str, paths)), soft_wrap=True)
 
