@@ -115,7 +115,7 @@ class NgramEmbedding(nn.Module):
         if not resident:
             return self._gathered(word_embeds, ids)
         if tables is None:
-            by_rows = any(getattr(table, "sparse", False) for table in self.embedders)
+            by_rows = any(isinstance(table, nn.Embedding) and table.sparse for table in self.embedders)
             each = (looked_up_by_rows if by_rows else looked_up)(self.embedders, ids, word_embeds.device)
             if self.table_bits < 16:
                 return dequantize_rows(torch.stack(each, dim=-2), self.table_bits, word_embeds.dtype).flatten(-2)
