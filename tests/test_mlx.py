@@ -20,6 +20,7 @@ from transformers import AutoTokenizer
 
 from eval.runtime_expectations import config_problems
 from model_cards.build_hub_repo import build_hub_repo
+from model_cards.card import CardSources
 from modeling_longcat_lite import LongCatLiteForCausalLM
 
 pytestmark = pytest.mark.mlx
@@ -99,7 +100,7 @@ def test_a_hub_folder_loads_with_its_tokenizer(tmp_path):
     write_tiny_chat(tmp_path)
     model = randomize(LongCatLiteForCausalLM.from_pretrained(tmp_path / "model"))
     model.save_pretrained(tmp_path / "model")
-    build_hub_repo(tmp_path / "model", tmp_path / "package", license="apache-2.0")
+    build_hub_repo(tmp_path / "model", tmp_path / "package", card=CardSources(license="apache-2.0"))
 
     run = run_mlx(tmp_path / "package", tmp_path / "mlx.safetensors", "--question", QUESTION)
     assert run.returncode == 0, run.stderr
