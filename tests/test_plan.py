@@ -199,6 +199,18 @@ def run(*options: str) -> bool:
     return plan.main(plan.make_parser().parse_args(options))
 
 
+def test_context_parallelism_leaves_a_gpu_its_part_of_a_row():
+    path = Path("training/recipes/yarn_256k.yaml")
+    whole, part = (read_setup(path, gpus=64, shard="fsdp2", context_parallel=count) for count in (None, 8))
+    assert (whole.length, part.length) == (262144, 32768)
+    with pytest.raises(ValueError, match="`context_parallel` is 6: it must divide the 64 GPUs"):
+        read_setup(path, gpus=64, shard="fsdp2", context_parallel=6)
+    config = tiny_config(vocab_size=256)
+    short = [replace(setup, length=setup.length // 128) for setup in (whole, part)]
+    in_whole, in_part = (plan_memory(config, setup).parts["activations"] for setup in short)
+    assert in_part < in_whole / 6
+
+
 def test_the_command_prints_parts_and_what_would_fit_and_writes_files(tmp_path, capsys):
     CONFIG.save_pretrained(tmp_path / "model")
     common = ("--recipe", "demo", "--model", str(tmp_path / "model"))

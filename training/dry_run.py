@@ -128,7 +128,7 @@ class DryRun:
 def dry_run(config: LongCatLiteConfig, setup: Setup) -> DryRun:
     """Runs a step of `setup` on a model of the config; two of them where gradients accumulate."""
     # What makes no difference to the step is left out, so that another number of GPUs needs no other run.
-    same = replace(setup, gpus=1, optimizer="", has_reference=False)
+    same = replace(setup, gpus=1, context_parallel=1, optimizer="", has_reference=False)
     return remembered(config.to_json_string(use_diff=False), same)
 
 

@@ -5,6 +5,11 @@
 python -m training.plan --recipe sft_lora --gpus 8 --gpu-memory 80GB
 ```
 
+# Rows split over the 8 GPUs of a node
+```bash
+python -m training.plan --recipe yarn_256k --gpus 64 --gpu-memory 80GB --context-parallel 8
+```
+
 # Tables in host memory, layers sharded; JSON, Markdown and a picture beside
 ```bash
 python -m training.plan --recipe sft_full --gpus 8 --gpu-memory 80GB --shard fsdp2 --tables host --output outputs/plan
@@ -67,6 +72,7 @@ def main(arguments: argparse.Namespace) -> bool:
         tables=arguments.tables,
         train_tables=arguments.train_tables,
         trainer=arguments.trainer,
+        context_parallel=arguments.context_parallel,
     )
     config = read_config(arguments.model)
     plan = plan_memory(config, setup)
@@ -88,6 +94,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--gpus", type=int, default=1, help="GPUs that train together.")
     parser.add_argument("--gpu-memory", required=True, help="Memory of one of them: 80GB, 141GB, 24GiB.")
     parser.add_argument("--shard", choices=SHARDS, help="FSDP2 for more than one GPU by default, as DDP keeps copies.")
+    parser.add_argument("--context-parallel", type=int, help="GPUs that each row is split over; 1 by default.")
     parser.add_argument("--tables", choices=TABLES, help="Where n-gram tables are; as the recipe says by default.")
     parser.add_argument(
         "--train-tables",

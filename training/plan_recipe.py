@@ -2,7 +2,7 @@
 """What of a recipe decides how much memory training takes.
 
 A recipe is a YAML file of TRL's keys; what it leaves out has TRL's defaults. Keys that move no byte are passed over.
-Rows of a context extension are whole rows of its longest stage: context parallelism, which splits them, is not known.
+Rows of a context extension are those of its longest stage; with context parallelism a GPU has its part of each.
 """
 
 from dataclasses import dataclass, fields
@@ -34,6 +34,7 @@ class Setup:
 
     Args:
         rows, length (`int`): What one device reads at a time, in rows and tokens a row.
+        context_parallel (`int`): GPUs that a row is split over; `length` is the part of one.
         packed (`bool`): Rows are made of documents, which positions tell apart.
         accumulates (`bool`): Gradients of several batches are summed before a step.
         has_reference (`bool`): A second copy of the model gives the probabilities to stay near.
@@ -58,6 +59,7 @@ class Setup:
     train_tables: str = "dense"
     gpus: int = 1
     shard: str = "none"
+    context_parallel: int = 1
 
     def __post_init__(self):
         for name, choices in (("trainer", TRAINERS), ("tables", TABLES), ("shard", SHARDS)):
@@ -65,6 +67,10 @@ class Setup:
                 raise ValueError(f"`{name}` is one of {', '.join(choices)}, not {getattr(self, name)!r}.")
         if self.gpus < 1:
             raise ValueError(f"`gpus` must be at least 1, got {self.gpus}.")
+        if self.context_parallel < 1 or self.gpus % self.context_parallel:
+            raise ValueError(
+                f"`context_parallel` is {self.context_parallel}: it must divide the {self.gpus} GPUs into groups."
+            )
         if self.tables == "sharded" and self.shard != "fsdp2":
             raise ValueError("`tables: sharded` needs `shard: fsdp2`: nothing else splits a table.")
 
@@ -108,7 +114,7 @@ def read_setup(path: Path, **chosen: Any) -> Setup:
     setup = {
         "trainer": trainer,
         "rows": values["per_device_train_batch_size"] * (2 if trainer == "dpo" else 1),
-        "length": row_length(values, trainer, path),
+        "length": -(-row_length(values, trainer, path) // max(chosen.get("context_parallel", 1), 1)),
         "packed": bool(values.get("packing")),
         "accumulates": values["gradient_accumulation_steps"] > 1,
         "checkpointing": bool(values["gradient_checkpointing"] if checkpointing is None else checkpointing),

@@ -26,7 +26,8 @@ def describe(plan: Plan) -> str:
     devices = "1 GPU" if setup.gpus == 1 else f"{setup.gpus} GPUs, {'FSDP2' if setup.shard == 'fsdp2' else 'DDP'}"
     words = [
         f"{setup.trainer}, {devices}",
-        f"{setup.rows} rows of {setup.length:,} tokens a GPU",
+        f"{setup.rows} rows of {setup.length:,} tokens a GPU"
+        + (f", each the part of one of {setup.context_parallel}" if setup.context_parallel > 1 else ""),
         f"{plan.trained:,} values trained with {setup.optimizer}",
         f"{setup.dtype}{', computed in bfloat16' if setup.bf16 and setup.dtype != 'bfloat16' else ''}",
         f"tables {setup.tables}, {'frozen' if setup.train_tables == 'none' else 'trained'}",
