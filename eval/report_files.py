@@ -7,6 +7,8 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from training.folder_replacement import write_beside
+
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """First column to the left, numbers to the right."""
@@ -18,9 +20,7 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def write_whole(path: Path, text: str) -> None:
     """Writes `text` beside `path` and renames, so that `path` is never half a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f"{path.name}.partial")
-    beside.write_text(text, encoding="utf-8")
-    beside.replace(path)
+    write_beside(path, text.encode())
 
 
 def save_figure(figure: Figure, path: Path) -> None:

@@ -53,13 +53,17 @@ MODEL: dict[str, Any] = {
 }
 
 
-def main():
-    # Nothing is fetched and nothing is reported; caches stay with the other files of the demo.
+def set_environment(output: Path) -> None:
+    """What libraries read when they are imported: nothing is fetched, caches stay with the other files of a demo."""
     os.environ["HF_HUB_OFFLINE"] = "1"
-    os.environ["HF_DATASETS_CACHE"] = str(OUTPUT.resolve() / "cache")
+    os.environ["HF_DATASETS_CACHE"] = str(output.resolve() / "cache")
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     # Steps this small gain little from a second thread and lose tenfold where another process wants the core.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def main():
+    set_environment(OUTPUT)
     from training.demo_report import print_answers, print_summary, write_report
 
     shutil.rmtree(OUTPUT, ignore_errors=True)

@@ -27,6 +27,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from training import study_report
+from training.folder_replacement import write_beside
 from training.study_grid import fingerprint, grid, match
 from training.study_run import RunSettings
 from training.study_text import TextSettings, prepare_text
@@ -151,8 +152,8 @@ def write_report(plan: dict[str, Any], runs: dict[str, dict], output: Path) -> l
     summary = study_report.summarize(plan, runs)
     output.mkdir(parents=True, exist_ok=True)
     paths = [output / f"{NAME}.json", output / f"{NAME}.md"]
-    paths[0].write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
-    paths[1].write_text(study_report.as_markdown(summary), encoding="utf-8")
+    write_beside(paths[0], (json.dumps(summary, indent=1) + "\n").encode())
+    write_beside(paths[1], study_report.as_markdown(summary).encode())
     for name, experiment in summary["experiments"].items():
         if experiment["rows"]:
             paths.append(output / f"{NAME}_{name}.png")
@@ -198,7 +199,7 @@ def plan_and_train(arguments: argparse.Namespace) -> list[str]:
     plan["command"] = f"python -m training.scaling_study --config {arguments.config}" + " --quick" * arguments.quick
     print_plan(plan)
     arguments.runs.mkdir(parents=True, exist_ok=True)
-    (arguments.runs / PLAN).write_text(json.dumps(plan, indent=1) + "\n", encoding="utf-8")
+    write_beside(arguments.runs / PLAN, (json.dumps(plan, indent=1) + "\n").encode())
     chosen = arguments.only or list(plan["experiments"])
     names = {run["name"] for name in chosen for point in plan["experiments"][name]["points"] for run in point["runs"]}
     runs = [run for name, run in plan["runs"].items() if name in names]

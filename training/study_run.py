@@ -19,6 +19,7 @@ import torch
 from transformers import EarlyStoppingCallback, Trainer, TrainingArguments, set_seed
 
 from modeling_longcat_lite import LongCatLiteConfig, LongCatLiteForCausalLM
+from training.folder_replacement import write_beside
 from training.router_arguments import RouterArguments
 from training.router_control import RouterControlMixin
 from training.study_text import load_side
@@ -140,12 +141,10 @@ def arguments(settings: RunSettings, steps: int, seed: int, folder: str) -> Trai
 
 
 def main(source: str, target: str) -> None:
-    """Reads a run, writes what came of it beside `target`, and renames that."""
+    """Reads a run, trains by it, and writes what came of it."""
     run = json.loads(Path(source).read_text(encoding="utf-8"))
     result = {**run, "result": train(run)}
-    beside = Path(target).with_suffix(".part")
-    beside.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    beside.replace(target)
+    write_beside(Path(target), (json.dumps(result, indent=1) + "\n").encode())
 
 
 __all__ = ["RunSettings", "steps_for", "train"]

@@ -10,8 +10,6 @@ Shapes: T tokens of a row.
 
 import hashlib
 import json
-import shutil
-import tempfile
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -22,6 +20,7 @@ from datasets import Dataset, load_from_disk
 from transformers import AutoTokenizer
 
 from tokenization.train_tokenizer import train_tokenizer
+from training.folder_replacement import replaced_folder
 from training.local_text import documents
 
 FACTS = "text.json"
@@ -93,12 +92,10 @@ def prepare_text(folder: Path, settings: TextSettings) -> dict[str, Any]:
         if not texts:
             raise ValueError(f"`text` leaves no file for the {side} side: give more files or another percentage")
     tokenizer = train_tokenizer(sides["train"], settings.vocabulary)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     facts = {"settings": asdict(settings), "vocabulary": len(tokenizer)}
     digest = hashlib.sha256()
-    try:
-        tokenizer.save_pretrained(beside / "tokenizer")
+    with replaced_folder(folder) as building:
+        tokenizer.save_pretrained(building / "tokenizer")
         for side, texts in sides.items():
             rows = token_rows(texts, tokenizer, settings.length)
             if side == "held_out" and len(rows) > settings.held_out_rows:
@@ -106,16 +103,11 @@ def prepare_text(folder: Path, settings: TextSettings) -> dict[str, Any]:
             if not len(rows):
                 raise ValueError(f"`text`: the {side} side has less than one row of {settings.length} tokens")
             digest.update(rows.numpy().tobytes())
-            Dataset.from_dict({"input_ids": rows.numpy()}).save_to_disk(str(beside / side))
+            Dataset.from_dict({"input_ids": rows.numpy()}).save_to_disk(str(building / side))
             size = sum(len(text.encode()) for text in texts)
             facts[side] = {"files": len(texts), "bytes": size, "tokens": rows.numel()}
         facts["sha256"] = digest.hexdigest()
-        (beside / FACTS).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
-        beside.chmod(0o755)  # mkdtemp lets nobody else read
-        beside.rename(folder)
-    except BaseException:
-        shutil.rmtree(beside, ignore_errors=True)
-        raise
+        (building / FACTS).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
     return facts
 
 

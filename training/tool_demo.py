@@ -11,7 +11,6 @@ eval/results/tool_demo.{json,md} too. The exit status says whether enough of the
 """
 
 import json
-import os
 import random
 import re
 import shutil
@@ -22,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from training.demo import MODEL as DEMO_MODEL
-from training.demo import save_untrained, stage
+from training.demo import save_untrained, set_environment, stage
 
 OUTPUT = Path("outputs/tool_demo")
 RESULTS = Path("eval/results")
@@ -54,10 +53,7 @@ STAGES = (
 
 
 def main():
-    os.environ["HF_HUB_OFFLINE"] = "1"
-    os.environ["HF_DATASETS_CACHE"] = str(OUTPUT.resolve() / "cache")
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    set_environment(OUTPUT)
     from training.tool_questions import ask, print_report, write_report
 
     shutil.rmtree(OUTPUT, ignore_errors=True)

@@ -21,6 +21,7 @@ from transformers import AutoTokenizer
 
 from modeling_longcat_lite import LongCatLiteForCausalLM
 from tokenization.tool_loop import run_tools
+from training.folder_replacement import write_beside
 from training.tool_conversations import (
     PLAIN_QUESTIONS,
     TOOLS,
@@ -119,10 +120,10 @@ def write_report(
         "answers": asked,
     }
     results.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(report, indent=2, ensure_ascii=False) + "\n"
-    (output / "report.json").write_text(text, encoding="utf-8")
-    (results / "tool_demo.json").write_text(text, encoding="utf-8")
-    (results / "tool_demo.md").write_text(as_markdown(report), encoding="utf-8")
+    text = (json.dumps(report, indent=2, ensure_ascii=False) + "\n").encode()
+    write_beside(output / "report.json", text)
+    write_beside(results / "tool_demo.json", text)
+    write_beside(results / "tool_demo.md", as_markdown(report).encode())
     return report
 
 

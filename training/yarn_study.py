@@ -13,7 +13,6 @@ already there. Everything is seeded.
 
 import argparse
 import json
-import os
 import random
 import shutil
 import time
@@ -21,6 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+
+from training.demo import set_environment
 
 OUTPUT = Path("outputs/yarn-demo")
 RESULTS = Path("eval/results")
@@ -69,10 +70,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 def main(arguments):
-    os.environ["HF_HUB_OFFLINE"] = "1"
-    os.environ["HF_DATASETS_CACHE"] = str(OUTPUT.resolve() / "cache")
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    set_environment(OUTPUT)
     from training.yarn_report import measure, write_results
 
     if not arguments.reuse:
