@@ -26,13 +26,14 @@ from rich.progress import track
 
 from eval.machine import describe_machine
 from eval.ngram_collisions import DistinctNgrams, count_collisions, distinct_ngrams
-from eval.report_files import markdown_table, save_figure
+from eval.report_files import markdown_table
 from eval.table_reads import load_tokenizer, read_tokens, table_rows
 from eval.working_set import describe
 from eval.working_set_report import COLOURS
 from modeling_longcat_lite import LongCatLiteConfig, ngram_tokens, segment_ends
 from tokenization.train_tokenizer import train_tokenizer
 from training.conversations import documentation_conversations
+from training.figure_files import save_figure
 from training.local_text import documents
 
 NAME = "collision_ratios"

@@ -30,6 +30,7 @@ from eval.chat_rows import prompt_ids, read_rows
 from eval.machine import describe_machine, load_average
 from eval.report_files import markdown_table, write_report
 from modeling_longcat_lite import LongCatLiteForCausalLM
+from training.figure_files import save_figure
 
 PLACES_PER_ANSWER = 4
 FEWEST_ACCEPTED, LEAST_SPEEDUP = 1.5, 1.3
@@ -174,7 +175,7 @@ def draw(results: dict, path: Path):
     panel.set(xlabel="drafts accepted", ylabel="share of cycles, %", title=f"Drafts from {results['drafts_from']}")
     panel.set_xticks(range(results["num_draft_tokens"] + 1))
     panel.legend()
-    figure.savefig(path, dpi=150)
+    save_figure(figure, path)
 
 
 def make_parser() -> argparse.ArgumentParser:

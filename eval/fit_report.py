@@ -11,6 +11,7 @@ from rich.table import Table
 from eval.fit_speed import FORMULA
 from eval.report_files import markdown_table
 from eval.units import format_size
+from training.figure_files import save_figure
 
 ASSUMPTIONS = """\
 Counted: weights from the config (and dtypes from the headers of the files), the cache of latents with its token
@@ -213,7 +214,7 @@ def draw(results: dict, path: Path):
     axis.set(ylabel="GB", title="Bytes by part (dashed: what there is)")
     axis.grid(axis="y", alpha=0.3)
     axis.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
-    figure.savefig(path, dpi=150)
+    save_figure(figure, path)
 
 
 __all__ = ["as_markdown", "draw", "show"]

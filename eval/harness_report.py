@@ -8,7 +8,8 @@ from matplotlib.figure import Figure
 
 from eval.benchmarks import SUITES, Benchmark
 from eval.published_results import published_suites
-from eval.report_files import markdown_table, save_figure
+from eval.report_files import markdown_table
+from training.figure_files import save_figure
 
 TITLES = {"base": "Base benchmarks", "chat": "Chat benchmarks", "smoke": "Smoke suite"}
 ABOUT_SMOKE = (

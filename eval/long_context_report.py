@@ -12,8 +12,9 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.ticker import StrMethodFormatter
 
-from eval.report_files import markdown_table, save_figure
+from eval.report_files import markdown_table
 from eval.ruler_tasks import RULER_TASKS
+from training.figure_files import save_figure
 
 PANELS_A_ROW = 4
 WIDTH = 115  # of a line of text

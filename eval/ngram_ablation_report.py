@@ -6,9 +6,10 @@ from pathlib import Path
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 
-from eval.report_files import markdown_table, save_figure
+from eval.report_files import markdown_table
 from eval.units import format_size
 from eval.working_set_report import TOTAL_COLOUR
+from training.figure_files import save_figure
 
 WHAT = """\
 *zeroed*: every row is 0. *shuffled*: every row is another row of its table. *int8*, *int4*: rows as

@@ -5,8 +5,9 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from eval.report_files import markdown_table, save_figure
+from eval.report_files import markdown_table
 from eval.working_set_report import COLOURS, heading, percent
+from training.figure_files import save_figure
 
 COLLISIONS = """\
 A table has a *collision* for every distinct n-gram beyond the first of its row; *sharing* are the n-grams that are not

@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 
 from eval.placement_verdicts import middle
 from eval.report_files import markdown_table
+from training.figure_files import save_figure
 
 NOTES = """\
 *Resident* tables are parameters. On a CPU, in the dtype of the file, they are memory-mapped and not copied: what was
@@ -188,7 +189,7 @@ def draw(results: dict, path: Path):
     for panel in (decode, prefill, memory):
         panel.invert_yaxis()
         panel.legend(fontsize=7, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.13))
-    figure.savefig(path, dpi=150)
+    save_figure(figure, path)
 
 
 __all__ = ["as_markdown", "draw", "verdict_lines"]

@@ -26,6 +26,7 @@ from eval.machine import describe_machine
 from eval.report_files import markdown_table, write_report
 from eval.table_reads import spoken_path
 from modeling_longcat_lite import LongCatLiteForCausalLM, ngram_row_ids
+from training.figure_files import save_figure
 
 NAME = "quantized_tables"
 MOST_LOSS = {8: 0.005, 4: 0.02}  # nats that few bits may add to the held-out loss
@@ -146,7 +147,7 @@ def draw(results: dict, path: Path):
     axes.set_yscale("log")
     axes.set_ylabel("error of trained rows, |q - w| / |w|")
     axes.legend()
-    figure.savefig(path, dpi=120)
+    save_figure(figure, path)
 
 
 def make_parser() -> argparse.ArgumentParser:

@@ -1,11 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A report as JSON, Markdown and figure, side by side, each written whole or not at all."""
+"""A report as JSON and Markdown, side by side, each written whole or not at all."""
 
 import json
 from collections.abc import Sequence
 from pathlib import Path
-
-from matplotlib.figure import Figure
 
 from training.folder_replacement import write_beside
 
@@ -23,13 +21,6 @@ def write_whole(path: Path, text: str) -> None:
     write_beside(path, text.encode())
 
 
-def save_figure(figure: Figure, path: Path) -> None:
-    """Saves a figure as PNG beside `path` and renames."""
-    beside = path.with_name(f"{path.name}.partial")
-    figure.savefig(beside, dpi=120, format="png")
-    beside.replace(path)
-
-
 def write_report(output: Path, name: str, results: dict, markdown: str) -> list[Path]:
     """Writes `{name}.json` and `{name}.md` into the folder `output`; returns their paths."""
     paths = [output / f"{name}.json", output / f"{name}.md"]
@@ -38,4 +29,4 @@ def write_report(output: Path, name: str, results: dict, markdown: str) -> list[
     return paths
 
 
-__all__ = ["markdown_table", "save_figure", "write_report", "write_whole"]
+__all__ = ["markdown_table", "write_report", "write_whole"]

@@ -20,8 +20,9 @@ from rich.console import Console
 from transformers import Trainer, TrainingArguments, set_seed
 
 from eval.machine import describe_machine
-from eval.report_files import markdown_table, save_figure, write_report
+from eval.report_files import markdown_table, write_report
 from modeling_longcat_lite import LongCatLiteConfig, LongCatLiteForCausalLM
+from training.figure_files import save_figure
 from training.router_arguments import RouterArguments
 from training.router_control import with_router_control
 from training.study_run import rows_as_batch

@@ -26,6 +26,7 @@ from torch import nn
 
 from eval.machine import describe_machine, load_average
 from eval.report_files import markdown_table, write_report
+from training.figure_files import save_figure
 from training.row_optimizer import RowwiseAdamW
 
 NAME = "row_optimizer_speed"
@@ -141,7 +142,7 @@ def draw(measured: list[dict], path: Path) -> None:
     axes.set(xscale="log", yscale="log", xlabel="rows of the table", ylabel="ms a step", title="Optimizer step")
     axes.grid(alpha=0.3)
     axes.legend()
-    figure.savefig(path, dpi=120)
+    save_figure(figure, path)
 
 
 def make_parser() -> argparse.ArgumentParser:

@@ -6,6 +6,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from eval.report_files import markdown_table
+from training.figure_files import save_figure
 
 NOTES = """\
 A case is named by its batch and tokens, for decode those of the context. Milliseconds are medians; a ratio is the
@@ -126,7 +127,7 @@ def draw(rows: list[dict], path: Path):
         panel.invert_yaxis()
         panel.margins(x=0.12)
     panels[0].legend(fontsize=7)
-    figure.savefig(path, dpi=150)
+    save_figure(figure, path)
 
 
 __all__ = ["as_markdown", "draw", "speed_table", "target_table"]

@@ -26,6 +26,7 @@ from eval.machine import describe_machine, load_average
 from eval.paired_timing import PairedTimes, time_paired
 from eval.report_files import markdown_table, write_report
 from eval.speed_models import Shape, build_models, no_compiler_reason, parse_shape, random_tokens
+from training.figure_files import save_figure
 from training.row_optimizer import RowwiseAdamW
 
 NAME = "step_time"
@@ -155,7 +156,7 @@ def draw(results: dict, path: Path):
     axes.bar_label(bars, fmt=" %.1f")
     axes.invert_yaxis()
     axes.set_xlabel("ms a step (median)")
-    figure.savefig(path, dpi=120)
+    save_figure(figure, path)
 
 
 def make_parser() -> argparse.ArgumentParser:

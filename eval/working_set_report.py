@@ -6,6 +6,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from eval.report_files import markdown_table
+from training.figure_files import save_figure
 
 NOTES = """\
 *All* is every table together; an n-gram order is its {per_order} tables. A cache is named by its rows, which the
@@ -148,7 +149,7 @@ def draw(results: dict, path: Path):
     for panel in (growth, caches):
         panel.grid(alpha=0.3)
         panel.legend(fontsize=7)
-    figure.savefig(path, dpi=150)
+    save_figure(figure, path)
 
 
 __all__ = ["COLOURS", "as_markdown", "draw", "heading", "percent"]

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from training.figure_files import save_figure
 from training.run_record import versions
 
 # What the demo has to show.
@@ -95,7 +96,7 @@ def plot_loss(training: list[tuple[int, float]], evaluations: list[float], path:
     axes.set_xlabel("step")
     axes.set_ylabel("loss (nats per answer token)")
     axes.legend()
-    figure.savefig(path, dpi=120)
+    save_figure(figure, path)
 
 
 def print_answers(report: dict[str, Any]) -> None:

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from training.figure_files import save_figure
 from training.plan_memory import ASSUMPTIONS, PARTS, Plan
 from training.plan_recipe import PROMPT_LENGTH
 
@@ -123,7 +124,7 @@ def draw(plan: Plan, limit: float, changes: Sequence[tuple[str, Plan]], path: Pa
     panel.invert_yaxis()
     panel.set_xlabel("GB a GPU")
     panel.legend(fontsize=7, ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.25))
-    figure.savefig(path, dpi=150, format="png")
+    save_figure(figure, path)
 
 
 __all__ = ["show", "write"]

@@ -9,6 +9,8 @@ from typing import Any
 
 from transformers import TrainerCallback
 
+from training.figure_files import save_figure
+
 Series = dict[str, list[tuple[int, float]]]
 METRICS, PLOT = "training_metrics.json", "training_curves.png"
 # Panels from top to bottom, each with the metrics drawn in it. Panels without metrics are left out.
@@ -109,7 +111,7 @@ def plot(series: Series, path: Path) -> None:
         if len(names) > 1:
             axis.legend()
     axes[-1].set_xlabel("step")
-    figure.savefig(path, dpi=120, format="png")
+    save_figure(figure, path)
 
 
 __all__ = ["TrainingCurves", "write_curves"]

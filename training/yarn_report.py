@@ -18,6 +18,7 @@ from modeling_longcat_lite import LongCatLiteConfig, LongCatLiteForCausalLM
 from training import yarn_study as study
 from training.context_measures import found, losses_by_position
 from training.context_rows import long_rows, short_rows, tokenized
+from training.figure_files import save_figure
 from training.long_documents import needle_row
 
 BIN = 128  # positions that a point of the plot is the mean of
@@ -154,7 +155,7 @@ def plot(results: dict, path: Path) -> None:
     axes.set_xlabel(f"position; dotted: the original length, {study.ORIGINAL}")
     axes.set_ylabel("loss, nats a token")
     axes.legend()
-    figure.savefig(path, dpi=110)
+    save_figure(figure, path)
 
 
 __all__ = ["measure", "write_results"]
