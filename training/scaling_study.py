@@ -28,13 +28,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from training import study_report
 from training.folder_replacement import write_beside
-from training.study_grid import fingerprint, grid, match
+from training.study_grid import Point, fingerprint, grid, match
 from training.study_run import RunSettings
 from training.study_text import TextSettings, prepare_text
 
 NAME = "scaling_study"
 PLAN = "plan.json"
 KEYS = {"text", "model", "training", "point", "experiments", "workers", "threads"}
+NEEDED, OPTIONAL = {"vary", "tokens", "seeds"}, {"model", "training"}  # keys of an experiment; `quick` replaces some
 
 
 def read_study(path: Path, quick: bool) -> dict[str, Any]:
@@ -50,9 +51,10 @@ def read_study(path: Path, quick: bool) -> dict[str, Any]:
         short = experiment.pop("quick", {})
         if quick:
             experiment.update(short)
-        missing = {"vary", "tokens", "seeds"} - experiment.keys()
-        if missing:
-            raise ValueError(f"{path}: experiment `{name}` lacks {', '.join(sorted(missing))}")
+        for key in sorted(NEEDED - experiment.keys()):
+            raise ValueError(f"{path}: experiment `{name}` lacks `{key}`")
+        for key in sorted(experiment.keys() - NEEDED - OPTIONAL):
+            raise ValueError(f"{path}: experiment `{name}` has `{key}`, which is no key of an experiment")
     return study
 
 
@@ -61,16 +63,19 @@ def make_plan(study: dict[str, Any], text: dict[str, Any], folder: Path) -> dict
 
     Every run has a `name` that stands for all it depends on; points that cannot be are listed by their problem.
     """
-    settings = RunSettings(**study["training"])
     vocabulary = {"vocab_size": text["vocabulary"], "ngram_base_vocab_size": text["vocabulary"]}
-    plan: dict[str, Any] = {"text": text, "training": asdict(settings), "experiments": {}, "runs": {}}
+    plan: dict[str, Any] = {"text": text, "training": asdict(RunSettings(**study["training"]))}
+    plan |= {"base": asdict(Point(**study["point"])), "experiments": {}, "runs": {}}
     for name, experiment in study["experiments"].items():
+        changed = {key: experiment[key] for key in OPTIONAL & experiment.keys()}
+        settings = RunSettings(**study["training"] | changed.get("training", {}))
+        model = study["model"] | vocabulary | changed.get("model", {})
         varied = [field for key in experiment["vary"] for field in key.split()]
         points, problems = [], []
         for point in grid(study["point"], experiment["vary"]):
             try:
                 check_budget(experiment["tokens"], text, settings)
-                matched = match(study["model"] | vocabulary, point)
+                matched = match(model, point)
             except ValueError as error:
                 problems.append(str(error))
                 continue
@@ -92,6 +97,7 @@ def make_plan(study: dict[str, Any], text: dict[str, Any], folder: Path) -> dict
         plan["experiments"][name] = {
             "varied": varied,
             "tokens": experiment["tokens"],
+            "changed": changed,
             "points": points,
             "not_matched": problems,
         }
@@ -207,12 +213,21 @@ def plan_and_train(arguments: argparse.Namespace) -> list[str]:
 
 
 def print_plan(plan: dict[str, Any]) -> None:
-    """What each point has of parameters, and which cannot be."""
+    """What each point has of parameters, how far it is from what it is compared with, and which cannot be."""
     console = Console()
     for name, experiment in plan["experiments"].items():
         for point in experiment["points"]:
             facts = ", ".join(f"{key} {value}" for key, value in point["facts"].items() if value is not None)
             console.print(f"{name}: {point['label']}: {facts}", highlight=False, soft_wrap=True)
+        points = experiment["points"]
+        for place, other in study_report.references(points, plan["base"]):
+            gaps = study_report.gaps(points[place], points[other])
+            console.print(
+                f"{name}: {points[place]['label']} against {points[other]['label']}: total {gaps['total_gap']:+.2%}, "
+                f"activated {gaps['activated_gap']:+.2%}",
+                highlight=False,
+                soft_wrap=True,
+            )
         for problem in experiment["not_matched"]:
             console.print(f"[red]{name}: {problem}", soft_wrap=True)
 

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """The report of the scaling study, from the kept JSON of its runs: tables, intervals over seeds, plots.
 
-An interval is Student's t at 95 % over the seeds. Members of a pair have the same seed, hence the same order of rows:
-their difference is taken seed by seed, and its interval says whether one of them is better at this size.
+An interval is Student's t at 95 % over the seeds. A point is compared with its vanilla twin where the experiment has
+it, otherwise with the study's base point. Both have the same seeds, hence the same order of rows: their difference is
+taken seed by seed, and its interval says whether one of them is better at this size.
 """
 
-from collections import defaultdict
+from collections import Counter
 from dataclasses import dataclass
 from math import sqrt
 from pathlib import Path
@@ -14,6 +15,8 @@ from typing import Any
 
 from matplotlib.figure import Figure
 from scipy.stats import t as student
+
+from training.figure_files import save_figure
 
 CONFIDENCE = 0.95
 MEASURE = "best_loss"  # held-out, early stopping in mind
@@ -38,12 +41,24 @@ class Interval:
 
     @property
     def verdict(self) -> str:
-        """What a difference of losses, n-grams less experts, says."""
+        """What a difference of losses says."""
         if self.half is None:
             return "one seed"
         if abs(self.middle) <= self.half:
             return "no difference seen"
-        return "n-grams lower" if self.middle < 0 else "experts lower"
+        return "lower" if self.middle < 0 else "higher"
+
+
+def references(points: list[dict[str, Any]], base: dict[str, Any]) -> list[tuple[int, int]]:
+    """(place of a point, place of what it is compared with): its vanilla twin, or else the point equal to `base`."""
+    values = [point["point"] for point in points]
+    found = []
+    for place, value in enumerate(values):
+        twin = value | {"ngram_share": 0}
+        reference = twin if twin in values else base
+        if reference in values and reference != value:
+            found.append((place, values.index(reference)))
+    return found
 
 
 def rows_of(experiment: dict[str, Any], runs: dict[str, dict]) -> list[dict[str, Any]]:
@@ -66,8 +81,9 @@ def summarize(plan: dict[str, Any], runs: dict[str, dict]) -> dict[str, Any]:
         experiments[name] = {
             "varied": experiment["varied"],
             "tokens": experiment["tokens"],
+            "changed": experiment["changed"],
             "rows": table,
-            "pairs": pairs_of(rows),
+            "pairs": pairs_of(rows, plan["base"]),
             "missing": [{"point": row["label"], "seeds": row["missing"]} for row in rows if row["missing"]],
             "not_matched": experiment["not_matched"],
         }
@@ -91,36 +107,26 @@ def summary_of(row: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def pairs_of(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Points with n-grams against their vanilla twins: the same point but for the share, with the same seeds."""
-    twins: dict[tuple, dict[float, dict]] = defaultdict(dict)
-    for row in rows:
-        same = tuple((key, value) for key, value in row["point"].items() if key != "ngram_share")
-        twins[same][row["point"]["ngram_share"]] = row
+def gaps(point: dict[str, Any], reference: dict[str, Any]) -> dict[str, float]:
+    """By what share a point's total and activated parameters differ from its reference's."""
+    return {f"{key}_gap": point["facts"][key] / reference["facts"][key] - 1 for key in ("total", "activated")}
+
+
+def pairs_of(rows: list[dict[str, Any]], base: dict[str, Any]) -> list[dict[str, Any]]:
+    """Differences of losses between points and their references, as far as they have seeds in common."""
     pairs = []
-    for shares in twins.values():
-        vanilla = shares.get(0)
-        for share, row in shares.items():
-            if not share or vanilla is None:
-                continue
-            seeds = sorted(row["results"].keys() & vanilla["results"].keys())
-            if not seeds:
-                continue
-            differences = [row["results"][seed][MEASURE] - vanilla["results"][seed][MEASURE] for seed in seeds]
-            difference = Interval.of(differences)
-            pairs.append(
-                {
-                    "total_ratio": row["point"]["total_ratio"],
-                    "ngram_share": share,
-                    "label": row["label"],
-                    "total_gap": row["facts"]["total"] / vanilla["facts"]["total"] - 1,
-                    "activated_gap": row["facts"]["activated"] / vanilla["facts"]["activated"] - 1,
-                    "differences": differences,
-                    "difference": difference.middle,
-                    "half": difference.half,
-                    "verdict": difference.verdict,
-                }
-            )
+    for place, other in references(rows, base):
+        row, reference = rows[place], rows[other]
+        seeds = sorted(row["results"].keys() & reference["results"].keys())
+        if not seeds:
+            continue
+        differences = [row["results"][seed][MEASURE] - reference["results"][seed][MEASURE] for seed in seeds]
+        difference = Interval.of(differences)
+        pairs.append(
+            {"label": row["label"], "reference": reference["label"], **gaps(row, reference)}
+            | {"differences": differences, "difference": difference.middle, "half": difference.half}
+            | {"verdict": difference.verdict}
+        )
     return pairs
 
 
@@ -131,17 +137,29 @@ def as_markdown(summary: dict[str, Any]) -> str:
     lines.append(
         f"`{summary['command']}`. Text: {train['files']} files, {train['tokens']:,} tokens to train on; "
         f"{held_out['files']} files held out, of which {held_out['tokens']:,} tokens are measured. Losses are nats a "
-        "token, the lowest of a run's evaluations; ± is Student's t at 95 % over the seeds. Differences are n-grams "
-        "less experts, seed by seed.\n"
+        "token, the lowest of a run's evaluations; ± is Student's t at 95 % over the seeds. Differences are taken "
+        "seed by seed.\n"
     )
+    lines += verdict_lines(summary["experiments"])
     for name, experiment in summary["experiments"].items():
         lines += experiment_lines(name, experiment)
     return "\n".join(lines) + "\n"
 
 
+def verdict_lines(experiments: dict[str, Any]) -> list[str]:
+    """How often a point was lower, higher or not apart from what it is compared with."""
+    lines = ["| experiment | comparisons |", "|---|---|"]
+    for name, experiment in experiments.items():
+        counts = Counter(pair["verdict"] for pair in experiment["pairs"])
+        lines.append(f"| {name} | " + (", ".join(f"{count} {verdict}" for verdict, count in counts.items()) + " |"))
+    return [*lines, ""]
+
+
 def experiment_lines(name: str, experiment: dict[str, Any]) -> list[str]:
     """Tables of one experiment."""
-    lines = [f"## {name}\n", f"{experiment['tokens']:,} tokens a run.\n"]
+    changed = {key: value for fields in experiment["changed"].values() for key, value in fields.items()}
+    otherwise = "".join(f" `{key}` is {value:g}." for key, value in changed.items())
+    lines = [f"## {name}\n", f"{experiment['tokens']:,} tokens a run.{otherwise}\n"]
     lines.append("| point | total | activated | n-grams | experts | table ratio | seeds | held-out loss |")
     lines.append("|---|---:|---:|---:|---:|---:|---:|---:|")
     for row in experiment["rows"]:
@@ -151,9 +169,10 @@ def experiment_lines(name: str, experiment: dict[str, Any]) -> list[str]:
             f"{row['n_routed_experts']} | {ratio} | {len(row['seeds'])} | {Interval(row['loss'], row['half'])} |"
         )
     if experiment["pairs"]:
-        lines += ["", "| pair | total differs by | activated | difference of losses | |", "|---|---:|---:|---:|---|"]
+        lines += ["", "| point | against | total differs by | activated | difference of losses | |"]
+        lines += ["|---|---|---:|---:|---:|---|"]
         lines += [
-            f"| {pair['label']} | {pair['total_gap']:+.2%} | {pair['activated_gap']:+.2%} | "
+            f"| {pair['label']} | {pair['reference']} | {pair['total_gap']:+.2%} | {pair['activated_gap']:+.2%} | "
             f"{Interval(pair['difference'], pair['half'])} | {pair['verdict']} |"
             for pair in experiment["pairs"]
         ]
@@ -164,14 +183,15 @@ def experiment_lines(name: str, experiment: dict[str, Any]) -> list[str]:
 
 
 def draw(name: str, experiment: dict[str, Any], runs: dict[str, dict], plan: dict[str, Any], path: Path) -> None:
-    """Losses of the points with their intervals, and held-out loss over the training of each."""
-    figure = Figure(figsize=(12, 4.5), layout="constrained")
-    left, right = figure.subplots(1, 2)
+    """Losses of the points, their differences from their references, and held-out loss over the training."""
+    figure = Figure(figsize=(16, 4.5), layout="constrained")
+    left, middle, right = figure.subplots(1, 3)
     if experiment["varied"] == ["total_ratio", "ngram_share"]:
         draw_ratios(left, experiment)
     else:
         draw_points(left, experiment)
     left.set_ylabel("held-out loss, nats a token")
+    draw_differences(middle, experiment["pairs"])
     for row in rows_of(plan["experiments"][name], runs):
         curves = [result["held_out"] for result in row["results"].values()]
         shortest = min((len(curve) for curve in curves), default=0)
@@ -182,7 +202,7 @@ def draw(name: str, experiment: dict[str, Any], runs: dict[str, dict], plan: dic
     right.set_ylabel("held-out loss")
     right.legend(fontsize=7)
     figure.suptitle(name.replace("_", " "))
-    figure.savefig(path, dpi=120)
+    save_figure(figure, path)
 
 
 def draw_ratios(axes: Any, experiment: dict[str, Any]) -> None:
@@ -213,4 +233,15 @@ def draw_points(axes: Any, experiment: dict[str, Any]) -> None:
     axes.set_xticks(range(len(labels)), labels, fontsize=7)
 
 
-__all__ = ["Interval", "as_markdown", "draw", "summarize"]
+def draw_differences(axes: Any, pairs: list[dict[str, Any]]) -> None:
+    """A difference with its interval for each comparison, and the seeds beside it."""
+    for place, pair in enumerate(pairs):
+        axes.errorbar([place], [pair["difference"]], yerr=[pair["half"] or 0], marker="o", capsize=4, color="C3")
+        axes.plot([place] * len(pair["differences"]), pair["differences"], ".", color="grey", alpha=0.6)
+    axes.axhline(0, color="black", linewidth=0.8)
+    labels = [f"{pair['label']}\nagainst\n{pair['reference']}".replace(", ", "\n") for pair in pairs]
+    axes.set_xticks(range(len(labels)), labels, fontsize=7)
+    axes.set_ylabel("difference of held-out losses (below 0: better)")
+
+
+__all__ = ["Interval", "as_markdown", "draw", "gaps", "references", "summarize"]
