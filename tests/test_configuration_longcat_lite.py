@@ -2,72 +2,14 @@
 """`LongCatLiteConfig`: the released model by default, one `ValueError` per bad field, JSON for old and new readers."""
 
 import json
-from pathlib import Path
 
 import pytest
 import torch
-from conftest import CONFORMANCE, CONFORMANCE_FOLDERS, PLAIN_ROPE, YARN_ROPE, tiny_config
+from config_files import PUBLISHED, RELEASED_YARN, write_and_load, written
+from conftest import CONFORMANCE, CONFORMANCE_FOLDERS, YARN_ROPE, tiny_config
 from transformers import AutoConfig
 
 from modeling_longcat_lite import LongCatLiteConfig, LongCatLiteForCausalLM, LongCatLiteModel
-
-RELEASED_YARN = {
-    "rope_type": "yarn",
-    "rope_theta": 5_000_000.0,
-    "factor": 10.0,
-    "original_max_position_embeddings": 32768,
-    "beta_fast": 32.0,
-    "beta_slow": 1.0,
-    "mscale": 1.0,
-    "mscale_all_dim": 1.0,
-}
-# As published: the fields of the released `config.json`, without `model_type`.
-PUBLISHED = {
-    "architectures": ["LongcatFlashNgramForCausalLM"],
-    "attention_bias": False,
-    "attention_dropout": 0.0,
-    "auto_map": {"AutoConfig": "configuration_longcat_ngram.LongcatFlashNgramConfig"},
-    "bos_token_id": 1,
-    "emb_neighbor_num": 4,
-    "emb_split_num": 4,
-    "eos_token_id": 2,
-    "expert_ffn_hidden_size": 1024,
-    "ffn_hidden_size": 6144,
-    "hidden_size": 3072,
-    "kv_lora_rank": 512,
-    "max_position_embeddings": 327680,
-    "mla_scale_kv_lora": True,
-    "mla_scale_q_lora": True,
-    "moe_topk": 12,
-    "n_routed_experts": 256,
-    "ngram_vocab_size_ratio": 78,
-    "norm_topk_prob": False,
-    "num_attention_heads": 32,
-    "num_layers": 14,
-    "q_lora_rank": 1536,
-    "qk_nope_head_dim": 128,
-    "qk_rope_head_dim": 64,
-    "rms_norm_eps": 1e-5,
-    "rope_scaling": {key: value for key, value in RELEASED_YARN.items() if key not in ("rope_type", "rope_theta")}
-    | {"type": "yarn"},
-    "rope_theta": 5_000_000.0,
-    "routed_scaling_factor": 6.0,
-    "torch_dtype": "bfloat16",
-    "v_head_dim": 128,
-    "vocab_size": 131072,
-    "zero_expert_num": 128,
-    "zero_expert_type": "identity",
-}
-
-
-def write_and_load(fields: dict, folder: Path) -> LongCatLiteConfig:
-    (folder / "config.json").write_text(json.dumps(fields))
-    return LongCatLiteConfig.from_pretrained(folder)
-
-
-def written(config: LongCatLiteConfig, folder: Path) -> dict:
-    config.save_pretrained(folder)
-    return json.loads((folder / "config.json").read_text())
 
 
 def architecture(config: LongCatLiteConfig) -> dict:
@@ -308,85 +250,6 @@ def test_saving_twice_keeps_the_architectures(tmp_path):
 )
 def test_one_architecture_is_written(stated, written_name, tmp_path):
     assert written(tiny_config(architectures=stated), tmp_path)["architectures"] == [written_name]
-
-
-SCALING = {key: value for key, value in YARN_ROPE.items() if key not in ("rope_type", "rope_theta")}
-
-
-@pytest.mark.parametrize(
-    ("legacy", "expected"),
-    [
-        ({"rope_theta": 10000.0, "rope_scaling": {**SCALING, "type": "yarn"}}, YARN_ROPE),
-        ({"rope_theta": 10000.0, "rope_scaling": {**SCALING, "rope_type": "yarn"}}, YARN_ROPE),
-        ({"rope_theta": 10000.0, "rope_scaling": {**SCALING, "type": "yarn", "rope_type": "yarn"}}, YARN_ROPE),
-        ({"rope_scaling": {**SCALING, "type": "yarn"}}, {**YARN_ROPE, "rope_theta": 5_000_000.0}),
-        ({"rope_theta": 10000.0, "rope_scaling": None}, PLAIN_ROPE),
-        ({"rope_theta": 10000.0}, PLAIN_ROPE),
-        ({"rope_scaling": None}, {**PLAIN_ROPE, "rope_theta": 5_000_000.0}),
-        ({"rope_parameters": YARN_ROPE}, YARN_ROPE),
-        ({"rope_parameters": {**SCALING, "type": "yarn", "rope_theta": 10000.0}}, YARN_ROPE),
-        (
-            {"rope_parameters": YARN_ROPE, "rope_theta": 10000.0, "rope_scaling": {**SCALING, "type": "yarn"}},
-            YARN_ROPE,
-        ),
-        ({"rope_parameters": PLAIN_ROPE, "rope_theta": 10000.0, "rope_scaling": None}, PLAIN_ROPE),
-        ({}, RELEASED_YARN),
-    ],
-    ids=[
-        "type",
-        "rope_type",
-        "both keys",
-        "no theta",
-        "null scaling",
-        "theta alone",
-        "null alone",
-        "rope_parameters",
-        "rope_parameters with type",
-        "old and new",
-        "old and new, plain",
-        "nothing",
-    ],
-)
-def test_rope_is_read_in_every_spelling(legacy, expected, tmp_path):
-    fields = {key: value for key, value in PUBLISHED.items() if not key.startswith("rope_")}
-    config = write_and_load({**fields, **legacy}, tmp_path)
-    assert {key: value for key, value in config.rope_parameters.items() if key != "type"} == expected
-    assert config.rope_parameters["rope_type"] == expected["rope_type"]
-
-
-@pytest.mark.parametrize(
-    ("edit", "named"),
-    [
-        ({"rope_theta": 1e6}, "rope_theta"),
-        ({"rope_scaling": {**SCALING, "type": "yarn", "factor": 4.0}}, "factor"),
-        ({"rope_scaling": {"type": "linear", "factor": 8.0}}, "rope_type"),
-        ({"rope_scaling": {"rope_type": "linear", "factor": 8.0}}, "rope_type"),
-        ({"rope_scaling": None}, "rope_scaling"),
-        ({"rope_scaling": {**SCALING, "type": "yarn", "beta_fast": 16.0}}, "beta_fast"),
-    ],
-    ids=["theta", "factor", "type", "rope_type", "nulled", "added"],
-)
-def test_an_edit_of_one_rope_field_alone_is_refused(edit, named, tmp_path):
-    fields = written(tiny_config(rope_parameters=YARN_ROPE), tmp_path)
-    assert write_and_load(fields, tmp_path).rope_parameters["rope_type"] == "yarn"
-    with pytest.raises(ValueError, match=named):
-        write_and_load({**fields, **edit}, tmp_path)
-
-
-def test_yarn_added_to_the_old_field_alone_is_refused(tmp_path):
-    fields = written(tiny_config(), tmp_path)
-    with pytest.raises(ValueError, match="rope_scaling"):
-        write_and_load({**fields, "rope_scaling": {**SCALING, "type": "yarn"}}, tmp_path)
-
-
-def test_two_rope_types_in_one_field_are_refused():
-    with pytest.raises(ValueError, match="rope_type"):
-        LongCatLiteConfig(rope_scaling={**SCALING, "type": "yarn", "rope_type": "linear"})
-
-
-def test_yarn_without_its_factor_is_refused():
-    with pytest.raises(ValueError, match="factor"):
-        LongCatLiteConfig(rope_parameters={key: value for key, value in YARN_ROPE.items() if key != "factor"})
 
 
 def count(config: LongCatLiteConfig) -> tuple[int, float]:

@@ -253,18 +253,6 @@ def test_an_unknown_cache_is_refused(cache):
     assert cache.get_seq_length() == 0
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_rows_of_another_batch_are_refused(kind):
-    model, cache = make_model(), OURS[kind][1]()
-    with torch.no_grad():
-        model(IDS, past_key_values=cache)
-    history = cache.token_history.clone()
-    with pytest.raises(ValueError, match=r"holds 2 rows but the input has 3"):
-        model(torch.zeros(3, 1, dtype=torch.long), past_key_values=cache)
-    assert int(cache.get_seq_length()) == 9
-    assert torch.equal(cache.token_history, history)
-
-
 @pytest.mark.parametrize(
     ("kind", "reason"),
     [

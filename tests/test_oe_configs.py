@@ -9,107 +9,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import randomize, tiny_config
+from conftest import tiny_config
+from oe_checkpoints import LONGCAT_2, SPARSE, TOKENS, TOPK, WEIGHTS, logits, write
 from safetensors.torch import load_file, save_file
-from test_remote_code import run_without_the_package
-from transformers import CompileConfig
 from transformers.utils import logging
 
 from eval.model_identity import config_hash
 from eval.quantize_tables import convert
 from modeling_longcat_lite import LongCatLiteConfig, LongCatLiteForCausalLM, quantize_rows
 
-WEIGHTS = "model.safetensors"
-TOPK = 16
-INDEXER = ("wq_b", "wk", "k_norm", "weights_proj")
-SHARED = {
-    "architectures": ["LongcatCausalLM"],
-    "model_type": None,
-    "attention_bias": False,
-    "attention_dropout": 0.0,
-    "vocab_size": 64,
-    "hidden_size": 48,
-    "ffn_hidden_size": 40,
-    "expert_ffn_hidden_size": 16,
-    "num_layers": 2,
-    "num_attention_heads": 2,
-    "kv_lora_rank": 12,
-    "q_lora_rank": 20,
-    "qk_rope_head_dim": 4,
-    "v_head_dim": 6,
-    "qk_nope_head_dim": 8,
-    "mla_scale_q_lora": True,
-    "mla_scale_kv_lora": True,
-    "n_routed_experts": 6,
-    "zero_expert_num": 3,
-    "zero_expert_type": "identity",
-    "moe_topk": 3,
-    "max_position_embeddings": 983040,
-    "rms_norm_eps": 1e-05,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "rope_theta": 1000000.0,
-    "rope_scaling": {
-        "original_max_position_embeddings": 8192,
-        "rope_type": "deepseek_yarn",
-        "factor": 120,
-        "beta_fast": 32,
-        "beta_slow": 1,
-        "mscale": 1,
-        "mscale_all_dim": 1,
-    },
-    "attention_method": "LSA",
-    "index_head_dim": 8,
-    "index_topk": TOPK,
-    "index_k_norm_type": "rms",
-    "index_local_tokens": 4,
-    "index_init_tokens": 2,
-    "cli_factor": 2,
-    "mtp_num_layers": 3,
-    "mtp_replicate_modules": True,
-    "dsa_mtp_cli": True,
-}
-SPARSE = SHARED | {
-    "oe_vocab_size_ratio": 7.8,
-    "oe_neighbor_num": 4,
-    "oe_split_num": 4,
-    "index_n_heads": 2,
-    "use_mla": 1,
-    "indexer_rope_interleave": True,
-    "routed_scaling_factor": 6.0,
-}
-LONGCAT_2 = SHARED | {
-    "oe_vocab_size_ratio": 10.567,
-    "oe_neighbor_num": 5,
-    "oe_split_num": 4,
-    "index_n_heads": 4,
-    "mtp_disable_over_tokenizer": True,
-    "routed_scaling_factor": 9.0,
-}
 KINDS = pytest.mark.parametrize("fields", [SPARSE, LONGCAT_2], ids=["sparse", "2.0"])
-TOKENS = torch.tensor([[7, 50, 2, 9, 0, 63, 8, 8, 2, 2, 5, 61, 3, 4, 7, 50]])  # TOPK of them
-
-
-def oe_name(name: str) -> str:
-    name = name.replace("ngram_embeddings.embedders.", "oe_embed_tokens")
-    return name.replace("ngram_embeddings.post_projs.", "oe_embed_proj")
-
-
-def write(folder: Path, fields: dict) -> tuple[LongCatLiteForCausalLM, Path]:
-    """A checkpoint of ours and its twin with the other names and an indexer, as published."""
-    folder.mkdir(exist_ok=True)
-    twin = folder / "published"
-    twin.mkdir()
-    (twin / "config.json").write_text(json.dumps(fields))
-    config = LongCatLiteConfig.from_pretrained(twin)
-    config.num_nextn_predict_layers = 1
-    model = randomize(LongCatLiteForCausalLM(config)).eval()
-    model.save_pretrained(folder / "ours")
-    weights = {oe_name(name): tensor for name, tensor in load_file(folder / "ours" / WEIGHTS).items()}
-    attentions = [f"model.layers.{i}.self_attn.0" for i in range(2)] + ["model.mtp.layers.0.self_attn"]
-    weights |= {f"{at}.indexer.{part}.weight": torch.ones(3) for at in attentions for part in INDEXER}
-    save_file(weights, twin / WEIGHTS, metadata={"format": "pt"})
-    return model, twin
 
 
 @pytest.fixture(scope="module", params=[SPARSE, LONGCAT_2], ids=["sparse", "2.0"])
@@ -124,11 +33,6 @@ def said(monkeypatch) -> list[str]:
     for name in ("transformers.modeling_utils", "modeling_longcat_lite.sparse_attention"):
         monkeypatch.setattr(logging.get_logger(name), "warning", lambda line, *_, **__: lines.append(line))
     return lines
-
-
-def logits(model: LongCatLiteForCausalLM, tokens: torch.Tensor = TOKENS, **kwargs) -> torch.Tensor:
-    with torch.no_grad():
-        return model(tokens, **kwargs).logits
 
 
 def test_fields_are_read_under_both_names(tmp_path):
@@ -286,94 +190,6 @@ def test_an_indexer_without_a_limit_is_refused(published):
     assert fields["attention_method"] == "LSA"
     with pytest.raises(ValueError, match=r"`model\.layers\.0\.self_attn\.0\.indexer\..*`index_topk`"):
         LongCatLiteForCausalLM.from_pretrained(published[1], attention_method="MLA", index_topk=None)
-
-
-def test_selecting_among_no_more_than_topk_keys_keeps_them_all():
-    """The claim behind `index_topk`, with the selection written out: any score, first and last keys always kept."""
-    scores = torch.randn(TOPK, TOPK, generator=torch.Generator().manual_seed(0))
-    for query in range(TOPK):
-        seen = scores[query, : query + 1].clone()
-        seen[:2] = seen[-4:] = float("inf")
-        kept = seen.topk(min(TOPK, len(seen))).indices
-        assert sorted(kept.tolist()) == list(range(query + 1))
-
-
-def test_a_sequence_above_topk_is_refused_by_name(published):
-    model, _ = published
-    assert logits(model).shape[1] == TOPK
-    longer = torch.cat([TOKENS, TOKENS[:, :1]], dim=1)
-    with pytest.raises(ValueError, match=rf"{TOPK + 1} tokens, above `index_topk` \({TOPK}\)"):
-        logits(model, longer)
-    with torch.no_grad():
-        cache = model(TOKENS, use_cache=True).past_key_values
-    with pytest.raises(ValueError, match=f"{TOPK + 1} tokens"):  # the history counts
-        logits(model, TOKENS[:, :1], past_key_values=cache)
-    for options in ({}, {"cache_implementation": "static"}, {"use_cache": False}):
-        with pytest.raises(ValueError, match="`index_topk`"):  # before the first token
-            model.generate(TOKENS[:, :8], max_new_tokens=TOPK, **options)
-
-
-def test_packed_documents_count_one_by_one(published):
-    model, _ = published
-    packed, positions = torch.cat([TOKENS, TOKENS], dim=1), torch.arange(TOPK).repeat(2)[None]
-    expected = logits(model).repeat(1, 2, 1)
-    found = logits(model, packed, position_ids=positions, use_cache=False)
-    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
-    mask = torch.ones_like(packed)
-    torch.testing.assert_close(
-        logits(model, packed, position_ids=positions, attention_mask=mask, use_cache=False),
-        expected,
-        atol=1e-5,
-        rtol=0,
-    )
-    with pytest.raises(ValueError, match=f"{2 * TOPK} tokens"):
-        logits(model, packed, use_cache=False)
-    with pytest.raises(ValueError, match=f"{2 * TOPK} tokens"):  # of a 4D mask nothing is known
-        whole = torch.zeros(1, 1, 2 * TOPK, 2 * TOPK)
-        logits(model, packed, position_ids=positions, attention_mask=whole, use_cache=False)
-    part = {"ngram_row_ids": torch.zeros(1, TOPK, model.config.num_subtables, dtype=torch.long), "use_cache": False}
-    with pytest.raises(ValueError, match=f"{2 * TOPK} tokens"):  # the second half of a row that was split
-        logits(model, TOKENS, position_ids=torch.arange(TOPK, 2 * TOPK)[None], **part)
-
-
-@pytest.mark.slow  # compiles
-def test_compiled_decoding_up_to_topk():
-    model = randomize(LongCatLiteForCausalLM(tiny_config(attention_method="LSA", index_topk=TOPK))).eval()
-    compiled = CompileConfig(fullgraph=True, backend="eager", mode=None)
-    compiled._compile_all_devices = True
-    options = {"do_sample": False, "eos_token_id": None}
-    found = model.generate(
-        TOKENS[:, :9], max_new_tokens=8, cache_implementation="static", compile_config=compiled, **options
-    )
-    assert torch.equal(found, model.generate(TOKENS[:, :9], max_new_tokens=8, **options))
-
-
-def test_dense_attention_above_topk_on_request(published):
-    loaded = LongCatLiteForCausalLM.from_pretrained(published[1], index_topk=64)
-    assert logits(loaded, TOKENS.repeat(1, 3)).shape[1] == 3 * TOPK
-
-
-REMOTE = """
-model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
-assert "transformers_modules" in type(model).__module__
-with torch.no_grad():
-    assert torch.equal(model(golden["tokens"]).logits, golden["logits"])
-try:
-    model(golden["tokens"].repeat(1, 2))
-except ValueError as error:
-    assert "`index_topk`" in str(error)
-else:
-    raise AssertionError("32 tokens")
-"""
-
-
-@pytest.mark.slow  # a process of its own
-def test_as_remote_code(tmp_path):
-    config = tiny_config(scale_word_embedding=False, attention_method="LSA", index_topk=TOPK)
-    model = randomize(LongCatLiteForCausalLM(config)).eval()
-    model.save_pretrained(tmp_path / "model")
-    save_file({"tokens": TOKENS, "logits": logits(model)}, tmp_path / "golden.safetensors")
-    run_without_the_package(REMOTE, tmp_path / "model", tmp_path / "golden.safetensors", cache=tmp_path)
 
 
 def test_a_hash_made_before_these_fields_stays(tmp_path):

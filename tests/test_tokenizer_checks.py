@@ -6,8 +6,8 @@ import shutil
 from pathlib import Path
 
 import pytest
-from test_verify_checkpoint import edit_json, only_problem, verify
 from tiny_chat import write_tiny_chat
+from verify_cases import edit_json, only_problem, verify
 
 
 @pytest.fixture(scope="module")
