@@ -6,7 +6,7 @@ TORCH ?= torch==2.13.0
 BIN := .venv/bin
 PYTEST := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --durations 10
 
-.PHONY: install demo draft bits yarn tools test test-fast test-full test-mlx eval-smoke lint typing format bench clean
+.PHONY: install demo draft bits yarn study tools test test-fast test-full test-mlx eval-smoke lint typing format bench clean
 
 install: .venv/.installed
 
@@ -46,6 +46,10 @@ bits: install outputs/demo/report.json
 # From 256 to 2,048 tokens by YaRN: a small model trained, extended four ways and measured.
 yarn: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m training.yarn_study
+
+# N-gram embeddings against experts, at the same parameters: some 75 small models, a night.
+study: install
+	$(BIN)/python -m training.scaling_study --config training/recipes/study_cpu.yaml
 
 # A small model trained for two tools, and asked questions that it has not seen.
 tools: install

@@ -2,6 +2,8 @@
 """The scaling study: text, matched points, runs that are kept, a report that says what is there and what is not."""
 
 import json
+import re
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from training.study_grid import Point, grid, match
 from training.study_text import TextSettings, is_held_out, load_side, load_tokenizer, prepare_text
 
 RECIPES = sorted(Path("training/recipes").glob("study_*.yaml"))
+BASE = {"total_ratio": 6, "amplification": "layer_norm"}
 MODEL = {
     **yaml.safe_load(Path("training/recipes/study_cpu.yaml").read_text(encoding="utf-8"))["model"],
     "vocab_size": 300,
@@ -111,6 +114,43 @@ def test_a_run_that_fails_is_named_and_the_rest_goes_on(folder, tmp_path):
     assert not list(tmp_path.glob("*.json"))
 
 
+def plain_run(folder: Path, point: Point, **training) -> dict:
+    settings = {"rows_per_step": 4, "evaluations": 6, "patience": 2} | training
+    fields = match(MODEL, point).fields
+    return {
+        "text": str(folder / "text"),
+        "config": fields,
+        "training": settings,
+        "tokens": 768,
+        "length": 32,
+        "seed": 3,
+    }
+
+
+def test_twins_read_the_same_rows_in_the_same_order(studied, monkeypatch):
+    read: list[list] = []
+    monkeypatch.setattr(
+        study_run, "rows_as_batch", lambda rows, as_batch=study_run.rows_as_batch: record(as_batch(rows))
+    )
+
+    def record(batch: dict) -> dict:
+        read[-1].append(batch["input_ids"].tolist())
+        return batch
+
+    for share in (0, 0.5):
+        read.append([])
+        study_run.train(plain_run(studied, Point(total_ratio=4, ngram_share=share, hidden_size=48, num_layers=1)))
+    assert read[0] == read[1] and len(read[0]) > 6
+
+
+def test_a_run_that_learns_nothing_more_stops_early(studied):
+    point = Point(total_ratio=4, hidden_size=48, num_layers=1)
+    result = study_run.train(plain_run(studied, point, learning_rate=0.0, router_bias_rate=0.0))
+    assert (
+        result["stopped_early"] and len(result["held_out"]) == 3
+    )  # the first evaluation, and two without a lower loss
+
+
 def test_no_file_stands_on_both_sides(studied):
     names = [f"document{number}.txt" for number in range(12)]
     held_out = [name for name in names if is_held_out(name, 20)]
@@ -166,8 +206,19 @@ def test_intervals_are_those_of_students_t():
     assert interval.half == pytest.approx(4.303 / 3**0.5, abs=1e-3)  # t at 97.5 % with two degrees of freedom
     assert study_report.Interval.of([1.0]).verdict == "one seed"
     assert interval.verdict == "no difference seen"
-    assert study_report.Interval(-1.0, 0.5).verdict == "n-grams lower"
-    assert study_report.Interval(1.0, 0.5).verdict == "experts lower"
+    assert study_report.Interval(-1.0, 0.5).verdict == "lower"
+    assert study_report.Interval(1.0, 0.5).verdict == "higher"
+
+
+def test_points_are_compared_with_their_vanilla_twin_or_the_base():
+    def compared(vary: dict) -> list[tuple]:
+        points = [{"point": asdict(point)} for point in grid(BASE, vary)]
+        return study_report.references(points, asdict(Point(**BASE)))
+
+    assert compared({"total_ratio": [6, 12], "ngram_share": [0, 0.5]}) == [(1, 0), (3, 2)]
+    assert compared({"ngram_share": [0.2, 0, 0.5]}) == [(0, 1), (2, 1)]
+    assert compared({"amplification": ["none", "sqrt_d", "layer_norm"]}) == [(0, 2), (1, 2)]
+    assert compared({"amplification": ["none", "sqrt_d"]}) == []  # neither is the base
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
@@ -182,12 +233,33 @@ def test_recipes_can_be_planned(recipe, quick):
     assert all(study_run.steps_for(run["tokens"], run["length"], training) > 8 for run in plan["runs"].values())
 
 
+def test_an_experiment_can_change_model_and_training(folder):
+    study = scaling_study.read_study(folder / "study.yaml", quick=False)
+    text = {"vocabulary": 300, "sha256": "", "settings": {"length": 32}, "train": {"tokens": 10**12}}
+    pair = study["experiments"]["pair"]
+    changed = {"model": {"initializer_range": 0.1}, "training": {"learning_rate": 0.5}}
+    plan = scaling_study.make_plan(
+        study | {"experiments": {"pair": pair, "other": pair | changed}}, text, Path("text")
+    )
+
+    def runs(name: str) -> list[dict]:
+        points = plan["experiments"][name]["points"]
+        return [plan["runs"][run["name"]] for point in points for run in point["runs"]]
+
+    for plain, other in zip(runs("pair"), runs("other"), strict=True):
+        assert other["config"] == plain["config"] | {"initializer_range": 0.1}
+        assert other["training"] == plain["training"] | {"learning_rate": 0.5}
+        assert other["name"] != plain["name"]
+    assert plan["experiments"]["other"]["changed"] == changed
+
+
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
         (lambda study: study.pop("point"), "`point` is missing"),
         (lambda study: study.update(grid={}), "`grid` is no key of a study"),
-        (lambda study: study["experiments"]["pair"].pop("seeds"), "`pair` lacks seeds"),
+        (lambda study: study["experiments"]["pair"].pop("seeds"), "`pair` lacks `seeds`"),
+        (lambda study: study["experiments"]["pair"].update(seed=1), "`pair` has `seed`, which is no key"),
     ],
 )
 def test_mistakes_in_a_study_are_named(folder, tmp_path, change, problem):
@@ -198,9 +270,31 @@ def test_mistakes_in_a_study_are_named(folder, tmp_path, change, problem):
         scaling_study.read_study(tmp_path / "study.yaml", quick=False)
 
 
+def test_runs_of_another_text_are_left_alone(studied, tmp_path):
+    text = tmp_path / "text"
+    text.mkdir()
+    facts = json.loads((studied / "text" / "text.json").read_text())
+    (text / "text.json").write_text(json.dumps(facts | {"sha256": "another"}))
+    before = (studied / "runs" / "plan.json").read_text()
+    with pytest.raises(ValueError, match=r"`runs` .*runs holds a study of another text.*`--runs`"):
+        run(studied, "--text", str(text))
+    assert (studied / "runs" / "plan.json").read_text() == before
+
+
 def test_what_cannot_be_asked_for_is_named(folder, tmp_path):
     with pytest.raises(ValueError, match="no experiment depth"):
         run(folder, "--only", "depth")
     arguments = ["--config", str(folder / "study.yaml"), "--runs", str(tmp_path), "--report-only"]
     with pytest.raises(ValueError, match="leave `--report-only` out"):
         scaling_study.main(scaling_study.make_parser().parse_args(arguments))
+
+
+def test_the_kept_runs_give_the_report_that_stands_beside_them(tmp_path):
+    kept_runs, results = Path("eval/results/scaling_study_runs"), Path("eval/results")
+    arguments = ["--config", "training/recipes/study_cpu.yaml", "--report-only", "--runs", str(kept_runs)]
+    scaling_study.main(scaling_study.make_parser().parse_args([*arguments, "--output", str(tmp_path)]))
+    for name in ("scaling_study.json", "scaling_study.md"):
+        assert (tmp_path / name).read_text() == (results / name).read_text()
+    figures = sorted(path.name for path in tmp_path.glob("*.png"))
+    assert figures == sorted(path.name for path in results.glob("scaling_study_*.png")) and len(figures) >= 7
+    assert set(figures) <= set(re.findall(r"scaling_study_\w+\.png", Path("training/STUDY.md").read_text()))

@@ -201,6 +201,7 @@ def plan_and_train(arguments: argparse.Namespace) -> list[str]:
     if unknown:
         raise ValueError(f"`only`: no experiment {', '.join(sorted(unknown))} in {arguments.config}")
     text = prepare_text(arguments.text, TextSettings(**study["text"]))
+    check_same_text(arguments.runs / PLAN, text)
     plan = make_plan(study, text, arguments.text)
     plan["command"] = f"python -m training.scaling_study --config {arguments.config}" + " --quick" * arguments.quick
     print_plan(plan)
@@ -210,6 +211,15 @@ def plan_and_train(arguments: argparse.Namespace) -> list[str]:
     names = {run["name"] for name in chosen for point in plan["experiments"][name]["points"] for run in point["runs"]}
     runs = [run for name, run in plan["runs"].items() if name in names]
     return train_all(runs, arguments.runs, study["workers"], study["threads"])
+
+
+def check_same_text(kept: Path, text: dict[str, Any]) -> None:
+    """Raise a `ValueError` where the kept plan is of another text: another Python has another standard library."""
+    if kept.is_file() and json.loads(kept.read_text(encoding="utf-8"))["text"]["sha256"] != text["sha256"]:
+        raise ValueError(
+            f"`runs` {kept.parent} holds a study of another text than {text['train']['files']} files of this Python "
+            "and `files`: choose another folder with `--runs`, and one for the report with `--output`"
+        )
 
 
 def print_plan(plan: dict[str, Any]) -> None:
