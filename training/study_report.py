@@ -87,7 +87,10 @@ def summarize(plan: dict[str, Any], runs: dict[str, dict]) -> dict[str, Any]:
             "missing": [{"point": row["label"], "seeds": row["missing"]} for row in rows if row["missing"]],
             "not_matched": experiment["not_matched"],
         }
-    return {"command": plan["command"], "text": plan["text"], "training": plan["training"], "experiments": experiments}
+    versions = sorted({run["result"]["torch"] for run in runs.values()})
+    return {"command": plan["command"], "text": plan["text"], "training": plan["training"], "torch": versions} | {
+        "experiments": experiments
+    }
 
 
 def summary_of(row: dict[str, Any]) -> dict[str, Any]:
@@ -102,6 +105,7 @@ def summary_of(row: dict[str, Any]) -> dict[str, Any]:
         "losses": [row["results"][seed][MEASURE] for seed in sorted(row["results"])],
         "loss": loss.middle,
         "half": loss.half,
+        "last_loss": mean(result["last_loss"] for result in results),
         "stopped_early": sum(result["stopped_early"] for result in results),
         "load_spread": mean(result["load_spread"] for result in results),
     }
@@ -125,9 +129,16 @@ def pairs_of(rows: list[dict[str, Any]], base: dict[str, Any]) -> list[dict[str,
         pairs.append(
             {"label": row["label"], "reference": reference["label"], **gaps(row, reference)}
             | {"differences": differences, "difference": difference.middle, "half": difference.half}
-            | {"verdict": difference.verdict}
+            | {"verdict": difference.verdict, "over_training": difference_over_training(row, reference, seeds)}
         )
     return pairs
+
+
+def difference_over_training(row: dict[str, Any], reference: dict[str, Any], seeds: list[int]) -> list[list[float]]:
+    """[tokens, mean difference of held-out losses] at every evaluation that both had with all `seeds`."""
+    curves = [(row["results"][seed]["held_out"], reference["results"][seed]["held_out"]) for seed in seeds]
+    shortest = min(len(curve) for pair in curves for curve in pair)
+    return [[curves[0][0][i][0], mean(here[i][1] - there[i][1] for here, there in curves)] for i in range(shortest)]
 
 
 def as_markdown(summary: dict[str, Any]) -> str:
@@ -138,7 +149,7 @@ def as_markdown(summary: dict[str, Any]) -> str:
         f"`{summary['command']}`. Text: {train['files']} files, {train['tokens']:,} tokens to train on; "
         f"{held_out['files']} files held out, of which {held_out['tokens']:,} tokens are measured. Losses are nats a "
         "token, the lowest of a run's evaluations; ± is Student's t at 95 % over the seeds. Differences are taken "
-        "seed by seed.\n"
+        f"seed by seed. Trained with torch {', '.join(summary['torch'])}.\n"
     )
     lines += verdict_lines(summary["experiments"])
     for name, experiment in summary["experiments"].items():
@@ -151,22 +162,26 @@ def verdict_lines(experiments: dict[str, Any]) -> list[str]:
     lines = ["| experiment | comparisons |", "|---|---|"]
     for name, experiment in experiments.items():
         counts = Counter(pair["verdict"] for pair in experiment["pairs"])
-        lines.append(f"| {name} | " + (", ".join(f"{count} {verdict}" for verdict, count in counts.items()) + " |"))
+        if counts:
+            lines.append(f"| {name} | {', '.join(f'{count} {verdict}' for verdict, count in counts.items())} |")
     return [*lines, ""]
 
 
 def experiment_lines(name: str, experiment: dict[str, Any]) -> list[str]:
     """Tables of one experiment."""
     changed = {key: value for fields in experiment["changed"].values() for key, value in fields.items()}
-    otherwise = "".join(f" `{key}` is {value:g}." for key, value in changed.items())
+    otherwise = "".join(f" `{key}` is {value}." for key, value in changed.items())
     lines = [f"## {name}\n", f"{experiment['tokens']:,} tokens a run.{otherwise}\n"]
-    lines.append("| point | total | activated | n-grams | experts | table ratio | seeds | held-out loss |")
-    lines.append("|---|---:|---:|---:|---:|---:|---:|---:|")
+    lines.append(
+        "| point | total | activated | n-grams | experts | table ratio | seeds | held-out loss | at the end |"
+    )
+    lines.append("|---|---:|---:|---:|---:|---:|---:|---:|---:|")
     for row in experiment["rows"]:
         ratio = "" if row["ngram_vocab_size_ratio"] is None else f"{row['ngram_vocab_size_ratio']:g}"
         lines.append(
             f"| {row['label']} | {row['total']:,} | {row['activated']:,} | {row['ngram_share']:.0%} | "
-            f"{row['n_routed_experts']} | {ratio} | {len(row['seeds'])} | {Interval(row['loss'], row['half'])} |"
+            f"{row['n_routed_experts']} | {ratio} | {len(row['seeds'])} | {Interval(row['loss'], row['half'])} | "
+            f"{row['last_loss']:.4f} |"
         )
     if experiment["pairs"]:
         lines += ["", "| point | against | total differs by | activated | difference of losses | |"]
@@ -178,31 +193,42 @@ def experiment_lines(name: str, experiment: dict[str, Any]) -> list[str]:
         ]
     lines += ["", *(f"Not there: {gap['point']}, seeds {gap['seeds']}." for gap in experiment["missing"])]
     lines += [f"Not matched: {problem}." for problem in experiment["not_matched"]]
-    lines.append(f"![{name}](scaling_study_{name}.png)\n")
+    if experiment["rows"]:
+        lines.append(f"![{name}](scaling_study_{name}.png)\n")
     return lines
 
 
 def draw(name: str, experiment: dict[str, Any], runs: dict[str, dict], plan: dict[str, Any], path: Path) -> None:
-    """Losses of the points, their differences from their references, and held-out loss over the training."""
-    figure = Figure(figsize=(16, 4.5), layout="constrained")
-    left, middle, right = figure.subplots(1, 3)
+    """Losses of the points and their differences from their references, at the end and over the training."""
+    figure = Figure(figsize=(13, 9), layout="constrained")
+    (losses, differences), (curves, over_training) = figure.subplots(2, 2)
     if experiment["varied"] == ["total_ratio", "ngram_share"]:
-        draw_ratios(left, experiment)
+        draw_ratios(losses, experiment)
     else:
-        draw_points(left, experiment)
-    left.set_ylabel("held-out loss, nats a token")
-    draw_differences(middle, experiment["pairs"])
-    for row in rows_of(plan["experiments"][name], runs):
-        curves = [result["held_out"] for result in row["results"].values()]
-        shortest = min((len(curve) for curve in curves), default=0)
-        means = [mean(curve[i][1] for curve in curves) for i in range(shortest)]
-        if curves:
-            right.plot([tokens for tokens, _ in curves[0][:shortest]], means, marker=".", label=row["label"])
-    right.set_xlabel("tokens")
-    right.set_ylabel("held-out loss")
-    right.legend(fontsize=7)
+        draw_points(losses, experiment)
+    losses.set_ylabel("held-out loss, nats a token")
+    draw_differences(differences, experiment["pairs"])
+    draw_curves(curves, rows_of(plan["experiments"][name], runs))
+    for pair in experiment["pairs"]:
+        over_training.plot(*zip(*pair["over_training"], strict=True), marker=".", label=pair["label"])
+    over_training.axhline(0, color="black", linewidth=0.8)
+    over_training.set(xlabel="tokens", ylabel=differences.get_ylabel())
+    if experiment["pairs"]:
+        over_training.legend(fontsize=7)
     figure.suptitle(name.replace("_", " "))
     save_figure(figure, path)
+
+
+def draw_curves(axes: Any, rows: list[dict[str, Any]]) -> None:
+    """Held-out loss of each point over its training, the mean of its seeds."""
+    for row in rows:
+        curves = [result["held_out"] for result in row["results"].values()]
+        if curves:
+            shortest = min(len(curve) for curve in curves)
+            means = [mean(curve[i][1] for curve in curves) for i in range(shortest)]
+            axes.plot([tokens for tokens, _ in curves[0][:shortest]], means, marker=".", label=row["label"])
+    axes.set(xlabel="tokens", ylabel="held-out loss, nats a token")
+    axes.legend(fontsize=7)
 
 
 def draw_ratios(axes: Any, experiment: dict[str, Any]) -> None:
@@ -219,7 +245,8 @@ def draw_ratios(axes: Any, experiment: dict[str, Any]) -> None:
         )
     axes.set_xscale("log")
     ratios = sorted({row["point"]["total_ratio"] for row in experiment["rows"]})
-    axes.set_xticks(ratios, [f"{ratio:g}" for ratio in ratios], minor=False)
+    axes.set_xticks(ratios, [f"{ratio:g}" for ratio in ratios])
+    axes.minorticks_off()
     axes.set_xlabel("total / activated parameters")
     axes.legend()
 
