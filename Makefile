@@ -47,7 +47,7 @@ bits: install outputs/demo/report.json
 yarn: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m training.yarn_study
 
-# N-gram embeddings against experts, at the same parameters: 86 small runs, three hours to a night.
+# N-gram embeddings against experts, at the same parameters: 83 small runs, three hours to a night.
 study: install
 	$(BIN)/python -m training.scaling_study --config training/recipes/study_cpu.yaml
 

@@ -3,6 +3,7 @@
 
 import json
 import re
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from training.study_grid import Point, grid, match
 from training.study_text import TextSettings, is_held_out, load_side, load_tokenizer, prepare_text
 
 RECIPES = sorted(Path("training/recipes").glob("study_*.yaml"))
+RESULTS = Path("eval/results")
 BASE = {"total_ratio": 6, "amplification": "layer_norm"}
 MODEL = {
     **yaml.safe_load(Path("training/recipes/study_cpu.yaml").read_text(encoding="utf-8"))["model"],
@@ -290,11 +292,25 @@ def test_what_cannot_be_asked_for_is_named(folder, tmp_path):
 
 
 def test_the_kept_runs_give_the_report_that_stands_beside_them(tmp_path):
-    kept_runs, results = Path("eval/results/scaling_study_runs"), Path("eval/results")
-    arguments = ["--config", "training/recipes/study_cpu.yaml", "--report-only", "--runs", str(kept_runs)]
-    scaling_study.main(scaling_study.make_parser().parse_args([*arguments, "--output", str(tmp_path)]))
+    arguments = ["--config", "training/recipes/study_cpu.yaml", "--report-only", "--output", str(tmp_path)]
+    scaling_study.main(scaling_study.make_parser().parse_args(arguments))
     for name in ("scaling_study.json", "scaling_study.md"):
-        assert (tmp_path / name).read_text() == (results / name).read_text()
+        assert (tmp_path / name).read_text() == (RESULTS / name).read_text()
     figures = sorted(path.name for path in tmp_path.glob("*.png"))
-    assert figures == sorted(path.name for path in results.glob("scaling_study_*.png")) and len(figures) >= 7
+    assert figures == sorted(path.name for path in RESULTS.glob("scaling_study_*.png")) and len(figures) >= 7
     assert set(figures) <= set(re.findall(r"scaling_study_\w+\.png", Path("training/STUDY.md").read_text()))
+
+
+def numbers_in(value) -> Iterator[float]:
+    if isinstance(value, dict | list):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from numbers_in(part)
+    elif isinstance(value, float):
+        yield value
+
+
+def test_every_loss_that_the_study_quotes_is_in_its_report():
+    report = json.loads((RESULTS / "scaling_study.json").read_text())
+    there = {f"{abs(number):.3f}" for number in numbers_in(report)}
+    quoted = set(re.findall(r"(?<![\d.])\d\.\d{3}(?!\d)", Path("training/STUDY.md").read_text()))
+    assert len(quoted) > 20 and quoted <= there, quoted - there
