@@ -215,12 +215,13 @@ def test_intervals_are_those_of_students_t():
 def test_points_are_compared_with_their_vanilla_twin_or_the_base():
     def compared(vary: dict) -> list[tuple]:
         points = [{"point": asdict(point)} for point in grid(BASE, vary)]
-        return study_report.references(points, asdict(Point(**BASE)))
+        return study_report.references(points, list(vary), asdict(Point(**BASE)))
 
     assert compared({"total_ratio": [6, 12], "ngram_share": [0, 0.5]}) == [(1, 0), (3, 2)]
     assert compared({"ngram_share": [0.2, 0, 0.5]}) == [(0, 1), (2, 1)]
     assert compared({"amplification": ["none", "sqrt_d", "layer_norm"]}) == [(0, 2), (1, 2)]
     assert compared({"amplification": ["none", "sqrt_d"]}) == []  # neither is the base
+    assert compared({"ngram_share": [0.2, 0.5]}) == []  # the twin could not be matched
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
@@ -283,6 +284,15 @@ def test_runs_of_another_text_are_left_alone(studied, tmp_path):
     assert (studied / "runs" / "plan.json").read_text() == before
 
 
+def test_a_quick_study_leaves_the_whole_one_alone(studied):
+    before = [(studied / name).read_text() for name in ("runs/plan.json", "report/scaling_study.json")]
+    assert run(studied, "--quick", "--only", "pair") == 0
+    assert [(studied / name).read_text() for name in ("runs/plan.json", "report/scaling_study.json")] == before
+    quick = json.loads((studied / "report" / "scaling_study_quick.json").read_text())
+    assert quick["experiments"]["pair"]["rows"] and "--quick" in quick["command"]
+    assert "(scaling_study_quick_pair.png)" in (studied / "report" / "scaling_study_quick.md").read_text()
+
+
 def test_what_cannot_be_asked_for_is_named(folder, tmp_path):
     with pytest.raises(ValueError, match="no experiment depth"):
         run(folder, "--only", "depth")
@@ -310,7 +320,7 @@ def numbers_in(value) -> Iterator[float]:
 
 
 def test_every_loss_that_the_study_quotes_is_in_its_report():
-    report = json.loads((RESULTS / "scaling_study.json").read_text())
-    there = {f"{abs(number):.3f}" for number in numbers_in(report)}
-    quoted = set(re.findall(r"(?<![\d.])\d\.\d{3}(?!\d)", Path("training/STUDY.md").read_text()))
+    numbers = list(numbers_in(json.loads((RESULTS / "scaling_study.json").read_text())))
+    there = {f"{number:.3f}" for number in numbers} | {f"{number:+.3f}" for number in numbers}
+    quoted = set(re.findall(r"(?<![\d.])[+-]?\d\.\d{3}(?!\d)", Path("training/STUDY.md").read_text()))
     assert len(quoted) > 20 and quoted <= there, quoted - there

@@ -33,7 +33,6 @@ from training.study_run import RunSettings
 from training.study_text import TextSettings, prepare_text
 
 NAME = "scaling_study"
-PLAN = "plan.json"
 KEYS = {"text", "model", "training", "point", "experiments", "workers", "threads"}
 NEEDED, OPTIONAL = {"vary", "tokens", "seeds"}, {"model", "training"}  # keys of an experiment; `quick` replaces some
 
@@ -153,17 +152,22 @@ def read_runs(plan: dict[str, Any], folder: Path) -> dict[str, dict]:
     return {name: json.loads(path.read_text(encoding="utf-8")) for name, path in paths.items() if path.is_file()}
 
 
-def write_report(plan: dict[str, Any], runs: dict[str, dict], output: Path) -> list[Path]:
+def plan_file(folder: Path, quick: bool) -> Path:
+    """Where the plan lies beside its runs. A quick study has its own, and leaves the other one alone."""
+    return folder / ("plan_quick.json" if quick else "plan.json")
+
+
+def write_report(plan: dict[str, Any], runs: dict[str, dict], output: Path, name: str) -> list[Path]:
     """JSON, Markdown, and a plot for each experiment that has a result."""
     summary = study_report.summarize(plan, runs)
     output.mkdir(parents=True, exist_ok=True)
-    paths = [output / f"{NAME}.json", output / f"{NAME}.md"]
+    paths = [output / f"{name}.json", output / f"{name}.md"]
     write_beside(paths[0], (json.dumps(summary, indent=1) + "\n").encode())
-    write_beside(paths[1], study_report.as_markdown(summary).encode())
-    for name, experiment in summary["experiments"].items():
+    write_beside(paths[1], study_report.as_markdown(summary, name).encode())
+    for title, experiment in summary["experiments"].items():
         if experiment["rows"]:
-            paths.append(output / f"{NAME}_{name}.png")
-            study_report.draw(name, experiment, runs, plan, paths[-1])
+            paths.append(output / f"{name}_{title}.png")
+            study_report.draw(title, experiment, runs, plan, paths[-1])
     return paths
 
 
@@ -185,11 +189,11 @@ def make_parser() -> argparse.ArgumentParser:
 def main(arguments: argparse.Namespace) -> int:
     """Plan, train, report; the exit status is 1 where a run failed."""
     problems = [] if arguments.report_only else plan_and_train(arguments)
-    kept = arguments.runs / PLAN
+    kept = plan_file(arguments.runs, arguments.quick)
     if not kept.is_file():
-        raise ValueError(f"`runs` {arguments.runs} has no {PLAN}: leave `--report-only` out to train first")
+        raise ValueError(f"`runs` {arguments.runs} has no {kept.name}: leave `--report-only` out to train first")
     plan = json.loads(kept.read_text(encoding="utf-8"))
-    paths = write_report(plan, read_runs(plan, arguments.runs), arguments.output)
+    paths = write_report(plan, read_runs(plan, arguments.runs), arguments.output, NAME + "_quick" * arguments.quick)
     Console().print("Written: " + ", ".join(map(str, paths)), soft_wrap=True)
     return 1 if problems else 0
 
@@ -201,12 +205,13 @@ def plan_and_train(arguments: argparse.Namespace) -> list[str]:
     if unknown:
         raise ValueError(f"`only`: no experiment {', '.join(sorted(unknown))} in {arguments.config}")
     text = prepare_text(arguments.text, TextSettings(**study["text"]))
-    check_same_text(arguments.runs / PLAN, text)
+    kept = plan_file(arguments.runs, arguments.quick)
+    check_same_text(kept, text)
     plan = make_plan(study, text, arguments.text)
     plan["command"] = f"python -m training.scaling_study --config {arguments.config}" + " --quick" * arguments.quick
     print_plan(plan)
     arguments.runs.mkdir(parents=True, exist_ok=True)
-    write_beside(arguments.runs / PLAN, (json.dumps(plan, indent=1) + "\n").encode())
+    write_beside(kept, (json.dumps(plan, indent=1) + "\n").encode())
     chosen = arguments.only or list(plan["experiments"])
     names = {run["name"] for name in chosen for point in plan["experiments"][name]["points"] for run in point["runs"]}
     runs = [run for name, run in plan["runs"].items() if name in names]
@@ -230,7 +235,7 @@ def print_plan(plan: dict[str, Any]) -> None:
             facts = ", ".join(f"{key} {value}" for key, value in point["facts"].items() if value is not None)
             console.print(f"{name}: {point['label']}: {facts}", highlight=False, soft_wrap=True)
         points = experiment["points"]
-        for place, other in study_report.references(points, plan["base"]):
+        for place, other in study_report.references(points, experiment["varied"], plan["base"]):
             gaps = study_report.gaps(points[place], points[other])
             console.print(
                 f"{name}: {points[place]['label']} against {points[other]['label']}: total {gaps['total_gap']:+.2%}, "

@@ -99,7 +99,10 @@ def total_parameters(config: LongCatLiteConfig) -> int:
 
 
 def activated_total(config: LongCatLiteConfig) -> int:
-    """Parameters that multiply a token; without zero experts every token has `moe_topk` routed ones."""
+    """Parameters of blocks and head that multiply a token, with `moe_topk` routed experts: there are no zero ones.
+
+    As the paper counts: embeddings are not in it, and neither is the small projection of the n-grams.
+    """
     always, expert = activated_parameters(config)
     return always + expert * config.moe_topk * config.num_layers
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The report of the scaling study, from the kept JSON of its runs: tables, intervals over seeds, plots.
 
-An interval is Student's t at 95 % over the seeds. A point is compared with its vanilla twin where the experiment has
-it, otherwise with the study's base point. Both have the same seeds, hence the same order of rows: their difference is
-taken seed by seed, and its interval says whether one of them is better at this size.
+An interval is Student's t at 95 % over the seeds. A point is compared with its vanilla twin where the experiment
+varies the share of n-grams, otherwise with the study's base point. Both have the same seeds, hence the same order of
+rows: their difference is taken seed by seed, and its interval says whether one of them is better at this size.
 """
 
 from collections import Counter
@@ -49,13 +49,15 @@ class Interval:
         return "lower" if self.middle < 0 else "higher"
 
 
-def references(points: list[dict[str, Any]], base: dict[str, Any]) -> list[tuple[int, int]]:
-    """(place of a point, place of what it is compared with): its vanilla twin, or else the point equal to `base`."""
+def references(points: list[dict[str, Any]], varied: list[str], base: dict[str, Any]) -> list[tuple[int, int]]:
+    """(place of a point, place of what it is compared with).
+
+    That is its vanilla twin where the experiment varies the share of n-grams, and the point equal to `base` otherwise.
+    """
     values = [point["point"] for point in points]
     found = []
     for place, value in enumerate(values):
-        twin = value | {"ngram_share": 0}
-        reference = twin if twin in values else base
+        reference = value | {"ngram_share": 0} if "ngram_share" in varied else base
         if reference in values and reference != value:
             found.append((place, values.index(reference)))
     return found
@@ -83,7 +85,7 @@ def summarize(plan: dict[str, Any], runs: dict[str, dict]) -> dict[str, Any]:
             "tokens": experiment["tokens"],
             "changed": experiment["changed"],
             "rows": table,
-            "pairs": pairs_of(rows, plan["base"]),
+            "pairs": pairs_of(rows, experiment["varied"], plan["base"]),
             "missing": [{"point": row["label"], "seeds": row["missing"]} for row in rows if row["missing"]],
             "not_matched": experiment["not_matched"],
         }
@@ -116,22 +118,29 @@ def gaps(point: dict[str, Any], reference: dict[str, Any]) -> dict[str, float]:
     return {f"{key}_gap": point["facts"][key] / reference["facts"][key] - 1 for key in ("total", "activated")}
 
 
-def pairs_of(rows: list[dict[str, Any]], base: dict[str, Any]) -> list[dict[str, Any]]:
+def pairs_of(rows: list[dict[str, Any]], varied: list[str], base: dict[str, Any]) -> list[dict[str, Any]]:
     """Differences of losses between points and their references, as far as they have seeds in common."""
     pairs = []
-    for place, other in references(rows, base):
+    for place, other in references(rows, varied, base):
         row, reference = rows[place], rows[other]
         seeds = sorted(row["results"].keys() & reference["results"].keys())
         if not seeds:
             continue
-        differences = [row["results"][seed][MEASURE] - reference["results"][seed][MEASURE] for seed in seeds]
+        differences = seed_differences(row, reference, seeds, MEASURE)
         difference = Interval.of(differences)
+        last = Interval.of(seed_differences(row, reference, seeds, "last_loss"))
         pairs.append(
             {"label": row["label"], "reference": reference["label"], **gaps(row, reference)}
             | {"differences": differences, "difference": difference.middle, "half": difference.half}
-            | {"verdict": difference.verdict, "over_training": difference_over_training(row, reference, seeds)}
+            | {"last_difference": last.middle, "last_half": last.half, "verdict": difference.verdict}
+            | {"over_training": difference_over_training(row, reference, seeds)}
         )
     return pairs
+
+
+def seed_differences(row: dict[str, Any], reference: dict[str, Any], seeds: list[int], measure: str) -> list[float]:
+    """What a point has less what its reference has, for each seed."""
+    return [row["results"][seed][measure] - reference["results"][seed][measure] for seed in seeds]
 
 
 def difference_over_training(row: dict[str, Any], reference: dict[str, Any], seeds: list[int]) -> list[list[float]]:
@@ -141,8 +150,8 @@ def difference_over_training(row: dict[str, Any], reference: dict[str, Any], see
     return [[curves[0][0][i][0], mean(here[i][1] - there[i][1] for here, there in curves)] for i in range(shortest)]
 
 
-def as_markdown(summary: dict[str, Any]) -> str:
-    """The report for people."""
+def as_markdown(summary: dict[str, Any], report: str) -> str:
+    """The report for people; `report` is how the names of its figures begin."""
     text, lines = summary["text"], ["# Scaling study: n-gram embeddings against experts\n"]
     train, held_out = text["train"], text["held_out"]
     lines.append(
@@ -153,7 +162,7 @@ def as_markdown(summary: dict[str, Any]) -> str:
     )
     lines += verdict_lines(summary["experiments"])
     for name, experiment in summary["experiments"].items():
-        lines += experiment_lines(name, experiment)
+        lines += experiment_lines(name, experiment, f"{report}_{name}.png")
     return "\n".join(lines) + "\n"
 
 
@@ -167,34 +176,36 @@ def verdict_lines(experiments: dict[str, Any]) -> list[str]:
     return [*lines, ""]
 
 
-def experiment_lines(name: str, experiment: dict[str, Any]) -> list[str]:
+def experiment_lines(name: str, experiment: dict[str, Any], figure: str) -> list[str]:
     """Tables of one experiment."""
     changed = {key: value for fields in experiment["changed"].values() for key, value in fields.items()}
     otherwise = "".join(f" `{key}` is {value}." for key, value in changed.items())
     lines = [f"## {name}\n", f"{experiment['tokens']:,} tokens a run.{otherwise}\n"]
     lines.append(
-        "| point | total | activated | n-grams | experts | table ratio | seeds | held-out loss | at the end |"
+        "| point | total | activated | n-grams | experts | dense width | table ratio | load spread | seeds "
+        "| held-out loss | at the end |"
     )
-    lines.append("|---|---:|---:|---:|---:|---:|---:|---:|---:|")
+    lines.append("|---|" + "---:|" * 10)
     for row in experiment["rows"]:
         ratio = "" if row["ngram_vocab_size_ratio"] is None else f"{row['ngram_vocab_size_ratio']:g}"
         lines.append(
             f"| {row['label']} | {row['total']:,} | {row['activated']:,} | {row['ngram_share']:.0%} | "
-            f"{row['n_routed_experts']} | {ratio} | {len(row['seeds'])} | {Interval(row['loss'], row['half'])} | "
-            f"{row['last_loss']:.4f} |"
+            f"{row['n_routed_experts']} | {row['ffn_hidden_size']} | {ratio} | {row['load_spread']:.1%} | "
+            f"{len(row['seeds'])} | {Interval(row['loss'], row['half'])} | {row['last_loss']:.4f} |"
         )
     if experiment["pairs"]:
-        lines += ["", "| point | against | total differs by | activated | difference of losses | |"]
-        lines += ["|---|---|---:|---:|---:|---|"]
+        lines += ["", "| point | against | total differs by | activated | difference of losses | | at the end |"]
+        lines += ["|---|---|---:|---:|---:|---|---:|"]
         lines += [
             f"| {pair['label']} | {pair['reference']} | {pair['total_gap']:+.2%} | {pair['activated_gap']:+.2%} | "
-            f"{Interval(pair['difference'], pair['half'])} | {pair['verdict']} |"
+            f"{Interval(pair['difference'], pair['half'])} | {pair['verdict']} | "
+            f"{Interval(pair['last_difference'], pair['last_half'])} |"
             for pair in experiment["pairs"]
         ]
     lines += ["", *(f"Not there: {gap['point']}, seeds {gap['seeds']}." for gap in experiment["missing"])]
     lines += [f"Not matched: {problem}." for problem in experiment["not_matched"]]
     if experiment["rows"]:
-        lines.append(f"![{name}](scaling_study_{name}.png)\n")
+        lines.append(f"![{name}]({figure})\n")
     return lines
 
 
@@ -261,14 +272,21 @@ def draw_points(axes: Any, experiment: dict[str, Any]) -> None:
 
 
 def draw_differences(axes: Any, pairs: list[dict[str, Any]]) -> None:
-    """A difference with its interval for each comparison, and the seeds beside it."""
+    """Differences with their intervals: of the lowest losses, their seeds beside them, and of those at the end."""
     for place, pair in enumerate(pairs):
-        axes.errorbar([place], [pair["difference"]], yerr=[pair["half"] or 0], marker="o", capsize=4, color="C3")
         axes.plot([place] * len(pair["differences"]), pair["differences"], ".", color="grey", alpha=0.6)
+    for shift, key, half, style in (
+        (0, "difference", "half", {"marker": "o", "color": "C3", "label": "lowest of each run"}),
+        (0.12, "last_difference", "last_half", {"marker": "s", "color": "C7", "label": "at the end"}),
+    ):
+        places, middles = [place + shift for place in range(len(pairs))], [pair[key] for pair in pairs]
+        halves = [pair[half] or 0 for pair in pairs]
+        axes.errorbar(places, middles, yerr=halves, linestyle="", capsize=4, **style)
     axes.axhline(0, color="black", linewidth=0.8)
     labels = [f"{pair['label']}\nagainst\n{pair['reference']}".replace(", ", "\n") for pair in pairs]
     axes.set_xticks(range(len(labels)), labels, fontsize=7)
     axes.set_ylabel("difference of held-out losses (below 0: better)")
+    axes.legend(fontsize=7)
 
 
 __all__ = ["Interval", "as_markdown", "draw", "gaps", "references", "summarize"]

@@ -83,7 +83,7 @@ def prepare_text(folder: Path, settings: TextSettings) -> dict[str, Any]:
     if (folder / FACTS).is_file():
         facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
         if facts["settings"] != asdict(settings):
-            raise ValueError(f"{folder} holds a text of other settings: remove it, or choose another `--output`")
+            raise ValueError(f"{folder} holds a text of other settings: remove it, or choose another `--text`")
         return facts
     sides: dict[str, list[str]] = {side: [] for side in SIDES}
     for name, text in read_documents(settings):
