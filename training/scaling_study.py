@@ -66,7 +66,7 @@ def make_plan(study: dict[str, Any], text: dict[str, Any], folder: Path) -> dict
     plan: dict[str, Any] = {"text": text, "training": asdict(RunSettings(**study["training"]))}
     plan |= {"base": asdict(Point(**study["point"])), "experiments": {}, "runs": {}}
     for name, experiment in study["experiments"].items():
-        changed = {key: experiment[key] for key in OPTIONAL & experiment.keys()}
+        changed = {key: value for key, value in experiment.items() if key in OPTIONAL}
         settings = RunSettings(**study["training"] | changed.get("training", {}))
         model = study["model"] | vocabulary | changed.get("model", {})
         varied = [field for key in experiment["vary"] for field in key.split()]
