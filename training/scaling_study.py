@@ -167,7 +167,7 @@ def write_report(plan: dict[str, Any], runs: dict[str, dict], output: Path, name
     for title, experiment in summary["experiments"].items():
         if experiment["rows"]:
             paths.append(output / f"{name}_{title}.png")
-            study_report.draw(title, experiment, runs, plan, paths[-1])
+            study_report.draw(title, experiment, paths[-1])
     return paths
 
 

@@ -108,6 +108,7 @@ def summary_of(row: dict[str, Any]) -> dict[str, Any]:
         "loss": loss.middle,
         "half": loss.half,
         "last_loss": mean(result["last_loss"] for result in results),
+        "over_training": mean_curve([result["held_out"] for result in results]),
         "stopped_early": sum(result["stopped_early"] for result in results),
         "load_spread": mean(result["load_spread"] for result in results),
     }
@@ -144,10 +145,16 @@ def seed_differences(row: dict[str, Any], reference: dict[str, Any], seeds: list
 
 
 def difference_over_training(row: dict[str, Any], reference: dict[str, Any], seeds: list[int]) -> list[list[float]]:
-    """[tokens, mean difference of held-out losses] at every evaluation that both had with all `seeds`."""
-    curves = [(row["results"][seed]["held_out"], reference["results"][seed]["held_out"]) for seed in seeds]
-    shortest = min(len(curve) for pair in curves for curve in pair)
-    return [[curves[0][0][i][0], mean(here[i][1] - there[i][1] for here, there in curves)] for i in range(shortest)]
+    """Mean difference of held-out losses over the training, as `mean_curve`."""
+    pairs = [(row["results"][seed]["held_out"], reference["results"][seed]["held_out"]) for seed in seeds]
+    return mean_curve(
+        [[[tokens, loss - other] for (tokens, loss), (_, other) in zip(*pair, strict=False)] for pair in pairs]
+    )
+
+
+def mean_curve(curves: list[list[list[float]]]) -> list[list[float]]:
+    """[tokens, mean] at every evaluation that all curves have; one that stopped early is shorter than others."""
+    return [[same[0][0], mean(value for _, value in same)] for same in zip(*curves, strict=False)]
 
 
 def as_markdown(summary: dict[str, Any], report: str) -> str:
@@ -209,7 +216,7 @@ def experiment_lines(name: str, experiment: dict[str, Any], figure: str) -> list
     return lines
 
 
-def draw(name: str, experiment: dict[str, Any], runs: dict[str, dict], plan: dict[str, Any], path: Path) -> None:
+def draw(name: str, experiment: dict[str, Any], path: Path) -> None:
     """Losses of the points and their differences from their references, at the end and over the training."""
     figure = Figure(figsize=(13, 9), layout="constrained")
     (losses, differences), (curves, over_training) = figure.subplots(2, 2)
@@ -219,27 +226,22 @@ def draw(name: str, experiment: dict[str, Any], runs: dict[str, dict], plan: dic
         draw_points(losses, experiment)
     losses.set_ylabel("held-out loss, nats a token")
     draw_differences(differences, experiment["pairs"])
-    draw_curves(curves, rows_of(plan["experiments"][name], runs))
-    for pair in experiment["pairs"]:
-        over_training.plot(*zip(*pair["over_training"], strict=True), marker=".", label=pair["label"])
+    draw_curves(curves, experiment["rows"])
+    curves.set_ylabel(losses.get_ylabel())
+    draw_curves(over_training, experiment["pairs"])
     over_training.axhline(0, color="black", linewidth=0.8)
-    over_training.set(xlabel="tokens", ylabel=differences.get_ylabel())
-    if experiment["pairs"]:
-        over_training.legend(fontsize=7)
+    over_training.set_ylabel(differences.get_ylabel())
     figure.suptitle(name.replace("_", " "))
     save_figure(figure, path)
 
 
-def draw_curves(axes: Any, rows: list[dict[str, Any]]) -> None:
-    """Held-out loss of each point over its training, the mean of its seeds."""
-    for row in rows:
-        curves = [result["held_out"] for result in row["results"].values()]
-        if curves:
-            shortest = min(len(curve) for curve in curves)
-            means = [mean(curve[i][1] for curve in curves) for i in range(shortest)]
-            axes.plot([tokens for tokens, _ in curves[0][:shortest]], means, marker=".", label=row["label"])
-    axes.set(xlabel="tokens", ylabel="held-out loss, nats a token")
-    axes.legend(fontsize=7)
+def draw_curves(axes: Any, entries: list[dict[str, Any]]) -> None:
+    """What each point or pair has over its training."""
+    for entry in entries:
+        axes.plot(*zip(*entry["over_training"], strict=True), marker=".", label=entry["label"])
+    axes.set_xlabel("tokens")
+    if entries:
+        axes.legend(fontsize=7)
 
 
 def draw_ratios(axes: Any, experiment: dict[str, Any]) -> None:
