@@ -23,6 +23,7 @@ from transformers.cache_utils import DynamicCache
 from transformers.generation.candidate_generator import CandidateGenerator
 
 from .mtp import LongCatLiteDraftHead
+from .transformers_versions import CACHE
 
 
 @dataclass
@@ -53,6 +54,8 @@ class DraftCandidateGenerator(CandidateGenerator):
         max_length (`int`): Longest sequence, in tokens.
         logits_processor (`LogitsProcessorList`, *optional*): Drafts are chosen from processed logits, as tokens are.
         do_sample (`bool`, *optional*, defaults to `False`): Draw drafts instead of taking the most likely ones.
+        output_hidden_states (`bool`, *optional*, defaults to `False`):
+            Whether the caller of `generate` wants the hidden states of every layer; drafting needs the last alone.
         embed (`Callable`, *optional*):
             Tokens `[1, T]` and the codes that end with them to the trunk's embedding `[1, T, D]`: drafts from n-gram
             rows instead of the head's word embedding. The trunk then does not look the drafts up again.
@@ -68,13 +71,14 @@ class DraftCandidateGenerator(CandidateGenerator):
         max_length: int,
         logits_processor=None,
         do_sample: bool = False,
+        output_hidden_states: bool | None = False,
         embed: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
     ):
         self.head, self.lm_head, self.embed = head, lm_head, embed
         self.num_draft_tokens, self.max_length = num_draft_tokens, max_length
         self.logits_processor, self.do_sample = logits_processor, do_sample
         # The decoding loop adds these to every forward of the trunk; -1 is the final-norm state.
-        self.model_kwargs_overrides: dict = {"output_hidden_states": -1}
+        self.model_kwargs_overrides: dict = {"output_hidden_states": True if output_hidden_states else -1}
         self.cache = DynamicCache()
         self.on_own_states = 0  # cache entries behind the last pair with a true state
         self.offered = 0
@@ -94,8 +98,11 @@ class DraftCandidateGenerator(CandidateGenerator):
 
         states = self._new_true_states(model_outputs.hidden_states[-1], input_ids, int(n_last_matches))
         tokens = input_ids[:, -states.shape[1] :]  # each behind its state
-        history: Any = model_kwargs["past_key_values"].token_history if self.embed is not None else None
         mask = model_kwargs.get("attention_mask")
+        history: Any = None
+        if self.embed is not None:
+            lookback = self.head.config.max_ngram_order - 1
+            history = visible_history(model_kwargs[CACHE].token_history, mask, lookback)
         candidates, logits, embeds = input_ids, [], []
         for _step in range(self.offered):
             inputs_embeds = None
@@ -146,6 +153,14 @@ class DraftCandidateGenerator(CandidateGenerator):
         if self.do_sample:
             return torch.multinomial(logits.softmax(dim=-1), num_samples=1)
         return logits.argmax(dim=-1, keepdim=True)
+
+
+def visible_history(history: torch.Tensor, mask: torch.Tensor | None, lookback: int) -> torch.Tensor:
+    """The codes of a row that a mask does not hide: `[1, N - 1 + visible tokens]` of `[1, N - 1 + L]`."""
+    if mask is None:
+        return history
+    is_visible = nn.functional.pad(mask[0].bool(), (lookback, 0), value=True)
+    return history[:, is_visible[: history.shape[1]]]
 
 
 __all__ = ["DraftCandidateGenerator", "DraftStatistics"]
