@@ -57,8 +57,8 @@ class DraftCandidateGenerator(CandidateGenerator):
         output_hidden_states (`bool`, *optional*, defaults to `False`):
             Whether the caller of `generate` wants the hidden states of every layer; drafting needs the last alone.
         embed (`Callable`, *optional*):
-            Tokens `[1, T]` and the codes that end with them to the trunk's embedding `[1, T, D]`: drafts from n-gram
-            rows instead of the head's word embedding. The trunk then does not look the drafts up again.
+            Tokens `[1, T]`, the codes that end with them and a mask to the trunk's embedding `[1, T, D]`: drafts from
+            n-gram rows instead of the head's word embedding. The trunk then does not look the drafts up again.
     """
 
     requires_model_outputs = True
@@ -72,7 +72,7 @@ class DraftCandidateGenerator(CandidateGenerator):
         logits_processor=None,
         do_sample: bool = False,
         output_hidden_states: bool | None = False,
-        embed: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
+        embed: Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor] | None = None,
     ):
         self.head, self.lm_head, self.embed = head, lm_head, embed
         self.num_draft_tokens, self.max_length = num_draft_tokens, max_length
@@ -99,16 +99,13 @@ class DraftCandidateGenerator(CandidateGenerator):
         states = self._new_true_states(model_outputs.hidden_states[-1], input_ids, int(n_last_matches))
         tokens = input_ids[:, -states.shape[1] :]  # each behind its state
         mask = model_kwargs.get("attention_mask")
-        history: Any = None
-        if self.embed is not None:
-            lookback = self.head.config.max_ngram_order - 1
-            history = visible_history(model_kwargs[CACHE].token_history, mask, lookback)
+        history: Any = model_kwargs[CACHE].token_history if self.embed is not None else None
         candidates, logits, embeds = input_ids, [], []
         for _step in range(self.offered):
             inputs_embeds = None
             if self.embed is not None:
                 history = torch.cat([history, candidates[:, -1:]], dim=1)
-                inputs_embeds = self.embed(tokens, history)
+                inputs_embeds = self.embed(tokens, history, mask)
                 embeds.append(inputs_embeds[:, -1:])
             states = self._run_head(tokens, states, mask, inputs_embeds, candidates.shape[1])[:, -1:]
             step_logits = self._processed_logits(candidates, states)
@@ -118,7 +115,9 @@ class DraftCandidateGenerator(CandidateGenerator):
         self.on_own_states = self.offered - 1
         if self.embed is not None:
             history = torch.cat([history, tokens], dim=1)
-            self.model_kwargs_overrides["trunk_embeds"] = torch.cat([*embeds, self.embed(tokens, history)], dim=1)
+            self.model_kwargs_overrides["trunk_embeds"] = torch.cat(
+                [*embeds, self.embed(tokens, history, mask)], dim=1
+            )
         return candidates, torch.stack(logits, dim=1) if self.do_sample else None
 
     def update_candidate_strategy(self, input_ids, scores, num_matches):
@@ -153,14 +152,6 @@ class DraftCandidateGenerator(CandidateGenerator):
         if self.do_sample:
             return torch.multinomial(logits.softmax(dim=-1), num_samples=1)
         return logits.argmax(dim=-1, keepdim=True)
-
-
-def visible_history(history: torch.Tensor, mask: torch.Tensor | None, lookback: int) -> torch.Tensor:
-    """The codes of a row that a mask does not hide: `[1, N - 1 + visible tokens]` of `[1, N - 1 + L]`."""
-    if mask is None:
-        return history
-    is_visible = nn.functional.pad(mask[0].bool(), (lookback, 0), value=True)
-    return history[:, is_visible[: history.shape[1]]]
 
 
 __all__ = ["DraftCandidateGenerator", "DraftStatistics"]

@@ -231,9 +231,20 @@ class LongCatLiteModel(LongCatLitePreTrainedModel):
             word_embeds = self.ngram_embeddings(words, codes, row_ids).view_as(word_embeds)
         return self.embedding_amplification(word_embeds)
 
-    def embed_tokens_with_history(self, input_ids: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
-        """[`embed`] for tokens `[B, T]` that end a history of codes of any length."""
-        window = codes[:, -(self.config.max_ngram_order - 1 + input_ids.shape[1]) :]
+    def embed_tokens_with_history(
+        self, input_ids: torch.Tensor, codes: torch.Tensor, attention_mask: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """[`embed`] for tokens `[B, T]` that end a history of codes, `[B, N - 1 + L]`.
+
+        A mask, `[B, <= L]`, tells which of the L are hidden; what it does not reach is visible.
+        """
+        lookback, length = self.config.max_ngram_order - 1, input_ids.shape[1]
+        window = codes[:, -(lookback + length) :]
+        if attention_mask is not None:
+            whole = codes.shape[1] - lookback
+            visible = nn.functional.pad(attention_mask.bool(), (0, whole - attention_mask.shape[1]), value=True)
+            slots = torch.arange(whole - length, whole, device=codes.device)
+            window = visible_windows(codes, slots, lookback_slots(visible, slots, lookback))
         return self.embed(self.embed_tokens(input_ids), window)
 
     def prefetch_ngram_rows(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None):

@@ -93,7 +93,9 @@ def check_prepared_cache(model_kwargs: Mapping[str, Any], is_wanted: bool) -> Ca
         `ValueError`: if it has none although one is wanted, or keeps it under another name.
     """
     cache = model_kwargs.get(CACHE)
-    check_unread_inputs({name: value for name, value in model_kwargs.items() if isinstance(value, Cache) and name != CACHE})
+    check_unread_inputs(
+        {name: value for name, value in model_kwargs.items() if isinstance(value, Cache) and name != CACHE}
+    )
     if is_wanted and cache is None:
         raise ValueError(
             f"`generate` of transformers {transformers.__version__} has prepared no cache under the name `{CACHE}`, "
