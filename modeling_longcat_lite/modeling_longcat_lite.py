@@ -302,20 +302,15 @@ class LongCatLiteModel(LongCatLitePreTrainedModel):
             return nn.functional.pad(codes, (lookback, 0), value=HIDDEN)
 
         length = tokens.shape[1]
-        if cache is None:
-            slots = torch.arange(length, device=device)
-        else:
-            slots = cache.next_slots(length, lookback, device)
+        slots = torch.arange(length, device=device) if cache is None else cache.next_slots(length, lookback, device)
         visible = visible_keys(attention_mask, tokens)
         earlier = lookback_slots(visible, slots, lookback)  # [B, T, N - 1]
         own = own_keys(visible, slots)
         codes = encode_tokens(tokens, position_ids, own, previous=earlier[..., 0] - slots[0])
         if cache is None:
-            history = nn.functional.pad(codes, (lookback, 0), value=HIDDEN)
-        else:
-            cache.append_tokens(codes, lookback)
-            history = cache.token_history
-        return visible_windows(history, slots, earlier)
+            return visible_windows(nn.functional.pad(codes, (lookback, 0), value=HIDDEN), slots, earlier)
+        cache.append_tokens(codes, lookback)
+        return visible_windows(cache.token_history, slots, earlier)
 
 
 def check_mask_width(attention_mask: torch.Tensor | None, cache: Cache | None, new_tokens: int):
@@ -411,7 +406,7 @@ class LongCatLiteForCausalLM(LongCatLitePreTrainedModel, LongCatLiteGenerationMi
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             router_logits=outputs.router_logits,
-            **{CACHE: outputs[CACHE] if CACHE in outputs else None},
+            **{CACHE: outputs.get(CACHE)},
         )
 
     def add_draft_head(self):
