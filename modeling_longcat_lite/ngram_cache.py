@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from transformers.cache_utils import Cache, DynamicCache, QuantizedCache, StaticCache
 
-from .transformers_versions import CACHE
+from .transformers_versions import CACHE, reset_dynamic_cache
 
 BEFORE_SEQUENCE = ~0  # `ngram_hashing.HIDDEN`: counts as token 0, and nothing looks past it
 
@@ -90,6 +90,8 @@ class TokenHistoryMixin(Cache):
                 f"{-tokens_to_remove} takes back that many tokens."
             )
         length = self.get_seq_length()
+        if length == 0:
+            return  # nothing to take back, which some versions trip over
         super().crop(tokens_to_remove)
         removed = length - self.get_seq_length()
         if removed:
@@ -111,6 +113,10 @@ class TokenHistoryMixin(Cache):
 
 class LongCatLiteDynamicCache(TokenHistoryMixin, DynamicCache):
     """[`DynamicCache`] with token history."""
+
+    def reset(self):
+        reset_dynamic_cache(self)
+        self.token_history = self.layout = None
 
 
 class LongCatLiteQuantizedCache(TokenHistoryMixin, QuantizedCache):

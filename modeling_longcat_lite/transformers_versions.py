@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 import transformers
-from transformers.cache_utils import Cache
+from transformers.cache_utils import Cache, DynamicCache
 from transformers.masking_utils import create_causal_mask
 from transformers.utils import TransformersKwargs, logging
 from transformers.utils.output_capturing import OutputRecorder
@@ -105,6 +105,14 @@ def check_prepared_cache(model_kwargs: Mapping[str, Any], is_wanted: bool) -> Ca
     return cache
 
 
+def reset_dynamic_cache(cache: DynamicCache):
+    """Takes all tokens out of a cache; before 5.23, `DynamicCache.reset` leaves as many tokens of zeros."""
+    DynamicCache.reset(cache)
+    for layer in cache.layers:
+        if layer.get_seq_length():
+            layer.keys, layer.values, layer.is_initialized = None, None, False
+
+
 def output_recorder(module: type[torch.nn.Module], layers_field: str) -> OutputRecorder:
     """An `OutputRecorder` of hidden states whose layers are counted by the config's `layers_field`.
 
@@ -121,6 +129,7 @@ __all__ = [
     "check_prepared_cache",
     "check_unread_inputs",
     "output_recorder",
+    "reset_dynamic_cache",
     "the_cache",
     "warn_of_an_unknown_version",
 ]
