@@ -4,6 +4,8 @@
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
+from training.number_options import check_number
+
 if TYPE_CHECKING:
     from modeling_longcat_lite import LongCatLiteConfig
 
@@ -37,9 +39,10 @@ class RouterArguments:
     )
 
     def __post_init__(self):
-        for name in ("router_bias_rate", "balance_loss_weight"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"`{name}` is {getattr(self, name)}, it cannot be negative")
+        check_number("router_bias_rate", self.router_bias_rate, least=0)
+        check_number("balance_loss_weight", self.balance_loss_weight, least=0)
+        check_number("target_experts", self.target_experts, above=0)
+        check_number("balance_groups", self.balance_groups, least=1)
 
     def target_for(self, config: "LongCatLiteConfig") -> float:
         """K_e for a model of `config`."""
