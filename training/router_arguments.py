@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Options of router control, as a dataclass for TRL's parser; without torch, so that `--help` is fast."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from training.number_options import check_number
 
@@ -66,4 +67,14 @@ class RouterArguments:
         return groups
 
 
-__all__ = ["RouterArguments"]
+def refuse_auxiliary_loss(options: Mapping[str, Any], where: str) -> None:
+    """Raise a `ValueError` that names the option with which TRL would add its own loss on the routers."""
+    for name in ("router_aux_loss_coef", "output_router_logits"):
+        if options.get(name):
+            raise ValueError(
+                f"`{name}` in {where} is {options[name]}: TRL's auxiliary loss knows no zero experts and cannot be "
+                "computed for this model. Leave it out; training.sft balances experts with `balance_loss_weight`"
+            )
+
+
+__all__ = ["RouterArguments", "refuse_auxiliary_loss"]

@@ -145,6 +145,9 @@ def check_chat_template(training_args, model_args):
 
 
 def make_parser(subparsers: argparse._SubParsersAction | None = None, prog: str | None = None):
+    from training.tested_versions import warn_of_untested_versions
+
+    warn_of_untested_versions()
     from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments, SFTConfig
 
     from training.longcat_config import LongCatParser
