@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, IterableDataset, load_dataset
+from datasets import load_dataset
 from datasets.exceptions import DatasetGenerationError
 from trl import get_dataset
 
@@ -40,9 +40,8 @@ def load_rows(script_args: Any, training_args: Any, dataset_args: Any, task: str
     for split in splits:
         if split not in dataset:
             raise ValueError(f"the data set has no split `{split}`, it has {', '.join(dataset)}")
-        rows: Dataset | IterableDataset = dataset[split]
-        check_rows(rows, split, task)
-    return dataset[splits[0]], dataset[splits[-1]] if evaluated else None
+    checked = [check_rows(dataset[split], split, task) for split in splits]
+    return checked[0], checked[-1] if evaluated else None
 
 
 def read_dataset(script_args: Any, dataset_args: Any) -> Any:
