@@ -261,3 +261,9 @@ def test_a_streamed_call_that_cannot_be_written_is_named_with_its_row(chat, tmp_
     with pytest.raises(ValueError, match=r"row 1 of `train`: `messages\[1\].tool_calls\[0\].function.arguments`"):
         trainer = run(chat, tmp_path / "data", "--dataset_streaming", "--per_device_train_batch_size", "2")
         list(trainer.get_train_dataloader())
+
+
+def test_brackets_in_a_folder_of_data_are_named(chat, tmp_path):
+    write_rows(tmp_path / "data [v1]" / "train.jsonl", chat_rows(2))
+    with pytest.raises(ValueError, match=r"`dataset_name` .*data \[v1\]: .*brackets.*rename the folder"):
+        run(chat, tmp_path / "data [v1]")

@@ -35,6 +35,13 @@ def load_rows(script_args: Any, training_args: Any, dataset_args: Any, task: str
         for path in local_json_files(script_args, dataset_args):
             check_json(path)
         raise ValueError(f"the data set cannot be read: {error.__cause__ or error}") from error
+    except FileNotFoundError as error:
+        if "[" in str(script_args.dataset_name):
+            raise ValueError(
+                f"`dataset_name` {script_args.dataset_name}: `datasets` takes brackets in a path for a pattern, and "
+                "finds no file; rename the folder"
+            ) from error
+        raise
     evaluated = training_args.eval_strategy != "no" or training_args.eval_on_start
     splits = [script_args.dataset_train_split] + evaluated * [script_args.dataset_test_split]
     for split in splits:
