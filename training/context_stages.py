@@ -113,7 +113,9 @@ def check_stages(stages: Stages):
         raise ValueError(f"`beta_slow` ({stages.beta_slow}) must be below `beta_fast` ({stages.beta_fast})")
     for index, stage in enumerate(stages.stages):
         name = f"stages[{index}]"
-        check_number(f"{name}.factor", stage.factor, least=1)
+        check_number(f"{name}.factor", stage.factor)
+        if stage.factor < 1:
+            raise ValueError(f"`{name}.factor` must be at least 1, got {stage.factor}")
         check_number(f"{name}.long_share", stage.long_share, least=0, most=1)
         check_number(f"{name}.steps", stage.steps, least=1)
         if stage.factor * original > stages.longest:

@@ -42,9 +42,9 @@ def check_number(
             check_number(option, each, least, most, above, below)
         return
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError(f"`{option}` must be a number, got {value!r}")
+        raise ValueError(f"`{option}` is {value!r}, but must be a number")
     if isinstance(value, float) and not math.isfinite(value):
-        raise ValueError(f"`{option}` must be a finite number, got {value}")
+        raise ValueError(f"`{option}` is {value}, but must be a finite number")
     inside = (
         (least is None or value >= least)
         and (most is None or value <= most)
@@ -54,7 +54,9 @@ def check_number(
     if not inside:
         bounds = {"at least": least, "at most": most, "above": above, "below": below}
         wanted = " and ".join(f"{name} {bound}" for name, bound in bounds.items() if bound is not None)
-        raise ValueError(f"`{option}` must be {wanted}, got {value}")
+        if least is not None and most is not None:
+            wanted = f"from {least} to {most}"
+        raise ValueError(f"`{option}` is {value}, but must be {wanted}")
 
 
 def check_counts(arguments: argparse.Namespace, *names: str, least: int = 1) -> None:
@@ -69,7 +71,7 @@ def check_finite(*arguments: Any) -> None:
         for field in fields(each):
             for option, value in numbers_in(field.name, getattr(each, field.name)):
                 if math.isnan(value) or (math.isinf(value) and option not in MAY_BE_INFINITE):
-                    raise ValueError(f"`{option}` must be a finite number, got {value}")
+                    raise ValueError(f"`{option}` is {value}, but must be a finite number")
 
 
 def numbers_in(name: str, value: Any) -> Iterator[tuple[str, float]]:
