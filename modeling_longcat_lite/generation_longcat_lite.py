@@ -132,7 +132,7 @@ class LongCatLiteGenerationMixin(GenerationMixin):
         is_replaced = mask is not None and mask is not padding_mask and mask.ndim == 4
         if self.config.use_ngram_embedding and is_replaced and length > 1:
             # Compilable caches get a 4D mask. A 2D one says the same of a prompt in a fraction of the size.
-            if padding_mask is None:
+            if padding_mask is None and cache is not None:
                 padding_mask = mask.new_ones(mask.shape[0], int(cache.get_seq_length()) + length, dtype=torch.bool)
             inputs["ngram_attention_mask"] = padding_mask
         return inputs

@@ -141,7 +141,7 @@ class LongCatLiteModel(LongCatLitePreTrainedModel):
 
     @merge_with_config_defaults
     @capture_outputs
-    def forward(
+    def forward(  # type: ignore[misc]  # `TransformersKwargs` names `position_ids` too
         self,
         input_ids: torch.LongTensor | None = None,
         attention_mask: torch.Tensor | None = None,
@@ -218,7 +218,8 @@ class LongCatLiteModel(LongCatLitePreTrainedModel):
                 **kwargs,
             )
         hidden_states = with_idle_parameters(self.norm(hidden_states), self.mtp)
-        return MoeModelOutputWithPast(last_hidden_state=hidden_states, **{CACHE: cache})
+        held: dict[str, Any] = {CACHE: cache}
+        return MoeModelOutputWithPast(last_hidden_state=hidden_states, **held)
 
     def embed(
         self, word_embeds: torch.Tensor, codes: torch.Tensor | None, row_ids: torch.Tensor | None = None
@@ -345,7 +346,7 @@ class LongCatLiteForCausalLM(LongCatLitePreTrainedModel, LongCatLiteGenerationMi
         self.post_init()
 
     @can_return_tuple
-    def forward(
+    def forward(  # type: ignore[misc]  # `TransformersKwargs` names `position_ids` too
         self,
         input_ids: torch.LongTensor | None = None,
         attention_mask: torch.Tensor | None = None,

@@ -88,6 +88,8 @@ class StackedExperts(nn.Module):
 class LongCatLiteExperts(StackedExperts):
     """[`StackedExperts`] that leave an implementation which cannot take their weights for one that can."""
 
+    config: LongCatLiteConfig
+
     def forward(self, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor):
         """`[M, D]` states, `[M, K]` ids and weights to `[M, D]`."""
         weights = (self.gate_up_proj, self.down_proj)

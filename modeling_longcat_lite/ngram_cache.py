@@ -130,7 +130,7 @@ class LongCatLiteQuantizedCache(TokenHistoryMixin, QuantizedCache):
     def batch_repeat_interleave(self, repeats: int):
         raise ValueError("A quantized cache cannot repeat rows: repeat those of a dynamic cache instead.")
 
-    def batch_select_indices(self, indices: torch.Tensor):
+    def batch_select_indices(self, indices: torch.Tensor | Sequence[int]):
         raise ValueError("A quantized cache cannot select rows: select those of a dynamic cache instead.")
 
 
@@ -175,7 +175,7 @@ class LongCatLiteStaticCache(TokenHistoryMixin, StaticCache):
     def batch_repeat_interleave(self, repeats: int):
         raise ValueError("A static cache has a fixed batch size: repeat the rows of a dynamic cache instead.")
 
-    def batch_select_indices(self, indices: torch.Tensor):
+    def batch_select_indices(self, indices: torch.Tensor | Sequence[int]):
         raise ValueError("A static cache has a fixed batch size: select the rows of a dynamic cache instead.")
 
     def reset(self):
@@ -187,7 +187,8 @@ class LongCatLiteStaticCache(TokenHistoryMixin, StaticCache):
 
 def cache_leaves(cache: LongCatLiteDynamicCache) -> tuple[list[torch.Tensor | None], tuple[int, ...] | None]:
     """The tensors of a cache, its history first, and its layout: what `torch.export` takes a cache apart into."""
-    states = [states for layer in cache.layers for states in (layer.keys, layer.values)]
+    layers: Any = cache.layers
+    states = [states for layer in layers for states in (layer.keys, layer.values)]
     return [cache.token_history, *states], cache.layout
 
 
@@ -197,7 +198,7 @@ def cache_of_leaves(leaves: Iterable[torch.Tensor | None], layout: tuple[int, ..
     cache.layout = layout
     cache.token_history, *states = leaves
     for layer, (keys, values) in enumerate(zip(states[::2], states[1::2], strict=True)):
-        if keys is not None:
+        if keys is not None and values is not None:
             cache.update(keys, values, layer)
     return cache
 

@@ -108,7 +108,8 @@ def check_prepared_cache(model_kwargs: Mapping[str, Any], is_wanted: bool) -> Ca
 def reset_dynamic_cache(cache: DynamicCache):
     """Takes all tokens out of a cache; before 5.23, `DynamicCache.reset` leaves as many tokens of zeros."""
     DynamicCache.reset(cache)
-    for layer in cache.layers:
+    layers: Any = cache.layers
+    for layer in layers:
         if layer.get_seq_length():
             layer.keys, layer.values, layer.is_initialized = None, None, False
 
@@ -118,9 +119,9 @@ def output_recorder(module: type[torch.nn.Module], layers_field: str) -> OutputR
 
     From 5.23 on; earlier versions count nothing.
     """
-    fields = {field.name for field in dataclasses.fields(OutputRecorder)}
-    key = "num_hidden_layers_key"
-    return OutputRecorder(module, **({key: layers_field} if key in fields else {}))
+    options: dict[str, Any] = {"num_hidden_layers_key": layers_field}
+    known = {field.name for field in dataclasses.fields(OutputRecorder)}
+    return OutputRecorder(module, **{name: value for name, value in options.items() if name in known})
 
 
 __all__ = [
