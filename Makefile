@@ -6,7 +6,7 @@ TORCH ?= torch==2.13.0
 BIN := .venv/bin
 PYTEST := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --durations 10
 
-.PHONY: install demo draft bits yarn study tools test test-fast test-full test-mlx eval-smoke lint typing format bench clean
+.PHONY: install demo draft bits yarn study tools test test-fast test-full test-random test-mlx eval-smoke lint typing format bench clean
 
 install: .venv/.installed
 
@@ -66,13 +66,18 @@ outputs/demo/report.json:
 
 # One worker a core, one thread a worker: torch's own threads would fight over two cores.
 test: install
-	$(PYTEST) -m "not full and not mlx" tests
+	$(PYTEST) -m "not full and not mlx and not random" tests
 
 test-fast: install
-	$(PYTEST) -m "not slow and not full and not mlx" tests
+	$(PYTEST) -m "not slow and not full and not mlx and not random" tests
 
 test-full: install
-	$(PYTEST) -m "not mlx" tests
+	$(PYTEST) -m "not mlx and not random" tests
+
+# A thousand random generation cases against each row alone; `--random-seed` draws others.
+test-random: install
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m random tests/test_random_generation.py \
+		--random-cases 1000 --random-seed 0
 
 # Logits against mlx-lm, which wants versions of its own.
 test-mlx: install .venv-mlx/.installed

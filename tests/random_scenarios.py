@@ -1,0 +1,415 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What each kind of random case does, and that every row gets what it gets alone.
+
+    generate    a batch, padded and with holes in its mask, in every mode and cache
+    turns       two or three turns of a batch with one cache, which is cropped, copied, reordered and selected between
+    prefix      the cache of one prefix, repeated for suffixes of unequal length
+    forward     plain forwards in uneven chunks, padding anywhere
+    hidden      a mask that hides, later, what the cache holds already
+    packed      documents packed in rows, plain and compiled
+    embeds      prompts as embeddings with their tokens, also after a filled cache
+    branches    several continuations of one prefix in a 4D mask
+    failure     a forward that fails midway, and the cache that it leaves
+
+Shapes: B rows, W columns of the batch, T tokens of a row.
+"""
+
+import contextlib
+import copy
+import random
+
+import pytest
+import torch
+from cache_argument import held, holding
+from module_hooks import captured, gathered, not_called
+from naive_ngram import naive_ngram_ids
+from random_generation import ASSISTED, Case
+from random_models import PAD, assistant, loaded, reference_model
+from rows_alone import TooClose, beams, greedy, logits_of, samples
+from transformers import CompileConfig, DynamicCache, QuantizedCache, StaticCache
+from transformers.cache_utils import Fp8QuantizedLayer
+
+from modeling_longcat_lite import segment_ends
+
+ATOL = 2e-4
+ROOM = 160  # columns that no case exceeds
+BEAMS = 3
+Rows = list[list[int]]
+
+
+class Bench:
+    """The models and the random choices of one case."""
+
+    def __init__(self, case: Case):
+        self.case, self.rng = case, random.Random(case.draw)
+        self.plain = reference_model(case.model, case.bits, bool(case.delta))
+        self.model = loaded(case.model, case.bits, case.placement, bool(case.delta), bool(case.hot))
+        self.model.set_attn_implementation(case.attention)
+        self.model.set_experts_implementation(case.experts)
+        self.config = self.plain.config
+
+    def text(self, shortest: int, longest: int) -> list[int]:
+        """A row of tokens; of few different ones half the time, so that it repeats itself."""
+        few = self.rng.random() < 0.5
+        known = [self.rng.randrange(self.config.vocab_size) for _ in range(4)]
+        tokens = []
+        for _ in range(self.rng.randint(shortest, longest)):
+            token = self.rng.choice(known) if few else self.rng.randrange(self.config.vocab_size)
+            tokens.append(2 if self.rng.random() < 0.08 else token)
+        return tokens
+
+    def rows(self, shortest: int = 1, longest: int = 8) -> Rows:
+        """One row for assisted modes, else up to four; of one length where nothing is masked."""
+        count = 1 if self.case.mode in ASSISTED else self.rng.randint(1, 4)
+        if self.case.mask == "none":
+            shortest = longest = self.rng.randint(shortest, longest)
+        return [self.text(shortest, longest) for _ in range(count)]
+
+    def laid_out(self, rows: Rows, trailing: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+        """Ids and mask `[B, W]`: padding on the left and, of masks with holes, anywhere but in the last column."""
+        padded = []
+        for row in rows:
+            columns = [(token, 1) for token in row]
+            for _ in range(self.rng.randint(0, 3) if self.case.mask == "holes" else 0):
+                place = self.rng.randint(0, len(columns) - (0 if trailing else 1))
+                columns.insert(place, (self.hidden_token(), 0))
+            padded.append(columns)
+        width = max(map(len, padded))
+        padded = [[(self.hidden_token(), 0)] * (width - len(columns)) + columns for columns in padded]
+        ids, mask = torch.tensor(padded).unbind(-1)
+        return ids.clone(), mask.clone()
+
+    def hidden_token(self) -> int:
+        return self.rng.choice((PAD, self.rng.randrange(self.config.vocab_size)))
+
+    def cache(self):
+        """A cache of the user's own; None where `generate` or the model makes it."""
+        kinds = {
+            "lazy": DynamicCache,
+            "own_dynamic": lambda: DynamicCache(config=self.config),
+            "own_static": lambda: StaticCache(config=self.config, max_cache_len=ROOM),
+            "quantized": lambda: QuantizedCache("fp8", self.config),
+        }
+        return kinds[self.case.cache]() if self.case.cache in kinds else None
+
+    def options(self) -> dict:
+        """Of `generate`: mode, cache, chunks and compilation."""
+        modes = {
+            "greedy": {},
+            "sample": {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0},
+            "returns": {"do_sample": True, "top_k": 1, "num_return_sequences": 2},
+            "beam": {"num_beams": BEAMS, "num_return_sequences": 1 + self.case.draw % 2},
+            "mtp": {"use_mtp": True},
+            "lookup": {"prompt_lookup_num_tokens": 3},
+            "assistant": {"assistant_model": assistant(self.config.vocab_size)},
+        }
+        options = {"do_sample": False, "pad_token_id": PAD, **modes[self.case.mode]}
+        if self.case.cache == "none":
+            options["use_cache"] = False
+        elif self.case.cache == "static":
+            options["cache_implementation"] = "static"
+        if self.case.chunk:
+            options["prefill_chunk_size"] = self.case.chunk
+        if self.case.compiled:
+            torch._dynamo.reset()
+            compiled = CompileConfig(fullgraph=True, backend="eager", mode=None)
+            compiled._compile_all_devices = True
+            options["compile_config"] = compiled
+        return options
+
+    def expected(self, texts: Rows, count: int) -> tuple[Rows, list[torch.Tensor] | None, int | None]:
+        """The next tokens of each row, with their logits where they are greedy, and what ends rows early."""
+        mode, seed = self.case.mode, self.case.draw
+        if mode == "beam":
+            returned = 1 + self.case.draw % 2
+            return [found for row in texts for found in beams(self.plain, row, count, BEAMS, returned)], None, None
+        if mode == "sample":
+            return samples(self.plain, texts, count, seed), None, None
+        found = [greedy(self.plain, row, count) for row in texts]
+        eos = None
+        if self.case.ends:
+            eos = self.rng.choice(found)[0][self.rng.randrange(count)]
+            found = [greedy(self.plain, row, count, eos) for row in texts]
+        tokens, logits = [tokens for tokens, _ in found], [logits for _, logits in found]
+        if mode == "returns":
+            return [each for each in tokens for _ in range(2)], None, None
+        return tokens, logits, eos
+
+    def generate(self, ids, mask, texts: Rows, cache=None, **prompt):
+        """Generates from `texts`, laid out as `ids` and `mask`; checks and returns the tokens, with the output."""
+        count = self.rng.randint(2, 7)
+        tokens, logits, eos = self.expected(texts, count)
+        records_states = self.rng.random() < 0.25 and self.case.mode != "beam" and not self.case.compiled
+        torch.manual_seed(self.case.draw)
+        output = self.model.generate(
+            **(prompt or {"input_ids": ids}),
+            attention_mask=mask,
+            max_new_tokens=count,
+            eos_token_id=eos,
+            return_dict_in_generate=True,
+            output_logits=logits is not None,
+            output_hidden_states=records_states,
+            **self.options(),
+            **holding(cache),
+        )
+        width = max(map(len, tokens))
+        found, wanted = output.sequences[:, -width:].tolist(), [row + [PAD] * (width - len(row)) for row in tokens]
+        assert found == wanted, f"tokens {found}, alone {wanted}"
+        if logits is not None:
+            assert len(output.logits) == width, f"logits of {len(output.logits)} tokens, not {width}"
+            for i, alone in enumerate(logits):
+                got = torch.stack([step[i] for step in output.logits[: len(alone)]]).float()
+                torch.testing.assert_close(got, alone, atol=ATOL, rtol=0)
+        if records_states:
+            assert len(output.hidden_states) == width, f"states of {len(output.hidden_states)} tokens, not {width}"
+        return tokens, output
+
+
+def positions(mask: torch.Tensor) -> torch.Tensor:
+    """As `generate` makes them."""
+    return (mask.cumsum(-1) - 1).clamp(min=0)
+
+
+def check_generate(bench: Bench):
+    texts = bench.rows()
+    bench.generate(*bench.laid_out(texts), texts, bench.cache())
+
+
+def check_turns(bench: Bench):
+    rng, texts, cache = bench.rng, [[] for _ in bench.rows()], bench.cache()
+    ids = mask = torch.zeros(len(texts), 0, dtype=torch.long)
+    for _turn in range(rng.choice((2, 2, 3))):
+        added = [bench.text(1, 5) for _ in texts]
+        if bench.case.mask == "none":
+            added = [row[: min(map(len, added))] for row in added]
+        new_ids, new_mask = bench.laid_out(added)
+        ids, mask = torch.cat([ids, new_ids], 1), torch.cat([mask, new_mask], 1)
+        texts = [text + row for text, row in zip(texts, added, strict=True)]
+        seen = 0 if cache is None else int(cache.get_seq_length())
+        # Users pass the whole conversation, or what the cache has not seen, with the mask of the whole.
+        passes_new = seen and not bench.case.chunk and bench.case.mode not in ASSISTED and rng.random() < 0.3
+        tokens, output = bench.generate(ids[:, seen:] if passes_new else ids, mask, texts, cache)
+        cache = held(output)
+        # What ended early is padded by `generate`, and hidden from the turns to come.
+        width = max(map(len, tokens))
+        ended = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in tokens])
+        ids = torch.cat([ids[:, :seen], output.sequences], 1) if passes_new else output.sequences
+        mask = torch.cat([mask, ended], 1)
+        texts = [text + row for text, row in zip(texts, tokens, strict=True)]
+        texts, ids, mask, cache = changed_cache(bench, texts, ids, mask, cache)
+
+
+def changed_cache(bench: Bench, texts: Rows, ids, mask, cache):
+    """What users do with a cache between turns."""
+    can_change = bench.case.cache in ("dynamic", "lazy", "own_dynamic")
+    change = bench.rng.choice(("none", "copy", "reorder", *(("crop", "select") if can_change else ())))
+    if change == "copy":
+        cache = copy.deepcopy(cache)
+    elif change == "crop":
+        cache.crop(-bench.rng.randint(1, int(cache.get_seq_length()) - 1))
+    elif change in ("reorder", "select"):
+        order = [bench.rng.randrange(len(texts)) for _ in texts]
+        (cache.reorder_cache if change == "reorder" else cache.batch_select_indices)(torch.tensor(order))
+        texts, ids, mask = [texts[i] for i in order], ids[order], mask[order]
+    return texts, ids, mask, cache
+
+
+def check_prefix(bench: Bench):
+    suffixes, prefix, cache = bench.rows(1, 6), bench.text(2, 8), bench.cache()
+    prefix_ids, prefix_mask = bench.laid_out([prefix])
+    fill(bench, prefix_ids, prefix_mask, cache)
+    cache.batch_repeat_interleave(len(suffixes) * (BEAMS if bench.case.mode == "beam" else 1))
+    ids, mask = bench.laid_out(suffixes)
+    ids = torch.cat([prefix_ids.expand(len(ids), -1), ids], 1)
+    mask = torch.cat([prefix_mask.expand(len(ids), -1), mask], 1)
+    bench.generate(ids, mask, [prefix + suffix for suffix in suffixes], cache)
+
+
+@torch.no_grad()
+def fill(bench: Bench, ids, mask, cache, first: int = 0):
+    """Forwards of the columns from `first` on, in chunks of any length; returns their logits `[B, W - first, V]`."""
+    seen, width, logits = first, ids.shape[1], []
+    while seen < width:
+        end = width if cache is None else min(width, seen + bench.rng.randint(1, 5))
+        chunk = slice(seen, end)
+        output = bench.model(
+            ids[:, chunk],
+            attention_mask=mask[:, :end],
+            position_ids=positions(mask)[:, chunk],
+            use_cache=cache is not None,
+            **holding(cache),
+        )
+        logits.append(output.logits)
+        seen = end
+    return torch.cat(logits, 1)
+
+
+def check_logits(found: torch.Tensor, mask: torch.Tensor, wanted: list[torch.Tensor]):
+    """Of visible tokens, `[B, W, V]` by `[B, W]`, against each row's own."""
+    for i, each in enumerate(wanted):
+        torch.testing.assert_close(found[i][mask[i].bool()].float(), each, atol=ATOL, rtol=0)
+
+
+def check_forward(bench: Bench):
+    texts = bench.rows(1, 12)
+    ids, mask = bench.laid_out(texts, trailing=True)
+    found = fill(bench, ids, mask, bench.cache())
+    check_logits(found, mask, [logits_of(bench.plain, row) for row in texts])
+
+
+def check_hidden(bench: Bench):
+    rng, cache = bench.rng, bench.cache()
+    ids, mask = bench.laid_out(bench.rows(3, 9))
+    fill(bench, ids, mask, cache)
+    new_ids, new_mask = bench.laid_out([bench.text(1, 4) for _ in ids])
+    still = torch.tensor([[int(rng.random() < 0.6) for _ in row] for row in mask])
+    whole = torch.cat([ids, new_ids], 1)
+    before, after = torch.cat([mask, new_mask], 1), torch.cat([mask * still, new_mask], 1)
+    found = fill(bench, whole, after, cache, first=ids.shape[1])
+    wanted = [logits_with_two_masks(bench, *row, ids.shape[1]) for row in zip(whole, before, after, strict=True)]
+    check_logits(found, new_mask, [each[kept.bool()] for each, kept in zip(wanted, new_mask, strict=True)])
+
+
+@torch.no_grad()
+def logits_with_two_masks(bench: Bench, ids, before, after, split: int) -> torch.Tensor:
+    """Of the columns from `split` on, which see `after`; those before it saw `before`. One row, one forward."""
+    config, width = bench.config, len(ids)
+    names = (config.subtable_sizes, config.ngram_base_vocab_size, config.max_ngram_order, segment_ends(config))
+    row_ids = torch.zeros(1, width, config.num_subtables, dtype=torch.long)
+    sees, places = torch.zeros(width, width).bool(), torch.zeros(1, width, dtype=torch.long)
+    for mask, columns in ((before, range(split)), (after, range(split, width))):
+        visible = mask.nonzero()[:, 0]
+        of_visible = torch.tensor(naive_ngram_ids(ids[visible].tolist(), *names)).reshape(config.num_subtables, -1)
+        for column in columns:
+            sees[column] = mask.bool() & (torch.arange(width) <= column)
+            sees[column, column] = True
+            places[0, column] = positions(mask)[column]
+            if mask[column]:
+                row_ids[0, column] = of_visible[:, int((visible < column).sum())]
+    allowed = torch.where(sees, 0.0, torch.finfo(torch.float32).min)[None, None]
+    output = bench.plain(
+        ids[None], attention_mask=allowed, position_ids=places, ngram_row_ids=row_ids, use_cache=False
+    )
+    return output.logits[0, split:]
+
+
+def check_packed(bench: Bench):
+    case, rng = bench.case, bench.rng
+    rows = [[bench.text(1, 6) for _ in range(rng.randint(1, 4))] for _ in range(rng.randint(1, 3))]
+    columns = [[(t, 1, place) for text in row for place, t in enumerate(text)] for row in rows]
+    if case.mask in ("none", "ones"):  # all rows as long as the longest: their last document grows
+        width = max(map(len, columns))
+        for row, of_row in zip(rows, columns, strict=True):
+            row[-1] += (grown := [rng.randrange(bench.config.vocab_size) for _ in range(width - len(of_row))])
+            of_row += [(t, 1, len(row[-1]) - len(grown) + i) for i, t in enumerate(grown)]
+    elif case.mask == "holes":
+        for of_row in columns:
+            for _ in range(rng.randint(0, 3)):
+                place = rng.randint(1, len(of_row))
+                of_row.insert(place, (bench.hidden_token(), 0, of_row[place - 1][2]))
+    width = max(map(len, columns))
+    columns = [of_row + [(bench.hidden_token(), 0, 0)] * (width - len(of_row)) for of_row in columns]
+    ids, mask, places = torch.tensor(columns).unbind(-1)
+    model = bench.model
+    if case.compiled:
+        torch._dynamo.reset()
+        model = torch.compile(model, backend="eager", fullgraph=case.cache == "none")
+    cache = bench.cache()
+    shown = {} if case.mask == "none" else {"attention_mask": mask}
+    with torch.no_grad():
+        use = {"use_cache": case.cache != "none", **holding(cache)}
+        found = model(ids, position_ids=places, **shown, **use).logits
+    check_logits(found, mask, [torch.cat([logits_of(bench.plain, text) for text in row]) for row in rows])
+
+
+def check_embeds(bench: Bench):
+    texts, cache = bench.rows(2, 8), bench.cache()
+    ids, mask = bench.laid_out(texts)
+    filled, tokens = bench.rng.randint(0, ids.shape[1] - 1), bench.rng.choice(("input_ids", "ngram_input_ids"))
+    if bench.case.mode == "lookup":
+        # Prompt lookup of transformers goes wrong with ids beside embeddings and with a filled cache: a Llama too.
+        filled, tokens = 0, "ngram_input_ids"
+    if bench.case.mode == "beam":
+        cache = None
+    if cache is not None and filled:
+        fill(bench, ids[:, :filled], mask[:, :filled], cache)
+    with torch.no_grad():
+        embeds = bench.plain.get_input_embeddings()(ids)
+    bench.generate(ids, mask, texts, cache, inputs_embeds=embeds, **{tokens: ids})
+
+
+@torch.no_grad()
+def check_branches(bench: Bench):
+    rng, config = bench.rng, bench.config
+    prefix, branches = bench.text(1, 5), [bench.text(1, 4) for _ in range(rng.randint(2, 3))]
+    row, places, width = list(prefix), list(range(len(prefix))), len(prefix) + sum(map(len, branches))
+    sees = torch.tril(torch.ones(width, width)).bool()
+    names = (config.subtable_sizes, config.ngram_base_vocab_size, config.max_ngram_order, segment_ends(config))
+    ngrams = [torch.tensor(naive_ngram_ids(prefix, *names))]
+    for branch in branches:
+        sees[len(row) :, len(prefix) : len(row)] = False
+        row, places = row + branch, places + [len(prefix) + i for i in range(len(branch))]
+        ngrams.append(torch.tensor(naive_ngram_ids(prefix + branch, *names))[:, len(prefix) :])
+    call = {
+        "attention_mask": torch.where(sees, 0.0, torch.finfo(torch.float32).min)[None, None],
+        "position_ids": torch.tensor([places]),
+        "use_cache": False,
+    }
+    ids = torch.tensor([row])
+    with pytest.raises(ValueError, match="ngram_row_ids"):
+        bench.model(ids, **call)
+    found = bench.model(ids, ngram_row_ids=torch.cat(ngrams, 1).t()[None], **call).logits[0]
+    wanted = [logits_of(bench.plain, prefix)]
+    wanted += [logits_of(bench.plain, prefix + branch)[len(prefix) :] for branch in branches]
+    torch.testing.assert_close(found.float(), torch.cat(wanted), atol=ATOL, rtol=0)
+
+
+@torch.no_grad()
+def check_failure(bench: Bench):
+    texts, cache = bench.rows(2, 8), bench.cache()
+    ids, mask = bench.laid_out(texts)
+    split = bench.rng.randint(0, ids.shape[1] - 1)
+    if split:
+        fill(bench, ids[:, :split], mask[:, :split], cache)
+    layers = bench.model.model.layers
+    broken = bench.rng.choice([layer.self_attn[1] for layer in layers] + [layer.mlp for layer in layers])
+
+    def fail(*_):
+        raise RuntimeError("out of memory")
+
+    call = {"attention_mask": mask, "position_ids": positions(mask)[:, split:], **holding(cache)}
+    handle = broken.register_forward_pre_hook(fail)
+    with contextlib.closing(contextlib.ExitStack()) as stack:
+        stack.callback(handle.remove)
+        with pytest.raises(RuntimeError, match="out of memory"):
+            bench.model(ids[:, split:], **call)
+    with pytest.raises(ValueError, match=r"cache|past_key_values"):
+        bench.model(ids[:, split:], **call)
+
+
+@contextlib.contextmanager
+def hooked(bench: Bench):
+    """Hooks of the case on every module; all that take part have to be called."""
+    if bench.case.hooks == "none":
+        yield
+    elif bench.case.hooks == "gathered":
+        with gathered(bench.model):
+            yield
+    else:
+        with captured(bench.model) as calls:
+            yield
+        missed = set(not_called(bench.model, calls))
+        missed -= {"model.embed_tokens"} if bench.case.kind == "embeds" else set()
+        assert not missed, f"not called as modules: {sorted(missed)}"
+
+
+def check(case: Case):
+    """Runs a case; raises `TooClose` if it has to be drawn anew."""
+    bench = Bench(case)
+    with pytest.MonkeyPatch.context() as patch, hooked(bench):
+        # A quantized cache of which every number comes back: what it holds is then compared, not how it rounds.
+        patch.setattr(Fp8QuantizedLayer, "fp8_dtype", torch.float32)
+        globals()[f"check_{case.kind}"](bench)
+
+
+__all__ = ["TooClose", "check"]
