@@ -10,7 +10,7 @@ from collections import Counter
 from dataclasses import replace
 
 import pytest
-import random_scenarios
+import random_bench
 from random_generation import CACHES, CACHES_OF, KINDS, MASKS, MASKS_OF, MODES, Case, draw_case
 from random_models import MODELS
 from random_scenarios import check
@@ -90,11 +90,11 @@ def test_cases_reach_every_choice():
 def test_a_model_with_other_rows_is_noticed(kind, monkeypatch):
     cases = (draw_case(2, index) for index in range(1000))
     case = next(case for case in cases if case.kind == kind and case.placement == "disk" and not case.compiled)
-    right = random_scenarios.loaded
+    right = random_bench.loaded
 
     def with_other_rows(name, bits, placement, has_delta, is_hot):
         return right(name, bits, placement, not has_delta, is_hot)
 
-    monkeypatch.setattr(random_scenarios, "loaded", with_other_rows)
+    monkeypatch.setattr(random_bench, "loaded", with_other_rows)
     with pytest.raises(AssertionError):
         check_without_ties(case)
