@@ -61,7 +61,7 @@ def check_turns(bench: Bench):
 
 def changed_cache(bench: Bench, texts: Rows, ids, mask, cache):
     """What users do with a cache between turns."""
-    can_change = bench.case.cache in ("dynamic", "lazy", "own_dynamic")
+    can_change = bench.case.cache in ("dynamic", "lazy", "own_dynamic") and int(cache.get_seq_length()) > 1
     change = bench.rng.choice(("none", "copy", "reorder", *(("crop", "select") if can_change else ())))
     if change == "copy":
         cache = copy.deepcopy(cache)
