@@ -15,14 +15,14 @@ from dataclasses import astuple, dataclass, fields, replace
 from random_models import MODELS
 
 KINDS = {
-    "generate": 34,
+    "generate": 32,
     "turns": 18,
     "prefix": 9,
     "forward": 11,
     "hidden": 7,
     "packed": 9,
     "embeds": 7,
-    "branches": 2,
+    "branches": 4,
     "failure": 3,
 }
 GENERATES = ("generate", "turns", "prefix", "embeds")
@@ -44,7 +44,7 @@ CACHES_OF = {
     "hidden": ("lazy", "own_dynamic", "own_static", "quantized"),
     "packed": ("none", "dynamic", "lazy", "own_dynamic"),
     "embeds": ("dynamic", "own_dynamic"),
-    "branches": ("none",),
+    "branches": ("none", "lazy", "own_dynamic"),
     "failure": ("lazy", "own_dynamic", "own_static", "quantized"),
 }
 MASKS_OF = {"branches": ("none",), "packed": ("none", "ones", "trailing", "holes")}
@@ -102,7 +102,7 @@ def possible(case: Case) -> Case:
         chunk=case.chunk if is_chunked else 0,
         compiled=compiled,
         experts=experts,
-        hooks="none" if compiled or kind in ("failure", "branches") else case.hooks,
+        hooks="none" if compiled or kind == "failure" else case.hooks,
         ends=case.ends if mode in ("greedy", *ASSISTED) and kind in GENERATES else 0,
         delta=case.delta if case.bits == 16 or case.placement != "resident" else 0,
         hot=case.hot if case.placement != "resident" else 0,

@@ -16,13 +16,14 @@ Shapes: B rows, W columns of the batch, T tokens of a row.
 
 import contextlib
 import copy
+import itertools
 
 import pytest
 import torch
 from cache_argument import held, holding
 from module_hooks import captured, gathered, not_called
 from naive_ngram import naive_ngram_ids
-from random_bench import ATOL, BEAMS, Bench, Rows, check_logits, fill, positions
+from random_bench import BEAMS, Bench, Rows, check_logits, fill, positions
 from random_generation import ASSISTED, Case
 from rows_alone import TooClose, logits_of
 from transformers.cache_utils import Fp8QuantizedLayer
@@ -108,8 +109,7 @@ def check_hidden(bench: Bench):
 @torch.no_grad()
 def logits_with_two_masks(bench: Bench, ids, before, after, split: int) -> torch.Tensor:
     """Of the columns from `split` on, which see `after`; those before it saw `before`. One row, one forward."""
-    config, width = bench.config, len(ids)
-    names = (config.subtable_sizes, config.ngram_base_vocab_size, config.max_ngram_order, segment_ends(config))
+    config, width, names = bench.config, len(ids), ngram_arguments(bench.config)
     row_ids = torch.zeros(1, width, config.num_subtables, dtype=torch.long)
     sees, places = torch.zeros(width, width).bool(), torch.zeros(1, width, dtype=torch.long)
     for mask, columns in ((before, range(split)), (after, range(split, width))):
@@ -126,6 +126,11 @@ def logits_with_two_masks(bench: Bench, ids, before, after, split: int) -> torch
         ids[None], attention_mask=allowed, position_ids=places, ngram_row_ids=row_ids, use_cache=False
     )
     return output.logits[0, split:]
+
+
+def ngram_arguments(config) -> tuple:
+    """What `naive_ngram_ids` wants to know, after the tokens."""
+    return config.subtable_sizes, config.ngram_base_vocab_size, config.max_ngram_order, segment_ends(config)
 
 
 def check_packed(bench: Bench):
@@ -175,28 +180,36 @@ def check_embeds(bench: Bench):
 
 @torch.no_grad()
 def check_branches(bench: Bench):
-    rng, config = bench.rng, bench.config
-    prefix, branches = bench.text(1, 5), [bench.text(1, 4) for _ in range(rng.randint(2, 3))]
-    row, places, width = list(prefix), list(range(len(prefix))), len(prefix) + sum(map(len, branches))
-    sees = torch.tril(torch.ones(width, width)).bool()
-    names = (config.subtable_sizes, config.ngram_base_vocab_size, config.max_ngram_order, segment_ends(config))
-    ngrams = [torch.tensor(naive_ngram_ids(prefix, *names))]
-    for branch in branches:
-        sees[len(row) :, len(prefix) : len(row)] = False
-        row, places = row + branch, places + [len(prefix) + i for i in range(len(branch))]
-        ngrams.append(torch.tensor(naive_ngram_ids(prefix + branch, *names))[:, len(prefix) :])
-    call = {
-        "attention_mask": torch.where(sees, 0.0, torch.finfo(torch.float32).min)[None, None],
-        "position_ids": torch.tensor([places]),
-        "use_cache": False,
-    }
-    ids = torch.tensor([row])
-    with pytest.raises(ValueError, match="ngram_row_ids"):
-        bench.model(ids, **call)
-    found = bench.model(ids, ngram_row_ids=torch.cat(ngrams, 1).t()[None], **call).logits[0]
-    wanted = [logits_of(bench.plain, prefix)]
-    wanted += [logits_of(bench.plain, prefix + branch)[len(prefix) :] for branch in branches]
-    torch.testing.assert_close(found.float(), torch.cat(wanted), atol=ATOL, rtol=0)
+    rng, config, cache, rows = bench.rng, bench.config, bench.cache(), range(bench.rng.randint(1, 3))
+    lengths = [rng.randint(1, 4) for _ in range(rng.randint(2, 3))]
+    prefixes = [bench.text(6, 6)[: 2 + bench.case.draw % 5] for _ in rows]
+    branches = [[bench.text(length, length) for length in lengths] for _ in rows]
+    first, names = len(prefixes[0]), ngram_arguments(config)
+    width, places = first + sum(lengths), list(range(first))
+    sees, wanted, row_ids = torch.tril(torch.ones(width, width)).bool(), [], []
+    for end, length in zip(itertools.accumulate(lengths, initial=first), lengths, strict=False):
+        sees[end:, first:end] = False  # what later branches would see of those before
+        places += range(first, first + length)
+    for prefix, of_prefix in zip(prefixes, branches, strict=True):
+        alone = [logits_of(bench.plain, prefix)]
+        ngrams = [torch.tensor(naive_ngram_ids(prefix, *names))]
+        for branch in of_prefix:
+            alone.append(logits_of(bench.plain, prefix + branch)[first:])
+            ngrams.append(torch.tensor(naive_ngram_ids(prefix + branch, *names))[:, first:])
+        wanted.append(torch.cat(alone))
+        row_ids.append(torch.cat(ngrams, 1).t())
+    ids = torch.tensor([sum(of_prefix, prefix) for prefix, of_prefix in zip(prefixes, branches, strict=True)])
+    mask = sees if rng.random() < 0.5 else torch.where(sees, 0.0, torch.finfo(torch.float32).min)
+    mask, places = mask.expand(len(ids), 1, -1, -1), torch.tensor([places])
+    if cache is None:
+        call = {"attention_mask": mask, "position_ids": places, "use_cache": False}
+        check_logits(bench.model(ids, ngram_row_ids=torch.stack(row_ids), **call).logits, torch.ones_like(ids), wanted)
+        found = bench.model(ids, **call).logits
+    else:  # the prefix is in a cache before its branches come
+        found = [fill(bench, ids[:, :first], torch.ones_like(ids[:, :first]), cache)]
+        call = {"attention_mask": mask[:, :, first:], "position_ids": places[:, first:], **holding(cache)}
+        found = torch.cat([*found, bench.model(ids[:, first:], **call).logits], 1)
+    check_logits(found, torch.ones_like(ids), wanted)
 
 
 @torch.no_grad()
