@@ -9,9 +9,9 @@ from transformers.utils.generic import ModelOutput
 CACHE = "cache" if "cache" in signature(LlamaForCausalLM.forward).parameters else "past_key_values"
 
 
-def holding(cache) -> dict:
+def holding(cache, name: str = CACHE) -> dict:
     """The keyword argument of `model(...)` and `generate(...)` for `cache`; none for None."""
-    return {} if cache is None else {CACHE: cache}
+    return {} if cache is None else {name: cache}
 
 
 def held(output: ModelOutput):

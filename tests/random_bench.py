@@ -159,6 +159,7 @@ def positions(mask: torch.Tensor) -> torch.Tensor:
 def fill(bench: Bench, ids, mask, cache, first: int = 0):
     """Forwards of the columns from `first` on, in chunks of any length; returns their logits `[B, W - first, V]`."""
     seen, width, logits = first, ids.shape[1], []
+    name = bench.rng.choice(("cache", "past_key_values"))  # a forward of ours takes both, on every version
     while seen < width:
         end = width if cache is None else min(width, seen + bench.rng.randint(1, 5))
         chunk = slice(seen, end)
@@ -167,7 +168,7 @@ def fill(bench: Bench, ids, mask, cache, first: int = 0):
             attention_mask=mask[:, :end],
             position_ids=positions(mask)[:, chunk],
             use_cache=cache is not None,
-            **holding(cache),
+            **holding(cache, name),
         )
         logits.append(output.logits)
         seen = end
