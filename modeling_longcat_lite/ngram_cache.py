@@ -99,6 +99,11 @@ class TokenHistoryMixin(Cache):
 class LongCatLiteDynamicCache(TokenHistoryMixin, DynamicCache):
     """[`DynamicCache`] with token history."""
 
+    def reset(self):
+        super().reset()
+        if self.layer_class_to_replicate is not None:  # made one by one: a forward that failed has made a few
+            self.layers.clear()
+
 
 class LongCatLiteQuantizedCache(TokenHistoryMixin, QuantizedCache):
     """[`QuantizedCache`] with token history; the history itself is exact."""
