@@ -20,13 +20,12 @@ import itertools
 
 import pytest
 import torch
-from cache_argument import held, holding
+from cache_argument import held, holding, keep_every_number
 from module_hooks import captured, gathered, not_called
 from naive_ngram import naive_ngram_ids
 from random_bench import BEAMS, Bench, Rows, check_logits, fill, positions
 from random_generation import ASSISTED, Case
 from rows_alone import TooClose, logits_of
-from transformers.cache_utils import Fp8QuantizedLayer
 
 from modeling_longcat_lite import segment_ends
 
@@ -256,8 +255,7 @@ def check(case: Case):
     """Runs a case; raises `TooClose` if it has to be drawn anew."""
     bench = Bench(case)
     with pytest.MonkeyPatch.context() as patch, hooked(bench):
-        # A quantized cache of which every number comes back: what it holds is then compared, not how it rounds.
-        patch.setattr(Fp8QuantizedLayer, "fp8_dtype", torch.float32)
+        keep_every_number(patch)
         globals()[f"check_{case.kind}"](bench)
 
 

@@ -8,11 +8,10 @@ import copy
 
 import pytest
 import torch
-from cache_argument import held, holding
+from cache_argument import held, holding, keep_every_number
 from conftest import randomize, tiny_config
 from rows_alone import greedy, logits_of
 from transformers import DynamicCache, QuantizedCache, StaticCache
-from transformers.cache_utils import Fp8QuantizedLayer
 
 from modeling_longcat_lite import LongCatLiteForCausalLM
 
@@ -31,8 +30,7 @@ REFUSED = r"(cache|past_key_values).*"
 
 @pytest.fixture(autouse=True)
 def quantized_caches_keep_every_number(monkeypatch):
-    """What they hold is compared, not how they round."""
-    monkeypatch.setattr(Fp8QuantizedLayer, "fp8_dtype", torch.float32)
+    keep_every_number(monkeypatch)
 
 
 @pytest.fixture(scope="module")

@@ -6,11 +6,10 @@ The reference of each test is the row without its hidden tokens, without a cache
 
 import pytest
 import torch
-from cache_argument import held, holding
+from cache_argument import held, holding, keep_every_number
 from conftest import randomize, tiny_config
 from rows_alone import greedy, logits_of
 from transformers import DynamicCache, QuantizedCache, StaticCache
-from transformers.cache_utils import Fp8QuantizedLayer
 
 from modeling_longcat_lite import LongCatLiteForCausalLM
 
@@ -28,8 +27,7 @@ every_order = pytest.mark.parametrize("order", [2, 3, 4])
 
 @pytest.fixture(autouse=True)
 def quantized_caches_keep_every_number(monkeypatch):
-    """What they hold is compared, not how they round."""
-    monkeypatch.setattr(Fp8QuantizedLayer, "fp8_dtype", torch.float32)
+    keep_every_number(monkeypatch)
 
 
 def make_model(order: int = 4, **overrides) -> LongCatLiteForCausalLM:
