@@ -89,8 +89,8 @@ test-full: install
 
 # A thousand random generation cases against each row alone; `--random-seed` draws others.
 test-random: install
-	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m random tests/test_random_generation.py \
-		--random-cases 1000 --random-seed 0
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -p tests.random_options -m random \
+		tests/test_random_generation.py --random-cases 1000 --random-seed 0
 
 # The newest transformers of the registry, in an environment of its own.
 test-latest: .venv-latest/.installed

@@ -84,13 +84,6 @@ def randomize(module: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
     return module
 
 
-def pytest_addoption(parser: pytest.Parser):
-    group = parser.getgroup("random generation cases")
-    group.addoption("--random-cases", type=int, default=1000, help="how many, with `-m random`")
-    group.addoption("--random-seed", type=int, default=0, help="from which they are drawn")
-    group.addoption("--random-case", help="the line of one case, to run it alone with `-k alone`")
-
-
 @pytest.fixture(params=CONFORMANCE_FOLDERS, ids=lambda path: path.name)
 def conformance_folder(request) -> Path:
     """Each folder of `conformance/` in turn."""

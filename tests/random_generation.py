@@ -3,7 +3,7 @@
 
     kind=turns draw=1234 model=bigrams bits=8 placement=disk delta=0 hot=1 attention=sdpa experts=eager mode=greedy ...
 
-    .venv/bin/python -m pytest tests/test_random_generation.py -k alone --random-case "kind=turns draw=1234 ..."
+    python -m pytest -p tests.random_options -k alone tests/test_random_generation.py --random-case "kind=turns ..."
 
 What the words leave open (tokens, lengths, where masks have holes) is drawn from `draw`. `random_scenarios.py` says
 what each kind does and what it must equal.

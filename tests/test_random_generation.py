@@ -29,7 +29,7 @@ def check_without_ties(case: Case):
         except TooClose:
             continue
         except BaseException as error:
-            error.add_note(f'Run it alone: -k alone --random-case "{drawn}"')
+            error.add_note(f'Run it alone: -p tests.random_options -k alone --random-case "{drawn}"')
             raise
     raise AssertionError(f'Rounding decides all {DRAWS} draws of "{case}".')
 
@@ -40,13 +40,14 @@ def test_a_random_case(index):
 
 
 def test_a_case_alone(request):
-    line = request.config.getoption("--random-case")
+    line = request.config.getoption("random_case", default=None)
     check_without_ties(Case.parse(line) if line else draw_case(SAMPLE_SEED, SAMPLE))
 
 
 @pytest.mark.random
 def test_many_random_cases(request, capsys):
-    count, seed = (request.config.getoption(f"--random-{name}") for name in ("cases", "seed"))
+    options = request.config
+    count, seed = options.getoption("random_cases", default=1000), options.getoption("random_seed", default=0)
     began, failures = time.monotonic(), []
     for index in range(count):
         case = draw_case(seed, index)
