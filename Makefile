@@ -17,7 +17,7 @@ CORE_TESTS := $(addprefix tests/test_,parity.py packing.py decode.py generation.
 	cache_misuse.py ngram_cache.py remote_code.py visible_history.py packed_compiled.py module_hooks.py)
 ALL_BUT_TRAINING_TESTS := $(CORE_TESTS) $(addprefix tests/test_,assisted_generation.py draft_candidates.py mtp.py mla.py \
 	moe.py ngram_embedding.py ngram_tables.py ngram_quantization.py quantized_backbones.py sparse_attention.py \
-	document_mask.py rotary_embedding.py decoder_layer.py oe_configs.py row_deltas.py serve.py gradients.py)
+	document_mask.py export.py rotary_embedding.py decoder_layer.py oe_configs.py row_deltas.py serve.py gradients.py)
 
 .PHONY: install demo draft bits yarn study tools test test-fast test-full test-random test-latest test-oldest test-mlx eval-smoke lint typing format bench clean
 

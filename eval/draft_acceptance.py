@@ -31,6 +31,7 @@ from eval.machine import describe_machine, load_average
 from eval.report_files import markdown_table, write_report
 from modeling_longcat_lite import LongCatLiteForCausalLM
 from training.figure_files import save_figure
+from training.number_options import check_counts
 
 PLACES_PER_ANSWER = 4
 FEWEST_ACCEPTED, LEAST_SPEEDUP = 1.5, 1.3
@@ -194,6 +195,7 @@ def make_parser() -> argparse.ArgumentParser:
 @torch.no_grad()
 def main(arguments: argparse.Namespace):
     """Measures, prints, writes."""
+    check_counts(arguments, "count", "new_tokens", "threads")
     torch.set_num_threads(arguments.threads)
     model = LongCatLiteForCausalLM.from_pretrained(arguments.model)
     tokenizer = AutoTokenizer.from_pretrained(arguments.model)

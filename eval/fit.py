@@ -10,7 +10,6 @@ released one.
 """
 
 import argparse
-from collections.abc import Callable
 from dataclasses import asdict
 from datetime import date
 from pathlib import Path
@@ -26,6 +25,7 @@ from eval.fit_speed import Speed, estimate
 from eval.fit_weights import Checkpoint, read_checkpoint
 from eval.report_files import write_report
 from eval.units import parse_size
+from training.number_options import check_number
 
 TFLOPS = {True: 100.0, False: 1.0}  # with GPUs, and without
 
@@ -133,15 +133,9 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def check(option: str, value: float, is_right: Callable[[float], bool], what: str):
-    """Raises a `ValueError` that names the option."""
-    if not is_right(value):
-        raise ValueError(f"`{option}` must be {what}, got {value}.")
-
-
 def make_machine(arguments: argparse.Namespace) -> Machine:
     """The machine of the command line; a wrong option is a `ValueError` that names it."""
-    check("--gpus", arguments.gpus, lambda n: 0 <= n <= 64, "from 0 to 64")
+    check_number("--gpus", arguments.gpus, least=0, most=64)
     if arguments.gpus and arguments.gpu_memory is None:
         raise ValueError("`--gpu-memory` is missing: say what each GPU has, such as `24GB`, or pass `--gpus 0`.")
     rates = {
@@ -149,7 +143,7 @@ def make_machine(arguments: argparse.Namespace) -> Machine:
         for name in ("gpu_bandwidth", "host_bandwidth", "link_bandwidth", "disk_bandwidth")
     }
     tflops = TFLOPS[arguments.gpus > 0] if arguments.tflops is None else arguments.tflops
-    check("--tflops", tflops, lambda n: n > 0, "above 0")
+    check_number("--tflops", tflops, above=0)
     return Machine(
         gpus=arguments.gpus,
         gpu_memory=parse_size(arguments.gpu_memory, "--gpu-memory") if arguments.gpus else 0,
@@ -161,11 +155,12 @@ def make_machine(arguments: argparse.Namespace) -> Machine:
 
 def make_run(arguments: argparse.Namespace, longest: int) -> Run:
     """The run of the command line; a wrong option is a `ValueError` that names it."""
-    check(
-        "--context", arguments.context, lambda n: 1 <= n <= longest, f"from 1 to `max_position_embeddings`, {longest}"
-    )
-    check("--batch", arguments.batch, lambda n: n >= 1, "at least 1")
-    check("--prefill-chunk", arguments.prefill_chunk, lambda n: n >= 0, "at least 0")
+    if not 1 <= arguments.context <= longest:
+        raise ValueError(
+            f"`--context` must be from 1 to `max_position_embeddings`, {longest}, got {arguments.context}"
+        )
+    check_number("--batch", arguments.batch, least=1)
+    check_number("--prefill-chunk", arguments.prefill_chunk, least=0)
     return Run(
         context=arguments.context,
         batch=arguments.batch,

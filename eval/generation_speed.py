@@ -34,6 +34,7 @@ from eval.speed_cases import (
 from eval.speed_models import COMPILABLE_EXPERTS, DTYPES, Models, build_models, no_compiler_reason, parse_shape
 from eval.speed_report import as_markdown, draw, speed_table, target_table
 from eval.speed_targets import judge_all
+from training.number_options import check_counts
 
 NAME = "generation_speed"
 
@@ -169,6 +170,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 def main(arguments: argparse.Namespace):
     """Measures, prints, writes."""
+    check_counts(arguments, "repeats", "threads")
     console = Console()
     logging.disable_progress_bar()
     if arguments.threads:

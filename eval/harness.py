@@ -38,6 +38,7 @@ from eval.report_files import write_report
 from eval.smoke_data import write_smoke_tasks
 from eval.table_reads import spoken_path
 from modeling_longcat_lite import LongCatLiteConfig
+from training.number_options import check_counts, check_number
 
 KEPT_KEYS = ("num_fewshot", "seconds", "examples")  # of a finished benchmark, besides its results
 RECORDED = "score, recorded"  # the metric of what `--record` gives
@@ -193,12 +194,8 @@ def check_numbers(arguments: argparse.Namespace) -> None:
     Raises:
         `ValueError`: naming the option.
     """
-    for option in ("limit", "batch_size"):
-        value = getattr(arguments, option)
-        if value is not None and value < 1:
-            raise ValueError(f"`--{option.replace('_', '-')}` is {value}, but must be at least 1")
-    if not 0 <= arguments.seed < 2**32:
-        raise ValueError(f"`--seed` is {arguments.seed}, but must be from 0 to {2**32 - 1}")
+    check_counts(arguments, "limit", "batch_size")
+    check_number("--seed", arguments.seed, least=0, most=2**32 - 1)
     if not arguments.server.startswith(("http://", "https://")):
         raise ValueError(f"`--server` is {arguments.server!r}: give an address that begins with http:// or https://")
 

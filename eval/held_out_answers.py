@@ -23,6 +23,7 @@ from eval.machine import describe_machine
 from eval.model_results import result_file
 from eval.report_files import markdown_table, write_report
 from modeling_longcat_lite import LongCatLiteForCausalLM
+from training.number_options import check_counts
 
 NAME = "held_out_answers"
 
@@ -72,6 +73,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 def main(arguments: argparse.Namespace):
     """Measures, writes, prints."""
+    check_counts(arguments, "count")
     content = measure(arguments.model, arguments.rows, arguments.count)
     paths = write_report(arguments.output, NAME, content, as_markdown(content))
     for result in content["results"]:

@@ -50,6 +50,7 @@ from eval.table_reads import load_tokenizer
 from eval.text_loss import longest_window
 from modeling_longcat_lite import LongCatLiteConfig, LongCatLiteForCausalLM
 from training.local_text import documents
+from training.number_options import check_counts
 
 DEPTHS = [0.0, 0.25, 0.5, 0.75, 1.0]
 LONGEST_LOSS = 16384  # tokens of a row to measure loss on, unless told otherwise
@@ -79,6 +80,7 @@ def checked(arguments: argparse.Namespace, config: LongCatLiteConfig) -> None:
     for name in ("samples", "batch_size"):
         if getattr(arguments, name) < 1:
             raise ValueError(f"`--{name.replace('_', '-')}` is {getattr(arguments, name)}, below 1")
+    check_counts(arguments, "new_tokens", "loss_rows")
     if not all(0 <= depth <= 1 for depth in arguments.depths):
         raise ValueError(f"`--depths` are from 0 (the beginning) to 1 (the end), not {arguments.depths}")
     if arguments.loss_length is None:

@@ -29,6 +29,7 @@ from eval.table_reads import load_config, load_tokenizer, spoken_path
 from eval.text_loss import longest_window, losses_by_window, tokenize_documents
 from modeling_longcat_lite import LongCatLiteForCausalLM
 from training.local_text import documents
+from training.number_options import check_counts
 
 NAME = "ngram_ablation"
 Score = Callable[[LongCatLiteForCausalLM], list[torch.Tensor]]
@@ -159,10 +160,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 def check_arguments(arguments: argparse.Namespace):
     """Raises a `ValueError` that names the option."""
-    for option in ("tokens", "window", "count"):
-        value = getattr(arguments, option)
-        if value is not None and value < 1:
-            raise ValueError(f"`--{option}` must be at least 1, got {value}")
+    check_counts(arguments, "tokens", "window", "count")
     if not Path(arguments.model).is_dir():
         raise ValueError(f"`--model` {arguments.model} is no folder")
     if arguments.rows and not arguments.rows.is_file():

@@ -35,6 +35,7 @@ from eval.text_loss import longest_window
 from eval.working_set import curve_points, describe
 from modeling_longcat_lite import LongCatLiteConfig, LongCatLiteForCausalLM, ngram_tokens, segment_ends
 from training.local_text import documents
+from training.number_options import check_counts
 
 NAME = "ngram_report"
 ROWS_SHOWN = 5  # an order
@@ -141,9 +142,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 def check_arguments(arguments: argparse.Namespace):
     """Raises a `ValueError` that names the option."""
-    for option in ("tokens", "model_tokens", "window"):
-        if getattr(arguments, option) < 1:
-            raise ValueError(f"`--{option.replace('_', '-')}` must be at least 1, got {getattr(arguments, option)}")
+    check_counts(arguments, "tokens", "model_tokens", "window")
     if arguments.ratios and (arguments.config or arguments.model):
         raise ValueError("`--ratios` counts at the vocabulary of --tokenizer: leave out `--config` and `--model`")
     if not arguments.ratios and not (arguments.config or arguments.model):

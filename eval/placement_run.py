@@ -37,6 +37,7 @@ from eval.process_usage import PeakMemory, bytes_read, memory
 from eval.speed_models import FIRST_PLAIN_TOKEN, filled
 from modeling_longcat_lite import LongCatLiteDynamicCache, LongCatLiteForCausalLM, ngram_row_ids
 from training.local_text import documents
+from training.number_options import check_counts
 
 STATES = ("warm", "cold", "evicted")
 PAGE_VALUES = 2048  # of bfloat16, in a page of the smallest size
@@ -303,6 +304,7 @@ def measure(arguments: argparse.Namespace) -> dict:
 
 def main(arguments: argparse.Namespace):
     """Measures, and prints JSON."""
+    check_counts(arguments, "threads", *asdict(Plan()))
     logging.disable_progress_bar()
     if arguments.threads:
         torch.set_num_threads(arguments.threads)

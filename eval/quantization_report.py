@@ -27,6 +27,7 @@ from eval.report_files import markdown_table, write_report
 from eval.table_reads import spoken_path
 from modeling_longcat_lite import LongCatLiteForCausalLM, ngram_row_ids
 from training.figure_files import save_figure
+from training.number_options import check_counts
 
 NAME = "quantized_tables"
 MOST_LOSS = {8: 0.005, 4: 0.02}  # nats that few bits may add to the held-out loss
@@ -165,6 +166,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 def main(arguments: argparse.Namespace):
     """Measures, writes, prints."""
+    check_counts(arguments, "count")
     results = measure(arguments)
     paths = write_report(arguments.output, NAME, results, as_markdown(results))
     paths.append(arguments.output / f"{NAME}.png")

@@ -23,6 +23,7 @@ from eval.machine import describe_machine
 from eval.report_files import markdown_table, write_report
 from modeling_longcat_lite import LongCatLiteConfig, LongCatLiteForCausalLM
 from training.figure_files import save_figure
+from training.number_options import check_counts
 from training.router_arguments import RouterArguments
 from training.router_control import with_router_control
 from training.study_run import rows_as_batch
@@ -189,6 +190,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 def main(arguments: argparse.Namespace):
     """Trains, writes, prints."""
+    check_counts(arguments, "begin", "steps", "every")
     torch.set_num_threads(1)  # steps this small gain nothing from a second thread
     logged = measure(arguments.text, arguments.begin, arguments.steps, arguments.every)
     target = CONTROLS["watched"].target_for(LongCatLiteConfig(**MODEL))

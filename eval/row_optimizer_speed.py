@@ -27,6 +27,7 @@ from torch import nn
 from eval.machine import describe_machine, load_average
 from eval.report_files import markdown_table, write_report
 from training.figure_files import save_figure
+from training.number_options import check_counts
 from training.row_optimizer import RowwiseAdamW
 
 NAME = "row_optimizer_speed"
@@ -156,6 +157,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 def main(arguments: argparse.Namespace):
     """Measures, writes, prints."""
+    check_counts(arguments, "repeats", "sizes")
     torch.set_num_threads(1)
     load = load_average()
     measured = []

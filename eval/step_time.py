@@ -27,6 +27,7 @@ from eval.paired_timing import PairedTimes, time_paired
 from eval.report_files import markdown_table, write_report
 from eval.speed_models import Shape, build_models, no_compiler_reason, parse_shape, random_tokens
 from training.figure_files import save_figure
+from training.number_options import check_counts
 from training.row_optimizer import RowwiseAdamW
 
 NAME = "step_time"
@@ -175,6 +176,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 def main(arguments: argparse.Namespace):
     """Measures, writes, prints."""
+    check_counts(arguments, "tokens", "repeats", "threads")
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     shape, load = parse_shape(arguments.shape, DEMO), load_average()

@@ -32,6 +32,7 @@ from eval.placement_run import Plan
 from eval.placement_verdicts import judge_all
 from eval.report_files import write_report
 from eval.speed_models import Shape
+from training.number_options import check_counts, check_number
 
 NAME = "table_placement"
 ROOT = Path(__file__).parents[1]
@@ -199,6 +200,8 @@ def describe(folder: Path, shape: Shape, arguments: argparse.Namespace, plan: Pl
 
 def main(arguments: argparse.Namespace):
     """Makes checkpoints, measures, prints, writes."""
+    check_counts(arguments, "repeats", "threads")
+    check_number("--gigabytes", arguments.gigabytes, above=0)
     console = Console()
     logging.disable_progress_bar()
     if not MEMORY.exists():

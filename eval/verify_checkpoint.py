@@ -29,6 +29,7 @@ from eval.table_reads import spoken_path
 from eval.tokenizer_checks import check_tokenizer, template_facts
 from eval.units import format_size
 from modeling_longcat_lite import LongCatLiteConfig
+from training.number_options import check_counts
 
 NAME = "verify_checkpoint"
 COLUMNS = ("file", "where", "expected", "found", "fix", "count")
@@ -164,8 +165,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 def main(arguments: argparse.Namespace) -> int:
     """Checks, prints, writes; the exit status."""
-    if arguments.rows < 1:
-        raise ValueError(f"`--rows` must be at least 1, got {arguments.rows}.")
+    check_counts(arguments, "rows")
     console = Console()
     with console.status("reading headers and a few rows"):
         results = verify(CheckpointFiles(arguments.checkpoint, arguments.revision), arguments.rows)

@@ -36,6 +36,7 @@ from eval.table_reads import (
 from eval.working_set_report import as_markdown, draw
 from modeling_longcat_lite import LongCatLiteConfig, segment_ends, write_hot_rows
 from training.local_text import documents
+from training.number_options import check_counts
 
 CACHE_SIZES = [4**n for n in range(5, 11)]  # rows
 WINDOW = 1000  # tokens
@@ -136,13 +137,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 def check_arguments(arguments: argparse.Namespace):
     """Raises a `ValueError` that names the option."""
-    for name, values in (
-        ("--tokens", [arguments.tokens]),
-        ("--cache-sizes", arguments.cache_sizes),
-        ("--hot-row-count", [arguments.hot_row_count]),
-    ):
-        if min(values) < 1:
-            raise ValueError(f"`{name}` must be at least 1, got {min(values)}")
+    check_counts(arguments, "tokens", "cache_sizes", "hot_row_count")
 
 
 def main(arguments: argparse.Namespace):

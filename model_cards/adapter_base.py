@@ -67,7 +67,7 @@ def with_base(folder: Path, files: list[str], base: str | None) -> Iterator[Path
                 target.write_text(json.dumps({**config, KEY: base}, indent=2) + "\n", encoding="utf-8")
             elif source.suffix == ".md":
                 text = source.read_text(encoding="utf-8")
-                target.write_text(path.sub(base, text), encoding="utf-8")
+                target.write_text(path.sub(lambda _: base, text), encoding="utf-8")
             elif name == ROW_DELTA_FILE:
                 rename_in_delta(source, target, base)
             else:

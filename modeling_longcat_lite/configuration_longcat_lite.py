@@ -72,6 +72,8 @@ class LongCatLiteConfig(PreTrainedConfig):
         head_dim (`int`, *optional*): Always `qk_rope_head_dim`; transformers sizes the rotary embedding with it.
         mla_scale_q_lora, mla_scale_kv_lora (`bool`, *optional*, defaults to `True`):
             Multiply a normalised latent by `sqrt(hidden_size / rank)` (arXiv 2509.01322, variance alignment).
+        attention_bias (`bool`, *optional*, defaults to `False`): Biases in the down projections and `o_proj`.
+        attention_dropout (`float`, *optional*, defaults to 0.0): Dropout of attention weights in training.
         latent_norm_eps (`float`, *optional*, defaults to 1e-6):
             Epsilon of the two latent norms. The reference keeps 1e-6 there; SGLang uses `rms_norm_eps`.
         n_routed_experts, zero_expert_num, moe_topk (`int`, *optional*, defaults to 256, 128 and 12):
@@ -83,6 +85,7 @@ class LongCatLiteConfig(PreTrainedConfig):
         routed_scaling_factor (`float`, *optional*, defaults to 6.0): Factor on the gate weights.
         norm_topk_prob (`bool`, *optional*, defaults to `False`): Renormalise the selected gate weights to sum 1.
         router_bias (`bool`, *optional*, defaults to `False`): Additive bias of the router's linear layer.
+        output_router_logits (`bool`, *optional*, defaults to `False`): Return the logits of every router.
         use_ngram_embedding (`bool`, *optional*, defaults to `True`): `False` gives a model without any n-gram table.
         emb_neighbor_num (`int`, *optional*, defaults to 4): `max_ngram_order` N; orders 2..N have tables.
         emb_split_num (`int`, *optional*, defaults to 4): `num_subtables_per_order` K.
@@ -118,6 +121,14 @@ class LongCatLiteConfig(PreTrainedConfig):
         index_topk (`int`, *optional*):
             Keys that sparse attention leaves a query. Up to that length it sees every key, and the dense attention
             computed here is exact; a longer sequence is refused. With `None` there is no limit.
+        hidden_act (`str`, *optional*, defaults to `"silu"`): Activation of the dense MLPs and of the experts.
+        initializer_range (`float`, *optional*, defaults to 0.02): Standard deviation of fresh weights.
+        rms_norm_eps (`float`, *optional*, defaults to 1e-5): Epsilon of the norms other than the latent ones.
+        use_cache (`bool`, *optional*, defaults to `True`): Return a cache from a forward.
+        bos_token_id, eos_token_id, pad_token_id (`int`, *optional*, defaults to 1, 2 and 3):
+            Tokens that begin, end and fill a sequence; `eos_token_id` may be a list.
+        tie_word_embeddings (`bool`, *optional*, defaults to `False`):
+            Whether the language-model head is the word embedding.
         rope_parameters (`dict`, *optional*):
             Rotary settings; type `deepseek_yarn` is `yarn`. A legacy `rope_theta` with or without `rope_scaling` is
             read too; without any of the three, the released YaRN settings hold.

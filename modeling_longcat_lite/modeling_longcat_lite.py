@@ -25,7 +25,7 @@ from .document_mask import causal_mask_arguments
 from .generation_longcat_lite import LongCatLiteGenerationMixin, check_token_ids
 from .mla import LongCatLiteMLA
 from .moe import LongCatLiteExperts, LongCatLiteRouter
-from .mtp import LongCatLiteDraftHead, freeze_draft_head, resolve_draft_head
+from .mtp import LongCatLiteDraftHead, freeze_draft_head, resolve_draft_head, with_idle_parameters
 from .ngram_cache import CacheLayout, LongCatLiteDynamicCache, check_fits, with_token_history
 from .ngram_embedding import EmbeddingAmplification, NgramEmbedding
 from .ngram_hashing import HIDDEN, encode_tokens, visible_windows
@@ -217,7 +217,8 @@ class LongCatLiteModel(LongCatLitePreTrainedModel):
                 position_ids=position_ids,
                 **kwargs,
             )
-        return MoeModelOutputWithPast(last_hidden_state=self.norm(hidden_states), **{CACHE: cache})
+        hidden_states = with_idle_parameters(self.norm(hidden_states), self.mtp)
+        return MoeModelOutputWithPast(last_hidden_state=hidden_states, **{CACHE: cache})
 
     def embed(
         self, word_embeds: torch.Tensor, codes: torch.Tensor | None, row_ids: torch.Tensor | None = None

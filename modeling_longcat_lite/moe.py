@@ -91,7 +91,8 @@ class LongCatLiteExperts(StackedExperts):
     def forward(self, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor):
         """`[M, D]` states, `[M, K]` ids and weights to `[M, D]`."""
         weights = (self.gate_up_proj, self.down_proj)
-        if any(type(weight.data) not in (torch.Tensor, DTensor) for weight in weights):
+        is_plain = all(type(weight.data) in (torch.Tensor, DTensor) for weight in weights)
+        if not is_plain and not torch.compiler.is_exporting():  # exporting puts stand-ins in place of plain tensors
             # Quantized (torchao): the other implementations take rows of a weight, or hand it to a kernel, as it is.
             return StackedExperts.forward.__wrapped__(  # type: ignore[attr-defined]
                 self, hidden_states, top_k_index, top_k_weights

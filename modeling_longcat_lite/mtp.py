@@ -113,4 +113,24 @@ def freeze_draft_head(model: nn.Module):
             module.requires_grad_(False)
 
 
-__all__ = ["LongCatLiteDraftHead", "freeze_draft_head", "resolve_draft_head"]
+def with_idle_parameters(states: torch.Tensor, head: nn.Module | None) -> torch.Tensor:
+    """The trunk's states `[B, T, D]`, unchanged, whose gradient also gives zeros to adapters on a frozen draft head.
+
+    PEFT puts adapters on every module whose name matches: `all-linear`, or a list with `q_a_proj`, reaches the head,
+    which the trunk's loss does not. DDP waits for a gradient of every trainable parameter, and would fail at the
+    second step. A head that is trained as a whole is left alone: it has its own loss.
+    """
+    if head is None or not states.requires_grad:
+        return states
+    parameters = list(head.parameters())
+    idle = [parameter for parameter in parameters if parameter.requires_grad]
+    if len(idle) == len(parameters):
+        return states
+    # A sum over none of the values is 0 whatever they are. Parameters that FSDP or ZeRO-3 has split need no gradient.
+    whole = [parameter for parameter in idle if type(parameter.data) is torch.Tensor and parameter.numel()]
+    for parameter in whole:
+        states = states + parameter.flatten()[:0].sum().to(states)
+    return states
+
+
+__all__ = ["LongCatLiteDraftHead", "freeze_draft_head", "resolve_draft_head", "with_idle_parameters"]

@@ -9,7 +9,7 @@ The cache does not know the model: it stores the codes of `ngram_hashing.encode_
 model fit is asked before either changes, by `check_fits`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -185,6 +185,34 @@ class LongCatLiteStaticCache(TokenHistoryMixin, StaticCache):
         if self.token_history is not None:
             self.token_history.fill_(BEFORE_SEQUENCE)
             self.token_count.zero_()
+
+
+def cache_leaves(cache: LongCatLiteDynamicCache) -> tuple[list[torch.Tensor | None], tuple[int, ...] | None]:
+    """The tensors of a cache, its history first, and its layout: what `torch.export` takes a cache apart into."""
+    states = [states for layer in cache.layers for states in (layer.keys, layer.values)]
+    return [cache.token_history, *states], cache.layout
+
+
+def cache_of_leaves(leaves: Iterable[torch.Tensor | None], layout: tuple[int, ...] | None) -> LongCatLiteDynamicCache:
+    """The inverse of [`cache_leaves`]."""
+    cache = LongCatLiteDynamicCache()
+    cache.layout = layout
+    cache.token_history, *states = leaves
+    for layer, (keys, values) in enumerate(zip(states[::2], states[1::2], strict=True)):
+        if keys is not None:
+            cache.update(keys, values, layer)
+    return cache
+
+
+torch.utils._pytree.register_pytree_node(
+    LongCatLiteDynamicCache,
+    cache_leaves,
+    cache_of_leaves,
+    flatten_with_keys_fn=lambda cache: (
+        [(torch.utils._pytree.SequenceKey(i), leaf) for i, leaf in enumerate(cache_leaves(cache)[0])],
+        cache.layout,
+    ),
+)
 
 
 HISTORY_CACHES: dict[type[Cache], type[Cache]] = {

@@ -301,8 +301,10 @@ HANDLES = itertools.count()
 OPEN: WeakValueDictionary[int, NgramTables] = WeakValueDictionary()
 
 
-# Named after the module: as remote code it can be there more than once, each with tables of its own.
-OPERATION = re.sub(r"\W", "_", __name__) + "::gather_rows"
+# Named after the module: as remote code it can be loaded more than once, each time with its own tables. torch takes
+# only ASCII letters, digits and `_`; a folder's name, which is part of the module's, may hold any character.
+OPERATION = re.sub(r"[^\w.]", lambda found: f"_{ord(found[0]):x}_", __name__, flags=re.ASCII)
+OPERATION = OPERATION.replace(".", "_") + "::gather_rows"
 
 
 # The lookup leaves the device: a CUDA graph has to end before it and begin again behind it.

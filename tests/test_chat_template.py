@@ -191,3 +191,50 @@ def test_sanitizing_keeps_message_text_from_becoming_control_tokens():
     pair = ["<longcat_arg_key>", "</longcat_arg_key>", "<longcat_arg_value>", "</longcat_arg_value>"]
     call = ["<longcat_tool_call>", *pair, *pair, "</longcat_tool_call>"]
     assert controls == ["<longcat_user>", "<longcat_assistant>", *call, "</longcat_s>", "<longcat_user>"]
+
+
+DEVELOPER = {"role": "developer", "content": "S"}
+
+
+@pytest.mark.parametrize("template", [None, TRAINING], ids=["default", "training"])
+@pytest.mark.parametrize("tools", [None, [WEATHER]], ids=["", "tools"])
+def test_a_developer_who_opens_a_conversation_is_the_system(template, tools):
+    options = {"tools": tools, "chat_template": template}
+    for opening in ([DEVELOPER], [DEVELOPER, DEVELOPER], [SYSTEM, DEVELOPER], [DEVELOPER, SYSTEM]):
+        assert render([*opening, USER], **options) == render([SYSTEM] * len(opening) + [USER], **options)
+
+
+@pytest.mark.parametrize("kind", ["text", "input_text", "output_text", None])
+def test_parts_of_every_kind_of_text(kind):
+    part = {"text": "Q"} if kind is None else {"type": kind, "text": "Q"}
+    for role in ("user", "system", "tool"):
+        assert render([{"role": role, "content": [part]}]) == render([{"role": role, "content": "Q"}])
+
+
+@pytest.mark.parametrize(
+    ("message", "error"),
+    [
+        (DEVELOPER, r"messages\[1\]: Unknown role developer.* system for developer after the beginning"),
+        (
+            {"role": "critic", "content": "x"},
+            r"messages\[1\]: Unknown role critic: use system, user, assistant or tool",
+        ),
+        ({"role": "tool", "content": {"a": 1}}, r"messages\[1\]: .*must be text.*json\.dumps"),
+        ({"role": "tool", "content": 3}, r"messages\[1\]: .*must be text.*json\.dumps"),
+        ({"role": "user", "content": ["Q"]}, r'messages\[1\]: A part .*write \{"type": "text", "text": \.\.\.\}'),
+        ({"role": "user", "content": [{"type": "text", "text": None}]}, r"messages\[1\]: A text part has no text"),
+        ({"role": "user", "content": [{"type": "text"}]}, r"messages\[1\]: A text part has no text"),
+        (
+            {"role": "user", "content": [{"type": "image_url", "text": "x"}]},
+            r"messages\[1\]: .*part of type image_url",
+        ),
+        (calling('{"city": 1}'), r"messages\[1\]: .*tool call weather must be a dict.*json\.loads"),
+        (calling({"city": float("nan")}), r"messages\[1\]: Argument city is not JSON"),
+    ],
+)
+def test_an_error_names_the_message_and_the_way_out(message, error):
+    with pytest.raises(TemplateError, match=error):
+        render([USER, message, USER])
+    if message != DEVELOPER:
+        with pytest.raises(TemplateError, match=error.replace("1", "0", 1)):
+            render([message])

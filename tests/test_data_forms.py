@@ -193,3 +193,77 @@ def test_a_template_that_marks_nothing_is_named(chat, tmp_path):
     for options in ([], ["--chat_template_path", str(plain)]):
         with pytest.raises(ValueError, match=r"chat template of .* marks nothing; set `chat_template_path"):
             run(chat, tmp_path / "data", "--assistant_only_loss", *options)
+
+
+IN_OPENAI_FORM = [
+    {**WITH_A_TOOL[0], "role": "developer"},
+    QUESTION,
+    {
+        **WITH_A_TOOL[2],
+        "content": None,
+        "tool_calls": [
+            {
+                "id": "1",
+                "type": "function",
+                "function": {"name": "look_up", "arguments": '{"name": "sort", "times": 2}'},
+            }
+        ],
+    },
+    {"role": "tool", "tool_call_id": "1", "content": [{"type": "input_text", "text": "sort: sorts"}]},
+    ANSWER,
+]
+
+
+@pytest.mark.parametrize("how", [(), ("--dataset_streaming",)], ids=["read", "streamed"])
+def test_openai_messages_are_trained_as_the_template_writes_them(chat, tmp_path, how):
+    plain = trained_text(chat, tmp_path / "plain", [{"messages": WITH_A_TOOL, "tools": [TOOL]}], *ASSISTANT_ONLY, *how)
+    rows = [{"messages": IN_OPENAI_FORM, "tools": [TOOL]}]
+    assert trained_text(chat, tmp_path / "openai", rows, *ASSISTANT_ONLY, *how) == plain
+    assert plain == [CALLED + END, ANSWER["content"] + END]
+
+
+def test_forms_may_differ_from_row_to_row(chat, tmp_path):
+    rows = [{"messages": [QUESTION, ANSWER]}, {"messages": WITH_A_TOOL}, {"messages": IN_OPENAI_FORM}]
+    pieces = trained_text(chat, tmp_path, rows, *ASSISTANT_ONLY)
+    assert sorted(pieces) == sorted([ANSWER["content"] + END] * 3 + [CALLED + END] * 2)
+
+
+def with_call(function) -> list[dict]:
+    return [{"messages": MESSAGES}, {"messages": [QUESTION, {"role": "assistant", "tool_calls": [function]}]}]
+
+
+@pytest.mark.parametrize(
+    ("call", "problem"),
+    [
+        ({"function": {"name": "f", "arguments": "{'a': 1}"}}, r"arguments` is text that is not JSON: Expecting"),
+        (
+            {"function": {"name": "f", "arguments": "[1]"}},
+            r"arguments` must be an object, or one as JSON text, found li",
+        ),
+        ({"function": {"name": "f", "arguments": 3}}, r"arguments` must be an object, or one as JSON text, found int"),
+        (
+            {"function": {"name": "f", "arguments": '{"a": NaN}'}},
+            "tool call 'f': .*argument 'a' is not JSON|'a' is not",
+        ),
+        ({"function": {"name": "<f>", "arguments": "{}"}}, "tool call '<f>': the name must be one line"),
+        ({"function": {"name": None, "arguments": "{}"}}, "must have a `function` with `name` and `arguments`"),
+        ("f()", "must have a `function` with `name` and `arguments`"),
+    ],
+)
+def test_calls_that_cannot_be_written_are_named_with_their_row(chat, tmp_path, call, problem):
+    write_rows(tmp_path / "data" / "train.jsonl", with_call(call))
+    with pytest.raises(ValueError, match=rf"row 1 of `train`: `messages\[1\].tool_calls\[0\].*({problem})"):
+        run(chat, tmp_path / "data")
+
+
+def test_a_streamed_call_that_cannot_be_written_is_named_with_its_row(chat, tmp_path):
+    write_rows(tmp_path / "data" / "train.jsonl", with_call({"function": {"name": "f", "arguments": "{"}}))
+    with pytest.raises(ValueError, match=r"row 1 of `train`: `messages\[1\].tool_calls\[0\].function.arguments`"):
+        trainer = run(chat, tmp_path / "data", "--dataset_streaming", "--per_device_train_batch_size", "2")
+        list(trainer.get_train_dataloader())
+
+
+def test_brackets_in_a_folder_of_data_are_named(chat, tmp_path):
+    write_rows(tmp_path / "data [v1]" / "train.jsonl", chat_rows(2))
+    with pytest.raises(ValueError, match=r"`dataset_name` .*data \[v1\]: .*brackets.*rename the folder"):
+        run(chat, tmp_path / "data [v1]")

@@ -1,17 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """LoRA of every kind: what trains is counted, an adapter comes back to equal logits, and merging changes nothing."""
 
+import re
 from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 import yaml
 from conftest import randomize, tiny_config
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import IA3Config, LoraConfig, PeftConfig, PeftModel, get_peft_model
 from tiny_chat import WIDTHS_OF_64, write_tiny_chat
+from torch.nn.parallel import DistributedDataParallel
 
 from modeling_longcat_lite import LongCatLiteForCausalLM
 from training import sft
+from training.draft_loss import draft_loss
 from training.merged_output import write_merged
 
 IDS = torch.tensor([[5, 6, 7, 8, 9, 2, 11, 12, 5, 6, 7, 13]])
@@ -129,6 +133,75 @@ def test_without_the_draft_head_in_mind_an_adapter_reaches_it(base):
         LongCatLiteForCausalLM.from_pretrained(base), LoraConfig(r=RANK, target_modules=["q_a_proj"])
     )
     assert any("mtp" in name and "lora_" in name for name, _ in model.named_parameters())
+
+
+def targets_in_our_pages() -> dict[str, LoraConfig]:
+    """Whatever follows `--lora_target_modules` in docstrings, recipes and pages."""
+    pages = [*Path("training").rglob("*.py"), *Path("training").rglob("*.yaml"), *Path().glob("*.md")]
+    option = re.compile(r"--lora_target_modules ([\w ]+?)(?: --| \\|\n)")
+    lists = {found for page in pages for found in option.findall(page.read_text(encoding="utf-8"))}
+    assert len(lists) >= 2
+    return {names: LoraConfig(r=RANK, target_modules=names.split()) for names in lists}
+
+
+ON_THE_HEAD_TOO: dict[str, PeftConfig] = {
+    **targets_in_our_pages(),
+    "all-linear": LoraConfig(r=RANK, target_modules="all-linear"),
+    "experts and all-linear": LoraConfig(
+        r=RANK, target_modules="all-linear", target_parameters=RECIPE["lora_target_parameters"]
+    ),
+    "embeddings": LoraConfig(r=RANK, target_modules=["embed_tokens"]),
+    "word rows in full": LoraConfig(r=RANK, target_modules=["o_proj"], modules_to_save=["embed_tokens"]),
+    "IA3": IA3Config(target_modules=["kv_b_proj", "o_proj"], feedforward_modules=[]),
+}
+TRAINED_IDS = torch.randint(4, 64, (4, 24), generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture
+def one_process(tmp_path):
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("where", ON_THE_HEAD_TOO)
+def test_what_an_adapter_adds_gets_a_gradient_wherever_its_names_match(base, where, one_process):
+    model = get_peft_model(LongCatLiteForCausalLM.from_pretrained(base), ON_THE_HEAD_TOO[where])
+    expected = model(TRAINED_IDS).logits
+    wrapped = DistributedDataParallel(
+        model.train()
+    )  # which waits for every gradient, in the second step at the latest
+    for _ in range(3):
+        wrapped(input_ids=TRAINED_IDS, labels=TRAINED_IDS).loss.backward()
+    trained = {name: weights.grad for name, weights in model.named_parameters() if weights.requires_grad}
+    assert any("mtp" in name for name in trained)
+    for name, gradient in trained.items():
+        assert gradient is not None, name
+        assert not ("mtp" in name and gradient.any()), name  # the trunk's loss says nothing about the head
+    assert torch.equal(model.eval()(TRAINED_IDS).logits, expected)
+    assert any(gradient.any() for gradient in trained.values())
+
+
+def test_an_adapter_on_the_head_trains_with_the_head(base):
+    model = get_peft_model(LongCatLiteForCausalLM.from_pretrained(base), LoraConfig(r=RANK, target_modules=["o_proj"]))
+    causal = model.get_base_model()
+    states = causal.model(TRAINED_IDS).last_hidden_state
+    draft_loss(causal, states, TRAINED_IDS, TRAINED_IDS).backward()
+    second = {name: weights.grad for name, weights in model.named_parameters() if "lora_B" in name}
+    assert all(gradient is not None and gradient.any() for gradient in second.values())
+
+
+def test_an_adapter_on_the_head_alone_is_not_taken_for_training(base):
+    model = get_peft_model(LongCatLiteForCausalLM.from_pretrained(base), LoraConfig(target_modules=["eh_proj"]))
+    assert not model(TRAINED_IDS, labels=TRAINED_IDS).loss.requires_grad
+
+
+def test_adapters_on_the_head_compile(base):
+    model = get_peft_model(
+        LongCatLiteForCausalLM.from_pretrained(base), LoraConfig(r=RANK, target_modules=["o_proj"])
+    ).train()
+    torch.compile(model, backend="eager")(input_ids=TRAINED_IDS, labels=TRAINED_IDS).loss.backward()
+    assert all(weights.grad is not None for weights in model.parameters() if weights.requires_grad)
 
 
 def train(folder: Path, output: Path, *options: str):

@@ -186,3 +186,22 @@ def test_a_model_that_never_saw_a_tool_comes_to_an_end(tmp_path):
     conversation = run_tools(model, tokenizer, QUESTION, [add], max_turns=2, max_new_tokens=8, do_sample=False)
     assert conversation[:1] == QUESTION
     assert conversation[1]["role"] == "assistant" and conversation[1]["content"]
+
+
+def test_a_conversation_in_openai_form_goes_on():
+    call = {"type": "function", "function": {"name": "add", "arguments": {"a": 2, "b": 3}}}
+    as_text = {"type": "function", "function": {"name": "add", "arguments": '{"a": 2, "b": 3}'}}
+    prompts = []
+    for role, said in (("system", call), ("developer", as_text)):
+        messages = [{"role": role, "content": "Add."}, *QUESTION, {"role": "assistant", "tool_calls": [said]}]
+        messages.append({"role": "tool", "content": "5"})
+        model = Scripted(f"That is 5.{END}")
+        conversation = run_tools(model, TOKENIZER, messages, [add])
+        assert conversation[:-1] == messages  # as they were given
+        prompts.append(model.prompts[0])
+    assert torch.equal(*prompts)
+    broken = {"role": "assistant", "tool_calls": [{"function": {"name": "add", "arguments": "{"}}]}
+    with pytest.raises(
+        ValueError, match=r"`messages\[1\].tool_calls\[0\].function.arguments` is text that is not JSON"
+    ):
+        run_tools(Scripted(), TOKENIZER, [*QUESTION, broken], [add])

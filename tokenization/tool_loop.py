@@ -23,6 +23,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import get_json_schema
 
+from tokenization.chat_messages import normalized_messages
 from tokenization.special_tokens import EOS_TOKEN
 from tokenization.tool_arguments import problem_of_arguments
 from tokenization.tool_calls import Function, ToolCallError, parse_tool_calls
@@ -41,7 +42,9 @@ def run_tools(
     Args:
         model (`PreTrainedModel`): The model.
         tokenizer (`PreTrainedTokenizerBase`): Its tokenizer.
-        messages (`Sequence[dict]`): The conversation so far; it is not changed.
+        messages (`Sequence[dict]`):
+            The conversation so far; it is not changed. The role `developer` and arguments as JSON text, as OpenAI's
+            format has them, will do.
         tools (`Sequence[Callable]`):
             Functions with type hints and a docstring in Google's style, see [`~transformers.utils.get_json_schema`].
             They run in this process, with whatever arguments of the declared types the model chooses.
@@ -53,7 +56,7 @@ def run_tools(
         message where `max_turns` were used up before.
 
     Raises:
-        `ValueError`: `max_turns` is below 1, or two tools have one name.
+        `ValueError`: `max_turns` is below 1, two tools have one name, or a tool call in `messages` cannot be written.
     """
     if max_turns < 1:
         raise ValueError(f"`max_turns` is {max_turns}, must be at least 1")
@@ -81,7 +84,7 @@ def generate_turn(
 ) -> str:
     """What the assistant writes next, with its special tokens."""
     prompt = tokenizer.apply_chat_template(
-        conversation,
+        normalized_messages(conversation),
         tools=schemas or None,
         add_generation_prompt=True,
         return_dict=True,

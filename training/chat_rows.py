@@ -7,16 +7,21 @@
     {"prompt": ..., "chosen": ..., "rejected": ...}                           training.dpo
     {"prompt": ...}                              and what the reward reads    training.grpo
 
-Any of them may have a `tools` column: a list of function schemas, or that list as JSON.
+Any of them may have a `tools` column: a list of function schemas, or that list as JSON. Messages may have OpenAI's
+form: the role `developer`, and the arguments of a tool call as JSON text.
 """
 
 import json
 from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
-from datasets import Dataset, IterableDataset
+from datasets import Dataset, Features, IterableDataset, Json, List
 
-ROLES = ("system", "user", "assistant", "tool")
+from tokenization.chat_messages import normalized_messages
+
+ROLES = ("system", "developer", "user", "assistant", "tool")
+PARTS = ("text", "input_text", "output_text")  # types of a part of a content
 # Columns that make a row complete, by task; the first set that is there counts.
 FORMS: dict[str, tuple[tuple[str, ...], ...]] = {
     "sft": (("messages",), ("prompt", "completion"), ("text",), ("input_ids",)),
@@ -26,18 +31,24 @@ FORMS: dict[str, tuple[tuple[str, ...], ...]] = {
 # Columns by which TRL would take a row of another kind for one of its own.
 OTHER_FORMS = ("prompt", "completion", "chosen", "rejected", "input_ids")
 ANSWERS = ("messages", "completion", "chosen", "rejected")
+WITH_MESSAGES = ("messages", "prompt", "completion", "chosen", "rejected")
 
 
-def check_rows(rows: Dataset | IterableDataset, split: str, task: str = "sft") -> None:
-    """Raise a `ValueError` that names the first row that cannot be trained on. Streams are left to TRL.
+def check_rows(rows: Dataset | IterableDataset, split: str, task: str = "sft") -> Dataset | IterableDataset:
+    """The rows, with messages as the chat template reads them (see `tokenization/chat_messages.py`).
 
     Args:
         rows (`Dataset` or `IterableDataset`): The data set.
         split (`str`): Its name, for the error message.
         task (`str`, *optional*, defaults to `"sft"`): `"sft"`, `"dpo"` or `"grpo"`.
+
+    Raises:
+        `ValueError`: naming the first row that cannot be trained on. Of a stream only tool calls are looked at, when
+            their row is read; the rest is left to TRL.
     """
+    read_messages = partial(with_normalized_messages, split=split)
     if not isinstance(rows, Dataset):
-        return
+        return rows.map(read_messages, with_indices=True)
     form = next((form for form in FORMS[task] if set(form) <= set(rows.column_names)), None)
     if form is None:
         wanted = ", or ".join(" and ".join(f"`{name}`" for name in form) for form in FORMS[task])
@@ -50,10 +61,26 @@ def check_rows(rows: Dataset | IterableDataset, split: str, task: str = "sft") -
             f"`columns: [{', '.join(form)}]`"
         )
     read = [name for name in (*form, "tools") if name in rows.column_names]
+    is_normal = True
     for index, row in enumerate(rows.select_columns(read)):
         problem = problem_of(row, form)
         if problem:
             raise ValueError(f"row {index} of `{split}`: {problem}")
+        is_normal = is_normal and all(row[name] == value for name, value in read_messages(row, index).items())
+    if is_normal:
+        return rows
+    # Arguments differ from call to call; in one Arrow structure each call would get the names of all.
+    lists = {name: List(Json()) for name in WITH_MESSAGES if isinstance(rows.features.get(name), List)}
+    return rows.map(read_messages, with_indices=True, features=Features({**rows.features, **lists}))
+
+
+def with_normalized_messages(row: dict[str, Any], index: int, split: str) -> dict[str, Any]:
+    """The columns of a row that hold messages, as the chat template reads them."""
+    columns = {name: row[name] for name in WITH_MESSAGES if isinstance(row.get(name), list)}
+    try:
+        return {name: normalized_messages(messages, name) for name, messages in columns.items()}
+    except ValueError as error:
+        raise ValueError(f"row {index} of `{split}`: {error}") from error
 
 
 def check_labels(rows: Dataset | IterableDataset, max_length: int | None) -> None:
@@ -113,6 +140,10 @@ def problem_of_messages(name: str, messages: Any) -> str | None:
         problem = problem_of_content(content)
         if problem:
             return f"`{name}[{turn}].content` must be text or a list of text parts, found {problem}"
+    try:
+        normalized_messages(messages, name)
+    except ValueError as error:
+        return str(error)
     if name in ANSWERS and all(message["role"] != "assistant" for message in messages):
         return f"`{name}` has no assistant turn, so nothing in it would be learned"
     return None
@@ -124,8 +155,11 @@ def problem_of_content(content: Any) -> str | None:
         return None
     if not isinstance(content, list):
         return type(content).__name__
-    parts = [part for part in content if not (isinstance(part, dict) and isinstance(part.get("text"), str))]
-    return f"a part {parts[0]!r}" if parts else None
+    for part in content:
+        is_text = isinstance(part, dict) and part.get("type") in (None, *PARTS) and isinstance(part.get("text"), str)
+        if not is_text:
+            return f"a part {part!r}"
+    return None
 
 
 def problem_of_tools(tools: Any) -> str | None:

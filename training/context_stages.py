@@ -21,6 +21,7 @@ from typing import Any
 import yaml
 
 from modeling_longcat_lite import LongCatLiteConfig
+from training.number_options import check_number
 
 ROPE_TYPES = ("yarn", "default")
 
@@ -101,18 +102,22 @@ def fields_of(kind: type, written: Any, prefix: str) -> dict[str, Any]:
 def check_stages(stages: Stages):
     """Raise a `ValueError` for fields that cannot be, alone or together."""
     original = stages.original_length
-    if original < 1:
-        raise ValueError(f"`original_length` must be at least 1, got {original}")
+    check_number("original_length", original, least=1)
+    check_number("max_position_embeddings", stages.max_position_embeddings, least=1)
+    check_number("beta_fast", stages.beta_fast, above=0)
+    check_number("beta_slow", stages.beta_slow, above=0)
+    check_number("short_loss_tolerance", stages.short_loss_tolerance, least=0)
     if stages.rope_type not in ROPE_TYPES:
         raise ValueError(f"`rope_type` must be one of {', '.join(ROPE_TYPES)}, got {stages.rope_type!r}")
     if not stages.beta_slow < stages.beta_fast:
         raise ValueError(f"`beta_slow` ({stages.beta_slow}) must be below `beta_fast` ({stages.beta_fast})")
-    if stages.short_loss_tolerance < 0:
-        raise ValueError(f"`short_loss_tolerance` must not be negative, got {stages.short_loss_tolerance}")
     for index, stage in enumerate(stages.stages):
         name = f"stages[{index}]"
+        check_number(f"{name}.factor", stage.factor)
         if stage.factor < 1:
             raise ValueError(f"`{name}.factor` must be at least 1, got {stage.factor}")
+        check_number(f"{name}.long_share", stage.long_share, least=0, most=1)
+        check_number(f"{name}.steps", stage.steps, least=1)
         if stage.factor * original > stages.longest:
             raise ValueError(
                 f"`{name}.factor` {stage.factor} times `original_length` {original} is "
@@ -128,10 +133,6 @@ def check_stages(stages: Stages):
                 f"`{name}.max_length` {stage.max_length} must be a multiple of `original_length` {original}: a block "
                 "of short rows holds as many tokens as a long row"
             )
-        if not 0 <= stage.long_share <= 1:
-            raise ValueError(f"`{name}.long_share` must be from 0 to 1, got {stage.long_share}")
-        if stage.steps < 1:
-            raise ValueError(f"`{name}.steps` must be at least 1, got {stage.steps}")
 
 
 def check_original_length(config: LongCatLiteConfig, original_length: int):

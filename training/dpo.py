@@ -31,6 +31,9 @@ def main(script_args, training_args, model_args, dataset_args, output_args):
 
 
 def make_parser(subparsers: argparse._SubParsersAction | None = None, prog: str | None = None):
+    from training.tested_versions import warn_of_untested_versions
+
+    warn_of_untested_versions()
     from trl import DatasetMixtureConfig, DPOConfig, ModelConfig, ScriptArguments
 
     from training.longcat_config import LongCatParser

@@ -30,6 +30,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers.cache_utils import DynamicCache
 
 from modeling_longcat_lite import LongCatLiteForCausalLM
+from training.number_options import check_number
 from training.resumable_trainer import ResumableSFTTrainer
 
 # Rows of logits that exist at a time: at a vocabulary of 131072, 4096 of them take 2 GiB in float32.
@@ -137,6 +138,7 @@ class DraftHeadTrainer(ResumableSFTTrainer):
     """
 
     def __init__(self, *args, draft_loss_weight: float, draft_head_only: bool = False, **kwargs):
+        check_number("draft_loss_weight", draft_loss_weight, least=0)
         super().__init__(*args, **kwargs)
         self.draft_loss_weight, self.draft_head_only = draft_loss_weight, draft_head_only
         self._states: Any = None

@@ -44,9 +44,9 @@ def main(script_args, training_args, model_args, dataset_args, stage_args):
 
     from modeling_longcat_lite import LongCatLiteConfig
     from training.context_stages import check_original_length, read_stages
-    from training.trainer_run import check_hub_token
+    from training.trainer_run import check_options
 
-    check_hub_token(training_args)
+    check_options(script_args, training_args, model_args, dataset_args)
     check_arguments(script_args, training_args, model_args, dataset_args, stage_args)
     stages = read_stages(stage_args.stages)
     config = LongCatLiteConfig.from_pretrained(model_args.model_name_or_path, revision=model_args.model_revision)
@@ -251,6 +251,9 @@ def check_parallelism(parallelism, original_length: int):
 
 
 def make_parser(subparsers: argparse._SubParsersAction | None = None, prog: str | None = None):
+    from training.tested_versions import warn_of_untested_versions
+
+    warn_of_untested_versions()
     from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments, SFTConfig, TrlParser
 
     dataclass_types: Any = (ScriptArguments, SFTConfig, ModelConfig, DatasetMixtureConfig, StageArguments)

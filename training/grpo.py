@@ -53,6 +53,9 @@ def reward_function(name: str) -> Callable:
 
 
 def make_parser(subparsers: argparse._SubParsersAction | None = None, prog: str | None = None):
+    from training.tested_versions import warn_of_untested_versions
+
+    warn_of_untested_versions()
     from trl import DatasetMixtureConfig, GRPOConfig, ModelConfig
     from trl.scripts.grpo import GRPOScriptArguments
 

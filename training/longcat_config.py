@@ -61,7 +61,9 @@ class LongCatParser(TrlParser):
                     "TRL's own belong into the file of `--config`"
                 )
             if value is not None:
-                options += [f"--{key}", *as_arguments(value)]
+                typed = as_arguments(value)
+                # In one with its value, which may begin with a dash.
+                options += [f"--{key}={typed[0]}"] if len(typed) == 1 else [f"--{key}", *typed]
         return options
 
 

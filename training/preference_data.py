@@ -18,6 +18,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from training.number_options import check_counts
+
 SPLITS = ("train", "test")
 
 
@@ -83,6 +85,7 @@ def write_preferences(conversations: Path, output: Path, rows: int, seed: int) -
 
 def main(arguments: list[str] | None = None) -> None:
     args = make_parser().parse_args(arguments)
+    check_counts(args, "rows")
     write_preferences(args.conversations, args.output, args.rows, args.seed)
     print(f"pairs and prompts written to {args.output}")
 

@@ -20,6 +20,7 @@ from trl import DPOTrainer, GRPOTrainer, SFTTrainer
 
 from training.kept_card import KeptCardTrainer
 from training.left_behind import CleanPushTrainer
+from training.router_arguments import refuse_auxiliary_loss
 
 # What sizes a model; other fields of a config may differ between a checkpoint and the model that goes on from it.
 SHAPE = (
@@ -63,7 +64,16 @@ class ResumableTrainer(Trainer):
     """Resumes, and loads the best model, through `from_pretrained`. Adapters and sharded runs stay as they are.
 
     Stands before a trainer of TRL in the bases of a class.
+
+    Raises:
+        `ValueError`: for an auxiliary loss of TRL, which knows no zero experts.
     """
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        model: Any = self.model
+        refuse_auxiliary_loss(vars(self.args), "the training arguments")
+        refuse_auxiliary_loss(model.config.to_dict(), "the model's config")
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         plugin, target = getattr(self.accelerator.state, "fsdp_plugin", None), model or self.model

@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Options of router control, as a dataclass for TRL's parser; without torch, so that `--help` is fast."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+from training.number_options import check_number
 
 if TYPE_CHECKING:
     from modeling_longcat_lite import LongCatLiteConfig
@@ -37,9 +40,10 @@ class RouterArguments:
     )
 
     def __post_init__(self):
-        for name in ("router_bias_rate", "balance_loss_weight"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"`{name}` is {getattr(self, name)}, it cannot be negative")
+        check_number("router_bias_rate", self.router_bias_rate, least=0)
+        check_number("balance_loss_weight", self.balance_loss_weight, least=0)
+        check_number("target_experts", self.target_experts, above=0)
+        check_number("balance_groups", self.balance_groups, least=1)
 
     def target_for(self, config: "LongCatLiteConfig") -> float:
         """K_e for a model of `config`."""
@@ -63,4 +67,14 @@ class RouterArguments:
         return groups
 
 
-__all__ = ["RouterArguments"]
+def refuse_auxiliary_loss(options: Mapping[str, Any], where: str) -> None:
+    """Raise a `ValueError` that names the option with which TRL would add its own loss on the routers."""
+    for name in ("router_aux_loss_coef", "output_router_logits"):
+        if options.get(name):
+            raise ValueError(
+                f"`{name}` in {where} is {options[name]}: TRL's auxiliary loss knows no zero experts and cannot be "
+                "computed for this model. Leave it out; training.sft balances experts with `balance_loss_weight`"
+            )
+
+
+__all__ = ["RouterArguments", "refuse_auxiliary_loss"]

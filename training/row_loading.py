@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, IterableDataset, load_dataset
+from datasets import load_dataset
 from datasets.exceptions import DatasetGenerationError
 from trl import get_dataset
 
@@ -35,14 +35,20 @@ def load_rows(script_args: Any, training_args: Any, dataset_args: Any, task: str
         for path in local_json_files(script_args, dataset_args):
             check_json(path)
         raise ValueError(f"the data set cannot be read: {error.__cause__ or error}") from error
+    except FileNotFoundError as error:
+        if "[" in str(script_args.dataset_name):
+            raise ValueError(
+                f"`dataset_name` {script_args.dataset_name}: `datasets` takes brackets in a path for a pattern, and "
+                "finds no file; rename the folder"
+            ) from error
+        raise
     evaluated = training_args.eval_strategy != "no" or training_args.eval_on_start
     splits = [script_args.dataset_train_split] + evaluated * [script_args.dataset_test_split]
     for split in splits:
         if split not in dataset:
             raise ValueError(f"the data set has no split `{split}`, it has {', '.join(dataset)}")
-        rows: Dataset | IterableDataset = dataset[split]
-        check_rows(rows, split, task)
-    return dataset[splits[0]], dataset[splits[-1]] if evaluated else None
+    checked = [check_rows(dataset[split], split, task) for split in splits]
+    return checked[0], checked[-1] if evaluated else None
 
 
 def read_dataset(script_args: Any, dataset_args: Any) -> Any:

@@ -26,6 +26,8 @@ from typing import Any, Protocol
 
 import torch
 
+from training.number_options import check_number
+
 TABLE_BETAS = (0.0, 0.95)
 PIECE = 2**16  # values updated at a time
 
@@ -139,7 +141,8 @@ class RowwiseAdamW(torch.optim.AdamW):
             `[R, W]`; `betas` is `(0, 0.95)` there unless given, `weight_decay` 0.
 
     Raises:
-        `ValueError`: for a first moment or weight decay on tables, or a table whose gradient is dense.
+        `ValueError`: for a first moment or weight decay on tables, a table whose gradient is dense, or a number that
+            is not finite or outside its range.
     """
 
     # A gradient scaler shall unscale by itself: the fused kernel would do so for its own groups alone.
@@ -161,6 +164,7 @@ class RowwiseAdamW(torch.optim.AdamW):
                     f"`weight_decay` of a group of tables is {param_group['weight_decay']}; it must be 0: it "
                     "would erase rows that are rarely read."
                 )
+        check_group(self.defaults | param_group)
         super().add_param_group(param_group)
 
     def _init_group(self, group, *lists):
@@ -220,6 +224,15 @@ class RowwiseAdamW(torch.optim.AdamW):
                     self._stores[table].load(rest)
                 else:
                     self.state[table] |= rest
+
+
+def check_group(group: dict[str, Any]) -> None:
+    """Raise a `ValueError` that names the number of a group with which weights would become NaN or go uphill."""
+    for name in ("lr", "eps", "weight_decay"):
+        check_number(name, float(group[name]), least=0)
+    check_number("betas", tuple(map(float, group["betas"])), least=0, below=1)
+    if group["rowwise"]:
+        check_number("eps", float(group["eps"]), above=0)  # a row whose gradient is zero would be divided by zero
 
 
 __all__ = ["RowStore", "RowwiseAdamW", "clip_gradients", "sum_at_once", "sum_rows", "update_rows"]

@@ -22,6 +22,7 @@ from transformers import TrainerCallback
 from transformers.training_args import OptimizerNames
 
 from modeling_longcat_lite import ROW_DELTA_FILE, read_row_delta
+from training.number_options import check_number
 from training.row_delta_card import write_delta_card
 from training.row_deltas import OverlayRows, overlay_rows
 from training.row_optimizer import RowwiseAdamW, clip_gradients, sum_at_once, sum_rows
@@ -51,8 +52,7 @@ class TableTrainerMixin(Trainer):
             raise ValueError(f"`tables` is one of {', '.join(TRAINED)}, not {tables!r}")
         if table_learning_rate is not None and tables != "row_sparse":
             raise ValueError(f"`table_learning_rate` is for `tables: row_sparse`, and `tables` is {tables}")
-        if table_learning_rate is not None and table_learning_rate < 0:
-            raise ValueError(f"`table_learning_rate` is {table_learning_rate}, it cannot be negative")
+        check_number("table_learning_rate", table_learning_rate, least=0)
         super().__init__(*args, **kwargs)
         self.tables, self.table_learning_rate = tables, table_learning_rate
         model: Any = self.accelerator.unwrap_model(self.model)

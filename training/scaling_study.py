@@ -28,6 +28,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from training import study_report
 from training.folder_replacement import write_beside
+from training.number_options import check_number
 from training.study_grid import Point, fingerprint, grid, match
 from training.study_run import RunSettings
 from training.study_text import TextSettings, prepare_text
@@ -54,6 +55,9 @@ def read_study(path: Path, quick: bool) -> dict[str, Any]:
             raise ValueError(f"{path}: experiment `{name}` lacks `{key}`")
         for key in sorted(experiment.keys() - NEEDED - OPTIONAL):
             raise ValueError(f"{path}: experiment `{name}` has `{key}`, which is no key of an experiment")
+        check_number(f"experiments.{name}.tokens", experiment["tokens"], least=1)
+    for key in ("workers", "threads"):
+        check_number(key, study[key], least=1)
     return study
 
 

@@ -36,6 +36,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
 
+from training.number_options import check_number
 from training.router_arguments import RouterArguments
 
 
@@ -49,6 +50,9 @@ class DraftArguments:
     draft_head_only: bool = field(
         default=False, metadata={"help": "Train the draft head alone; the trunk stays as it is."}
     )
+
+    def __post_init__(self):
+        check_number("draft_loss_weight", self.draft_loss_weight, least=0)
 
 
 @dataclass
@@ -65,6 +69,9 @@ class TableArguments:
     table_learning_rate: float | None = field(
         default=None, metadata={"help": "Of tables with `row_sparse`; `learning_rate` by default."}
     )
+
+    def __post_init__(self):
+        check_number("table_learning_rate", self.table_learning_rate, least=0)
 
 
 def main(script_args, training_args, model_args, dataset_args, draft_args, table_args, router_args, output_args):
@@ -138,6 +145,9 @@ def check_chat_template(training_args, model_args):
 
 
 def make_parser(subparsers: argparse._SubParsersAction | None = None, prog: str | None = None):
+    from training.tested_versions import warn_of_untested_versions
+
+    warn_of_untested_versions()
     from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments, SFTConfig
 
     from training.longcat_config import LongCatParser

@@ -17,6 +17,7 @@ import torch
 
 from modeling_longcat_lite import LongCatLiteConfig, LongCatLiteForCausalLM
 from training.expert_counts import activated_parameters
+from training.number_options import check_number
 
 TOLERANCE = 0.01  # of total and of activated parameters
 ROUNDS = 4  # of solving for experts and width in turn: each moves the other a little
@@ -43,6 +44,13 @@ class Point:
     amplification: str = "layer_norm"
     hidden_size: int = 96
     num_layers: int = 2
+
+    def __post_init__(self):
+        check_number("total_ratio", self.total_ratio, above=0)
+        check_number("ngram_share", self.ngram_share, least=0, below=1)
+        check_number("ratio_fraction", self.ratio_fraction, least=0, below=1)
+        for name in ("max_order", "splits", "hidden_size", "num_layers"):
+            check_number(name, getattr(self, name), least=1)
 
     def label(self, varied: list[str]) -> str:
         """The fields that an experiment varies, for tables."""

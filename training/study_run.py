@@ -20,6 +20,7 @@ from transformers import EarlyStoppingCallback, Trainer, TrainingArguments, set_
 
 from modeling_longcat_lite import LongCatLiteConfig, LongCatLiteForCausalLM
 from training.folder_replacement import write_beside
+from training.number_options import check_number
 from training.router_arguments import RouterArguments
 from training.router_control import RouterControlMixin
 from training.study_text import load_side
@@ -49,6 +50,14 @@ class RunSettings:
     max_epochs: float = 2.0
     dtype: str = "float32"
     compile: bool = False
+
+    def __post_init__(self):
+        for name in ("rows_per_step", "evaluations", "patience"):
+            check_number(name, getattr(self, name), least=1)
+        check_number("learning_rate", self.learning_rate, least=0)
+        check_number("warmup_share", self.warmup_share, least=0, most=1)
+        check_number("router_bias_rate", self.router_bias_rate, least=0)
+        check_number("max_epochs", self.max_epochs, above=0)
 
 
 class StudyTrainer(RouterControlMixin, Trainer):

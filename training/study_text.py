@@ -22,6 +22,7 @@ from transformers import AutoTokenizer
 from tokenization.train_tokenizer import train_tokenizer
 from training.folder_replacement import replaced_folder
 from training.local_text import documents
+from training.number_options import check_number
 
 FACTS = "text.json"
 SIDES = ("train", "held_out")
@@ -46,6 +47,11 @@ class TextSettings:
     held_out_rows: int = 256
     files: list[str] = field(default_factory=list)
     standard_library: bool = True
+
+    def __post_init__(self):
+        for name in ("vocabulary", "length", "held_out_rows"):
+            check_number(name, getattr(self, name), least=1)
+        check_number("held_out_percent", self.held_out_percent, above=0, below=100)
 
 
 def is_held_out(name: str, percent: int) -> bool:

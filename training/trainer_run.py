@@ -11,6 +11,8 @@ from trl import get_peft_config, get_quantization_config
 
 from training import training_curves
 from training.merged_output import OutputArguments, write_merged
+from training.number_options import check_finite, check_number
+from training.router_arguments import refuse_auxiliary_loss
 from training.row_loading import load_rows
 from training.run_record import write_run_record
 
@@ -19,7 +21,7 @@ def trainer_options(
     script_args: Any, training_args: Any, model_args: Any, dataset_args: Any, task: str
 ) -> dict[str, Any]:
     """What every trainer is made with: model, checked rows of `task` (see `row_loading`), adapter, curves."""
-    check_hub_token(training_args)
+    check_options(script_args, training_args, model_args, dataset_args)
     train_rows, test_rows = load_rows(script_args, training_args, dataset_args, task)
     set_model_options(training_args, model_args)
     return {
@@ -31,6 +33,20 @@ def trainer_options(
         "peft_config": get_peft_config(model_args),
         "callbacks": [training_curves.TrainingCurves()],
     }
+
+
+def check_options(script_args: Any, training_args: Any, model_args: Any, dataset_args: Any) -> None:
+    """Raise a `ValueError` that names an option of TRL with which training would fail late, or train NaN or uphill."""
+    check_hub_token(training_args)
+    check_finite(script_args, training_args, model_args, dataset_args)
+    # `beta` of DPO and GRPO weighs the distance to the reference model.
+    for name in ("learning_rate", "weight_decay", "adam_epsilon", "max_grad_norm", "beta", "temperature"):
+        check_number(name, vars(training_args).get(name), least=0)
+    for name in ("adam_beta1", "adam_beta2"):
+        check_number(name, vars(training_args).get(name), least=0, below=1)
+    check_number("lora_dropout", model_args.lora_dropout, least=0, below=1)
+    refuse_auxiliary_loss(vars(training_args), "the options")
+    refuse_auxiliary_loss(training_args.model_init_kwargs or {}, "`model_init_kwargs`")
 
 
 def check_hub_token(training_args: Any) -> None:
@@ -96,4 +112,4 @@ def train_and_save(trainer: Any, script_args: Any, output_args: OutputArguments)
     return trainer
 
 
-__all__ = ["check_hub_token", "checkpoint_to_resume", "newest_checkpoint", "train_and_save", "trainer_options"]
+__all__ = ["check_options", "checkpoint_to_resume", "newest_checkpoint", "train_and_save", "trainer_options"]
