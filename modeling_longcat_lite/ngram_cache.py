@@ -116,6 +116,8 @@ class LongCatLiteDynamicCache(TokenHistoryMixin, DynamicCache):
 
     def reset(self):
         reset_dynamic_cache(self)
+        if self.layer_class_to_replicate is not None:  # made one by one: a forward that failed has made a few
+            self.layers.clear()
         self.token_history = self.layout = None
 
 
