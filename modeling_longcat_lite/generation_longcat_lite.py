@@ -78,6 +78,7 @@ class LongCatLiteGenerationMixin(GenerationMixin):
 
     def _get_candidate_generator(self, generation_config, **kwargs):
         """`use_mtp=True` drafts with the checkpoint's head; `draft_statistics` then tells how that went."""
+        check_assisted_embeddings(kwargs["input_ids"], kwargs["model_kwargs"], bool(generation_config.use_mtp))
         generator = (
             self._draft_candidate_generator(generation_config, **kwargs)
             if generation_config.use_mtp
@@ -147,6 +148,25 @@ def check_can_be_assisted(cache: Cache | None, batch_size: int):
             )
     if batch_size > 1:
         raise ValueError(f"Assisted decoding takes one row, but the input has {batch_size}.")
+
+
+def check_assisted_embeddings(input_ids: torch.Tensor, model_kwargs: dict, is_drafting: bool):
+    """Raises a `ValueError` for a prompt of embeddings that assisted decoding would lose its place in."""
+    if model_kwargs.get("inputs_embeds") is None:
+        return
+    cache = model_kwargs.get(CACHE)
+    reasons = {
+        "`use_mtp=True`, whose head reads the prompt's tokens": is_drafting,
+        "`input_ids` as well": input_ids.shape[1] > 0,
+        "a cache that holds tokens": cache is not None and int(cache.get_seq_length()) > 0,
+        "an `attention_mask` with zeros": model_kwargs.get("attention_mask") is not None,
+    }
+    for reason, applies in reasons.items():
+        if applies:
+            raise ValueError(
+                f"Assisted decoding takes `inputs_embeds` but not with {reason}: transformers would count the prompt's "
+                "tokens wrongly. Pass `input_ids` alone, or decode without assistance."
+            )
 
 
 def check_token_ids(input_ids: torch.Tensor, vocab_size: int):

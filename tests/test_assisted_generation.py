@@ -6,6 +6,7 @@ import torch
 from generation_cases import CASES, load, prompts, run
 
 from modeling_longcat_lite import LongCatLiteForCausalLM
+from modeling_longcat_lite.transformers_versions import CACHE
 
 every_case = pytest.mark.parametrize("case", CASES)
 padding = pytest.mark.parametrize("padded", [0, 4], ids=["none", "left"])
@@ -94,3 +95,28 @@ def test_the_history_after_rejected_drafts(case, assistance):
     history = cache.token_history[:, lookback:]
     assert history.shape[1] == cache.get_seq_length()
     assert torch.equal(torch.where(history < 0, ~history, history), output.sequences[:, : history.shape[1]])
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"use_mtp": True}, "use_mtp"),
+        ({"prompt_lookup_num_tokens": 2, "input_ids": True}, "input_ids"),
+        ({"prompt_lookup_num_tokens": 2, "attention_mask": True}, "attention_mask"),
+        ({"prompt_lookup_num_tokens": 2, "cache": True}, "cache"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+@torch.no_grad()
+def test_embeddings_that_assisted_decoding_would_misplace(options, reason):
+    model, ids = load("released"), prompts("released")[:1]
+    given = {
+        "input_ids": ids,
+        "attention_mask": torch.arange(ids.shape[1])[None] > 0,
+        "cache": model(ids[:, :3], use_cache=True)[CACHE],
+    }
+    options = {name: given.get(name, value) for name, value in options.items()}
+    with pytest.raises(ValueError, match=f"`inputs_embeds` but not with.*{reason}"):
+        model.generate(
+            inputs_embeds=model.get_input_embeddings()(ids), ngram_input_ids=ids, max_new_tokens=3, **options
+        )
