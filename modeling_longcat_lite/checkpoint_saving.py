@@ -238,6 +238,7 @@ def shards_marked(save_id: str) -> Iterator[None]:
 
         def save_marked(tensors, filename, metadata=None):
             save_file(tensors, filename, metadata={**(metadata or {}), SAVE_ID: save_id})
+            sort_metadata(Path(filename))
 
         if save_file is None:  # a transformers that writes otherwise: the journal alone keeps saves apart
             yield
@@ -247,6 +248,21 @@ def shards_marked(save_id: str) -> Iterator[None]:
             yield
         finally:
             modeling_utils.safe_save_file = save_file  # type: ignore[attr-defined]
+
+
+def sort_metadata(path: Path):
+    """Puts the metadata of a safetensors file in order, in place: the library writes them in any, and equal models
+    should be equal files."""
+    begin = b'{"__metadata__":'
+    with path.open("r+b") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = file.read(length)
+        if header.startswith(begin):
+            metadata, end = json.JSONDecoder().raw_decode(header.decode(), len(begin))
+            text = json.dumps(metadata, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+            if len(text) == end - len(begin):
+                file.seek(8 + len(begin))
+                file.write(text)
 
 
 def _once(function: Callable[[], list[str]]) -> Callable[[], list[str]]:

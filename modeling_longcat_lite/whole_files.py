@@ -34,6 +34,7 @@ except ImportError:  # Windows: two processes must not save to one folder at the
     fcntl = None  # type: ignore[assignment]
 
 JOURNAL = "unfinished_save.json"
+COMPARED_BYTES = 2**20
 STAGED_PREFIX, STAGED_SUFFIX = ".save-", ".partial"
 # As remote code this is a file without its package.
 IN_PACKAGE = __name__ in ("modeling_longcat_lite.whole_files", "__main__")
@@ -80,11 +81,13 @@ class StagedFiles:
         Args:
             stale (`Iterable[str]`): Names of files in the folder that do not belong to the new ones.
         """
-        names = sorted(path.name for path in self.new.iterdir())
-        old = sorted(name for name in {*names, *stale} if os.path.lexists(self.folder / name))
-        record = {"staged": self.place.name, "new": names, "old": old}
         with locked(self.folder):
             finish(self.folder)  # what another process may have left meanwhile
+            staged = {path.name for path in self.new.iterdir()}
+            names = sorted(name for name in staged if not _is_unchanged(self.new / name, self.folder / name))
+            replaced = {*names, *(set(stale) - staged)}
+            old = sorted(name for name in replaced if os.path.lexists(self.folder / name))
+            record = {"staged": self.place.name, "new": names, "old": old}
             try:
                 write_whole(self.folder / JOURNAL, json.dumps(record, indent=2).encode())
                 _go_on(self.folder, record)
@@ -199,6 +202,13 @@ def _go_back(folder: Path, record: dict):
     for name in record["old"]:
         if os.path.lexists(old / name):
             os.replace(old / name, folder / name)  # noqa: PTH105
+
+
+def _is_unchanged(new: Path, old: Path) -> bool:
+    """Whether a small file is what it was, as code and configs often are: what stays makes a swap shorter."""
+    if not old.is_file() or old.is_symlink() or not new.is_file() or new.stat().st_size > COMPARED_BYTES:
+        return False
+    return old.stat().st_size == new.stat().st_size and old.read_bytes() == new.read_bytes()
 
 
 def _keep(path: Path, aside: Path):
