@@ -27,6 +27,7 @@ from transformers.utils import ADAPTER_CONFIG_NAME, CONFIG_NAME, SAFE_WEIGHTS_IN
 from .checkpoint_layout import SAVE_ID
 from .checkpoint_loading import CheckpointLoadingMixin
 from .ngram_row_delta import ROW_DELTA_FILE
+from .safetensors_header import sort_metadata
 from .sparse_attention import warn_of_lost_indexer
 from .whole_files import StagedFiles, staged_files, write_whole
 
@@ -238,7 +239,7 @@ def shards_marked(save_id: str) -> Iterator[None]:
 
         def save_marked(tensors, filename, metadata=None):
             save_file(tensors, filename, metadata={**(metadata or {}), SAVE_ID: save_id})
-            sort_metadata(Path(filename))
+            sort_metadata(filename)
 
         if save_file is None:  # a transformers that writes otherwise: the journal alone keeps saves apart
             yield
@@ -248,21 +249,6 @@ def shards_marked(save_id: str) -> Iterator[None]:
             yield
         finally:
             modeling_utils.safe_save_file = save_file  # type: ignore[attr-defined]
-
-
-def sort_metadata(path: Path):
-    """Puts the metadata of a safetensors file in order, in place: the library writes them in any, and equal models
-    should be equal files."""
-    begin = b'{"__metadata__":'
-    with path.open("r+b") as file:
-        length = int.from_bytes(file.read(8), "little")
-        header = file.read(length)
-        if header.startswith(begin):
-            metadata, end = json.JSONDecoder().raw_decode(header.decode(), len(begin))
-            text = json.dumps(metadata, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
-            if len(text) == end - len(begin):
-                file.seek(8 + len(begin))
-                file.write(text)
 
 
 def _once(function: Callable[[], list[str]]) -> Callable[[], list[str]]:

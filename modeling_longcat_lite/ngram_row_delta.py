@@ -26,6 +26,7 @@ from transformers.utils import cached_file
 
 from .configuration_longcat_lite import LongCatLiteConfig
 from .ngram_hot_rows import hash_metadata
+from .safetensors_header import sort_metadata
 from .whole_files import whole_file
 
 ROW_DELTA_FILE = "ngram_row_delta.safetensors"
@@ -68,6 +69,7 @@ def write_row_delta(
         metadata[SAMPLE_PREFIX + part] = base64.b64encode(values.float().contiguous().numpy().tobytes()).decode()
     with whole_file(path) as beside:
         save_file(tensors, beside, metadata=metadata)
+        sort_metadata(beside)
 
 
 def sample_base(config: LongCatLiteConfig, read: Callable[[str, torch.Tensor], torch.Tensor | None]):
