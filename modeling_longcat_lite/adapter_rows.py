@@ -105,7 +105,7 @@ def rows_of_adapter(adapter: str | os.PathLike, arguments: Mapping[str, Any]) ->
 
 def base_of_adapter(checkpoint: str | os.PathLike, hub_arguments: Mapping[str, Any]) -> str | os.PathLike:
     """The model that a folder or repository is an adapter of, as its `adapter_config.json` names it; else itself."""
-    if not is_peft_available() or (Path(checkpoint) / (hub_arguments.get("subfolder") or "") / CONFIG_NAME).exists():
+    if (Path(checkpoint) / (hub_arguments.get("subfolder") or "") / CONFIG_NAME).exists() or not is_peft_available():
         return checkpoint  # transformers, too, takes an adapter next to a model's config for a part of that model
     arguments = {name: value for name, value in hub_arguments.items() if value is not None}
     path = find_adapter_config_file(str(checkpoint), **arguments)
