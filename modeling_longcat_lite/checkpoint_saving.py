@@ -61,9 +61,12 @@ class CheckpointSavingMixin(CheckpointLoadingMixin):
         Raises:
             `OSError`: if the files could not be written; the folder is then as it was.
         """
+        distributed_config = vars(self.config).get("distributed_config")
         options: Any = (state_dict, push_to_hub, max_shard_size, variant, *args)
         if not is_main_process or kwargs.get("distributed_checkpoint") or Path(save_directory).is_file():
             super().save_pretrained(save_directory, is_main_process, *options, **kwargs)
+            if not kwargs.get("distributed_checkpoint"):
+                self.barrier_after_gathered_checkpoint_save(distributed_config)
             return
         if push_to_hub:
             kwargs.setdefault("repo_id", os.fspath(save_directory).split(os.path.sep)[-1])
@@ -80,6 +83,8 @@ class CheckpointSavingMixin(CheckpointLoadingMixin):
                 ) from error
             finally:
                 del self._put_in_place
+        # transformers waits for all processes when its files are written; here they are in place.
+        self.barrier_after_gathered_checkpoint_save(distributed_config)
         warn_of_lost_indexer(self.num_indexer_tensors, str(save_directory))
 
     def _settle(self, staged: StagedFiles, save_id: str, variant: str | None) -> list[str]:

@@ -11,6 +11,9 @@ import torch
 from conftest import randomize, tiny_config
 from peft import AutoPeftModelForCausalLM, LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
+from test_row_trainer import BY_ROWS, trained
+from test_row_trainer import LORA as trainer_lora
+from tiny_chat import write_tiny_chat
 from transformers import AutoModelForCausalLM
 from transformers.utils import logging
 
@@ -75,6 +78,24 @@ def test_an_adapters_folder_is_the_whole_model(base, adapter, said, placement, a
     whole = model.get_base_model() if isinstance(model, PeftModel) else model
     assert whole.model.mtp is not None  # which the base carries, and not the adapter
     assert not said
+
+
+def test_an_adapter_saved_where_an_earlier_one_had_rows_does_not_inherit_them(tmp_path):
+    chat = write_tiny_chat(tmp_path / "chat")
+    on_disk, adapter = {"init": {"ngram_tables": "disk"}, "peft_config": trainer_lora}, tmp_path / "adapter"
+    with_rows = trained(chat, tmp_path / "one", tables=BY_ROWS, **on_disk)
+    with_rows.save_model(adapter)
+    assert {ROW_DELTA_FILE, "ngram_row_delta.md"} <= {path.name for path in adapter.iterdir()}
+    without = trained(chat, tmp_path / "two", **on_disk)
+    without.save_model(adapter)
+    assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(adapter)), logits(without.model))
+    assert "ngram_row_delta.md" not in {path.name for path in adapter.iterdir()}
+    # But the rows that it was trained on stay with it.
+    with_rows.save_model(tmp_path / "rows")
+    on_rows = trained(chat, tmp_path / "three", **on_disk)
+    on_rows.accelerator.unwrap_model(on_rows.model).get_base_model().load_ngram_rows(tmp_path / "rows")
+    on_rows.save_model(adapter)
+    assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(adapter)), logits(on_rows.model))
 
 
 @everywhere
