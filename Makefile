@@ -7,7 +7,8 @@ BIN := .venv/bin
 RUN_TESTS := -m pytest -n 2 --dist loadfile --durations 10
 PYTEST := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python $(RUN_TESTS)
 # Markers of tests that have a target of their own.
-NOT_HERE := not full and not mlx and not random
+ELSEWHERE := not mlx and not random and not kills
+NOT_HERE := not full and $(ELSEWHERE)
 # Versions of transformers that the package is tested with besides that of constraints.txt. The newest is asked for at
 # every run; TORCH is the CPU build for all of them, since other builds bring gigabytes.
 OLDEST := transformers==5.16.0
@@ -19,7 +20,7 @@ ALL_BUT_TRAINING_TESTS := $(CORE_TESTS) $(addprefix tests/test_,assisted_generat
 	moe.py ngram_embedding.py ngram_tables.py ngram_quantization.py quantized_backbones.py sparse_attention.py \
 	document_mask.py export.py rotary_embedding.py decoder_layer.py oe_configs.py row_deltas.py serve.py gradients.py)
 
-.PHONY: install demo draft bits yarn study tools test test-fast test-full test-random test-latest test-oldest test-mlx eval-smoke lint typing format bench clean
+.PHONY: install demo draft bits yarn study tools test test-fast test-full test-random test-kills test-latest test-oldest test-mlx eval-smoke lint typing format bench clean
 
 install: .venv/.installed
 
@@ -85,7 +86,11 @@ test-fast: install
 	$(PYTEST) -m "not slow and $(NOT_HERE)" tests
 
 test-full: install
-	$(PYTEST) -m "not mlx and not random" tests
+	$(PYTEST) -m "$(ELSEWHERE)" tests
+
+# Saves over a folder with a model, killed at 200 random moments and at every file operation.
+test-kills: install
+	$(PYTEST) -m kills tests/test_whole_saves.py
 
 # A thousand random generation cases against each row alone; `--random-seed` draws others.
 test-random: install

@@ -11,12 +11,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
 from modeling_longcat_lite import LongCatLiteConfig, LongCatLiteForCausalLM
 
-CONFIG = {
+CONFIG: dict[str, Any] = {
     "vocab_size": 4096,
     "hidden_size": 384,
     "num_layers": 4,

@@ -104,7 +104,8 @@ def make_checkpoint(
         evict([path])  # a reader of this file begins cold, and memory does not fill up while the next is written
         weight_map[name] = path.name
         on_table(rows * config.subtable_width * DTYPE.itemsize)
-    index = {"metadata": {"total_size": table_bytes(shape)}, "weight_map": weight_map}
+    # Put together from two sources, which is not the mistake that the ids of saves are for.
+    index = {"metadata": {"total_size": table_bytes(shape), "save_id": None}, "weight_map": weight_map}
     (beside / "model.safetensors.index.json").write_text(json.dumps(index))
     (beside / "shape.json").write_text(stated)
     beside.rename(folder)

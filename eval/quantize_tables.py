@@ -30,6 +30,7 @@ from modeling_longcat_lite import (
     FLOAT_DTYPES,
     LongCatLiteConfig,
     StoredTensor,
+    check_finished,
     packed_width,
     quantize_rows,
     read_safetensors_header,
@@ -110,6 +111,7 @@ def convert(source: Path, target: Path, bits: int, memory: int):
     """
     if target.exists():
         raise ValueError(f"{target} exists already; give another `--output`, or remove it.")
+    check_finished(source)
     config = checked_config(source, bits)
     files = sorted(source.glob("*.safetensors"))
     if not files:

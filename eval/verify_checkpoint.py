@@ -28,7 +28,7 @@ from eval.runtime_expectations import DIFFERENCES, RUNTIMES
 from eval.table_reads import spoken_path
 from eval.tokenizer_checks import check_tokenizer, template_facts
 from eval.units import format_size
-from modeling_longcat_lite import LongCatLiteConfig
+from modeling_longcat_lite import LongCatLiteConfig, check_finished
 from training.number_options import check_counts
 
 NAME = "verify_checkpoint"
@@ -166,6 +166,7 @@ def make_parser() -> argparse.ArgumentParser:
 def main(arguments: argparse.Namespace) -> int:
     """Checks, prints, writes; the exit status."""
     check_counts(arguments, "rows")
+    check_finished(arguments.checkpoint)
     console = Console()
     with console.status("reading headers and a few rows"):
         results = verify(CheckpointFiles(arguments.checkpoint, arguments.revision), arguments.rows)

@@ -18,6 +18,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from model_cards.adapter_base import checked_base, with_base
 from model_cards.upload_checks import check_complete, check_secrets, files_to_upload, is_adapter, matches
+from modeling_longcat_lite import check_finished
 
 # What `from_pretrained` would read together with the new weights, if an earlier push had left it in the repository.
 ROW_DELTAS = ("ngram_row_delta.safetensors", "ngram_row_delta.md")
@@ -83,6 +84,7 @@ def push_folder(
     token = check_destination(repo, revision)
     if not folder.is_dir():
         raise ValueError(f"`folder` {folder} is no folder")
+    check_finished(folder)
     files, left_out = files_to_upload(folder)
     check_complete(folder, files)
     check_secrets(folder, files, token)

@@ -7,16 +7,25 @@ and `push_to_hub` ship the code with the weights.
 
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
+from .checkpoint_saving import superseded
 from .configuration_longcat_lite import LongCatLiteConfig
 from .modeling_longcat_lite import LongCatLiteForCausalLM, LongCatLiteModel, LongCatLitePreTrainedModel
 from .ngram_cache import LongCatLiteDynamicCache, LongCatLiteQuantizedCache, LongCatLiteStaticCache
 from .ngram_embedding import ngram_row_ids, ngram_tokens, segment_ends
 from .ngram_hot_rows import read_hot_rows, write_hot_rows
 from .ngram_quantization import dequantize_rows, packed_width, quantize_rows
-from .ngram_row_delta import ROW_DELTA_FILE, changed_rows_by_order, read_row_delta, write_row_delta
+from .ngram_row_delta import (
+    ROW_DELTA_FILE,
+    changed_rows_by_order,
+    other_base,
+    read_row_delta,
+    sample_base,
+    write_row_delta,
+)
 from .ngram_row_overlay import RowOverlay
 from .ngram_tables import NgramTables, find_tables
 from .safetensors_header import FLOAT_DTYPES, StoredTensor, parse_safetensors_header, read_safetensors_header
+from .whole_files import check_finished, staged_files, whole_file, write_whole
 
 # `exist_ok`: another package may have registered the same model type before.
 AutoConfig.register(LongCatLiteConfig.model_type, LongCatLiteConfig, exist_ok=True)
@@ -41,17 +50,24 @@ __all__ = [
     "RowOverlay",
     "StoredTensor",
     "changed_rows_by_order",
+    "check_finished",
     "dequantize_rows",
     "find_tables",
     "ngram_row_ids",
     "ngram_tokens",
+    "other_base",
     "packed_width",
     "parse_safetensors_header",
     "quantize_rows",
     "read_hot_rows",
     "read_row_delta",
     "read_safetensors_header",
+    "sample_base",
     "segment_ends",
+    "staged_files",
+    "superseded",
+    "whole_file",
     "write_hot_rows",
     "write_row_delta",
+    "write_whole",
 ]

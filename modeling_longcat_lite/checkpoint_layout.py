@@ -25,6 +25,7 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cache
 from .safetensors_header import read_safetensors_header
 
 DRAFT_HEAD_PREFIX = "model.mtp."
+SAVE_ID = "save_id"  # in the metadata of every shard and of the index
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
 
 
@@ -71,8 +72,11 @@ def register_checkpoint_layout(model_type: str):
 def carries_draft_head(
     checkpoint: str | os.PathLike, hub_arguments: Mapping[str, object], variant: str | None = None
 ) -> bool:
-    """Whether a folder or Hub repository holds the `model.mtp.*` tensors; reads the index or one header only."""
-    for filename in (SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME):
+    """Whether a folder or Hub repository holds the `model.mtp.*` tensors; reads the index or one header only.
+
+    Asks the file that is loaded: where there are both, transformers takes the single file.
+    """
+    for filename in (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME):
         if variant:
             stem, _, ending = filename.rpartition(".")
             filename = f"{stem}.{variant}.{ending}"
@@ -109,6 +113,29 @@ def checkpoint_shapes(files: Sequence[str]) -> dict[str, tuple[list[int], str]]:
     return {
         name: (list(tensor.shape), path) for path in files for name, tensor in read_safetensors_header(path)[0].items()
     }
+
+
+def check_same_save(files: Sequence[str], index_metadata: Mapping[str, object] | None):
+    """Compares the `save_id` that `save_pretrained` writes into the metadata of every shard and of the index.
+
+    Checkpoints that were saved otherwise have none, and nothing is compared.
+
+    Raises:
+        `ValueError`: naming two shards of different saves.
+    """
+    index_metadata = index_metadata or {}
+    if len(files) < 2 or index_metadata.get(SAVE_ID, "") is None:
+        return
+    ids = {path: read_safetensors_header(path)[1].get(SAVE_ID) for path in files}
+    wanted = index_metadata.get(SAVE_ID) or next(filter(None, ids.values()), None)
+    strange = [path for path, save_id in ids.items() if save_id != wanted]
+    if strange:
+        fitting = next((path for path, save_id in ids.items() if save_id == wanted), SAFE_WEIGHTS_INDEX_NAME)
+        raise ValueError(
+            f"{strange[0]} and {fitting} are not of the same save, so that the checkpoint mixes two models: copy all "
+            f"of its files again. If you changed the file yourself, set `{SAVE_ID}` to null in the `metadata` of "
+            f"{SAFE_WEIGHTS_INDEX_NAME}."
+        )
 
 
 def check_against_model(
@@ -152,8 +179,10 @@ def check_against_model(
 
 __all__ = [
     "HUB_ARGUMENTS",
+    "SAVE_ID",
     "carries_draft_head",
     "check_against_model",
+    "check_same_save",
     "checkpoint_conversions",
     "checkpoint_shapes",
     "oe_name",

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Loading and saving of checkpoints in the released layout: what does not fit is named before a byte is read.
+"""Loading of checkpoints in the released layout: what does not fit is named before a byte is read.
 
 N-gram tables may stay in host memory or on disk (`ngram_tables.py`); they are opened where the checkpoint lies. Rows
 that fine-tuning changed may come in a file of their own (`ngram_row_delta.py`); one beside the weights is read with
@@ -12,14 +12,17 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from torch import nn
 from transformers import PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
-from transformers.utils import cached_file
+from transformers.utils import cached_file, logging
 
+from .adapter_rows import AdapterRowsMixin, base_of_adapter
 from .checkpoint_layout import (
     HUB_ARGUMENTS,
     carries_draft_head,
     check_against_model,
+    check_same_save,
     checkpoint_shapes,
     oe_name,
     spelling_of,
@@ -30,17 +33,28 @@ from .mtp import freeze_draft_head
 from .ngram_hot_rows import read_hot_rows
 from .ngram_quantization import packed_width
 from .ngram_row_cache import RowCache
-from .ngram_row_delta import ROW_DELTA_FILE, find_row_delta, read_row_delta, write_row_delta
+from .ngram_row_delta import (
+    ROW_DELTA_FILE,
+    delta_file,
+    find_row_delta,
+    other_base,
+    read_row_delta,
+    sample_base,
+    write_row_delta,
+)
 from .ngram_tables import PLACEMENTS, NgramTables, StoredTable, find_tables
-from .sparse_attention import leave_indexer, warn_of_lost_indexer
+from .sparse_attention import leave_indexer
+from .whole_files import check_finished
 
 TABLES = "ngram_embeddings.embedders."
+logger = logging.get_logger(__name__)
 
 
-class CheckpointLoadingMixin(PreTrainedModel):
-    """`from_pretrained` and `save_pretrained` of released checkpoints."""
+class CheckpointLoadingMixin(AdapterRowsMixin):
+    """`from_pretrained` of released checkpoints, and changed rows of their tables."""
 
     config: LongCatLiteConfig
+    _resident_sample: dict[str, torch.Tensor] | None = None
     num_indexer_tensors = 0  # of the checkpoint that it was loaded from, which are not in the model
 
     @classmethod
@@ -63,11 +77,11 @@ class CheckpointLoadingMixin(PreTrainedModel):
         changed_rows = None
         if pretrained_model_name_or_path is not None and kwargs.get("state_dict") is None:
             hub_arguments = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
-            kwargs["has_draft_head"] = carries_draft_head(
-                pretrained_model_name_or_path, hub_arguments, kwargs.get("variant")
-            )
+            checkpoint = base_of_adapter(pretrained_model_name_or_path, hub_arguments)
+            check_finished(Path(checkpoint) / (kwargs.get("subfolder") or ""))
+            kwargs["has_draft_head"] = carries_draft_head(checkpoint, hub_arguments, kwargs.get("variant"))
             changed_rows = cached_file(
-                pretrained_model_name_or_path,
+                checkpoint,
                 ROW_DELTA_FILE,
                 _raise_exceptions_for_missing_entries=False,
                 _raise_exceptions_for_connection_errors=False,
@@ -78,7 +92,8 @@ class CheckpointLoadingMixin(PreTrainedModel):
         except SafetensorError as error:
             raise ValueError(f"A weights file of {pretrained_model_name_or_path} is damaged: {error}") from error
         if changed_rows is not None:
-            (loaded[0] if isinstance(loaded, tuple) else loaded).load_ngram_rows(changed_rows)
+            model = loaded[0] if isinstance(loaded, tuple) else loaded
+            model.load_ngram_rows(changed_rows, *model.loaded_row_deltas)  # those of an adapter go on top
         return loaded
 
     @staticmethod
@@ -93,6 +108,8 @@ class CheckpointLoadingMixin(PreTrainedModel):
             if not any(name.startswith("model.") for name in found):  # written by the trunk alone
                 found = {f"model.{name}": shape for name, shape in found.items()}
             check_against_model(found, *model._expected_tensors())
+        if readable:
+            check_same_save(checkpoint_files, load_config.sharded_metadata)
         was_fp8 = read_cut_blocks(load_config.weight_mapping or ())
         if was_fp8:
             check_scales(
@@ -174,22 +191,48 @@ class CheckpointLoadingMixin(PreTrainedModel):
                 f"`load_ngram_rows`: tables of {embedding.table_bits} bits take no changed rows; load the model with "
                 '`ngram_tables="host"` or `"disk"`, which lays them over.'
             )
-        for delta in deltas:
-            changed = read_row_delta(find_row_delta(delta, **hub_arguments), self.config)
+        files = [find_row_delta(delta, **hub_arguments) for delta in deltas]
+        all_changed = [read_row_delta(file, self.config) for file in files]  # all are right before one is applied
+        base_sample = self._base_sample()
+        for file, changed in zip(files, all_changed, strict=True):
+            if (problem := other_base(file, base_sample)) is not None:
+                logger.warning(problem)
+            self.loaded_row_deltas = (*self.loaded_row_deltas, os.path.realpath(delta_file(file)))
             if not resident:
                 embedding.tables.change_rows(changed, self.config.subtable_width)
                 continue
             for table, (row_ids, rows) in zip(embedding.embedders, changed, strict=True):
                 table.weight[row_ids.to(table.weight.device)] = rows.to(table.weight)
 
+    def _base_sample(self) -> dict[str, torch.Tensor]:
+        """[`sample_base`] of this model. Resident tables are sampled once, before rows of them change."""
+        embedding: Any = self.base_model.ngram_embeddings
+
+        def read(name: str, ids: torch.Tensor) -> torch.Tensor | None:
+            table = 0 if name == "words" else int(name.removeprefix("table_"))
+            if name != "words" and embedding.placement != "resident":
+                tables = embedding.tables
+                return tables.below_at(tables.keys(table, ids), torch.float32)
+            module = self.get_input_embeddings() if name == "words" else embedding.embedders[table]
+            weight = module.weight if type(module) is nn.Embedding else None
+            # Not where it is elsewhere, in parts, or packed.
+            if type(weight) is not nn.Parameter or weight.is_meta or len(weight) <= int(ids.max()):
+                return None
+            return weight.detach()[ids.to(weight.device)]
+
+        found = sample_base(self.config, read)
+        if embedding.placement == "resident":
+            self._resident_sample = self._resident_sample or {k: v for k, v in found.items() if k != "words"}
+            found |= self._resident_sample
+        return found
+
     def save_ngram_rows(self, folder: str | os.PathLike):
         """Writes the rows that were laid over tables in host memory or on disk, as `ngram_row_delta.safetensors`."""
         embedding = self._offloaded_ngram_embedding()
         if embedding is None or embedding.tables.overlay is None:
             raise ValueError("`save_ngram_rows`: no rows are laid over the tables of this model.")
-        write_row_delta(
-            Path(folder) / ROW_DELTA_FILE, self.config, embedding.tables.changed_rows(), self.name_or_path or ""
-        )
+        name, rows = self.name_or_path or "", embedding.tables.changed_rows()
+        write_row_delta(Path(folder) / ROW_DELTA_FILE, self.config, rows, name, self._base_sample())
 
     def keep_ngram_rows(self, hot_rows: str | os.PathLike, rows_per_table: int | None = None) -> RowCache:
         """Keeps the rows that are read most where the model reads them, beside tables in host memory or on disk.
@@ -209,21 +252,6 @@ class CheckpointLoadingMixin(PreTrainedModel):
             raise ValueError('`keep_ngram_rows` is for `ngram_tables="host"` or `"disk"`: these tables are resident.')
         row_ids = [ids[:rows_per_table] for ids in read_hot_rows(hot_rows, self.config)]
         return embedding.tables.keep(row_ids, embedding.post_proj.weight.device)
-
-    def save_pretrained(self, save_directory, *args, **kwargs):
-        """As [`PreTrainedModel.save_pretrained`]. Tables on disk are copied from file to file, changed rows beside."""
-        super().save_pretrained(save_directory, *args, **kwargs)
-        warn_of_lost_indexer(self.num_indexer_tensors, str(save_directory))
-        embedding, folder = self._offloaded_ngram_embedding(), Path(save_directory).resolve()
-        tables = None if embedding is None else embedding.tables
-        stored = [] if tables is None else tables.stored
-        if any(Path(table.path).resolve().parent == folder for table in stored):  # written anew
-            self._open_ngram_tables(self._find_ngram_tables([str(p) for p in sorted(folder.glob("*.safetensors"))]))
-
-        if tables is not None and tables.overlay is not None:
-            self.save_ngram_rows(folder)
-        else:  # one of an earlier model would be read with this one
-            (folder / ROW_DELTA_FILE).unlink(missing_ok=True)
 
 
 __all__ = ["CheckpointLoadingMixin"]

@@ -18,7 +18,7 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .checkpoint_layout import register_checkpoint_layout
-from .checkpoint_loading import CheckpointLoadingMixin
+from .checkpoint_saving import CheckpointSavingMixin
 from .configuration_longcat_lite import LongCatLiteConfig
 from .decoder_layer import LongCatLiteDecoderLayer
 from .document_mask import causal_mask_arguments
@@ -46,7 +46,7 @@ register_checkpoint_layout(LongCatLiteConfig.model_type)
 warn_of_an_unknown_version()
 
 
-class LongCatLitePreTrainedModel(CheckpointLoadingMixin):
+class LongCatLitePreTrainedModel(CheckpointSavingMixin):
     """What transformers asks of the family."""
 
     config_class = LongCatLiteConfig

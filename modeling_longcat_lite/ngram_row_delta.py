@@ -6,13 +6,16 @@
     metadata              what row ids depend on (`hash_metadata`), `subtable_width`, and `base_model`, its name
 
 Tables of which nothing changed may be left out. A delta belongs to one base model; of several, the later one wins
-where both have a row.
+where both have a row. Configs of many models are equal, so the metadata also hold some weights of the base,
+`base_sample.*`, by which another model is recognised. Files without them, of earlier versions, are read too.
 
 Shapes: S tables, W row width.
 """
 
+import base64
 import os
 import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -23,6 +26,8 @@ from transformers.utils import cached_file
 
 from .configuration_longcat_lite import LongCatLiteConfig
 from .ngram_hot_rows import hash_metadata
+from .safetensors_header import sort_metadata
+from .whole_files import whole_file
 
 ROW_DELTA_FILE = "ngram_row_delta.safetensors"
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
@@ -32,9 +37,25 @@ HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(?<!\.safetensors)")
 TableRows: TypeAlias = tuple[torch.Tensor, torch.Tensor]
 
 
-def write_row_delta(path: str | os.PathLike, config: LongCatLiteConfig, tables: list[TableRows], base_model: str):
-    """Writes the changed rows of all tables, one entry each. Beside its place first, then renamed."""
-    path, tensors = Path(path), dict[str, torch.Tensor]()
+# What is sampled of a base model: rows spread evenly over each table and over the words, some columns of each.
+SAMPLE_PREFIX = "base_sample."
+SAMPLED_ROWS, SAMPLED_COLUMNS = 4, 4
+
+
+def write_row_delta(
+    path: str | os.PathLike,
+    config: LongCatLiteConfig,
+    tables: list[TableRows],
+    base_model: str,
+    base_sample: Mapping[str, torch.Tensor] | None = None,
+):
+    """Writes the changed rows of all tables, one entry each. Next to its place first, then renamed.
+
+    Args:
+        base_model (`str`): Name or folder of the model whose rows changed, for readers.
+        base_sample (`Mapping[str, torch.Tensor]`, *optional*): Of [`sample_base`], to recognise that model by.
+    """
+    tensors = dict[str, torch.Tensor]()
     for i, (row_ids, rows) in enumerate(tables):
         if len(row_ids):
             tensors |= {f"table_{i}.row_ids": row_ids.contiguous(), f"table_{i}.rows": rows.contiguous()}
@@ -44,10 +65,54 @@ def write_row_delta(path: str | os.PathLike, config: LongCatLiteConfig, tables: 
         "base_model": base_model,
         "format": "pt",
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(path.name + ".partial")
-    save_file(tensors, beside, metadata=metadata)
-    beside.replace(path)
+    for part, values in (base_sample or {}).items():
+        metadata[SAMPLE_PREFIX + part] = base64.b64encode(values.float().contiguous().numpy().tobytes()).decode()
+    with whole_file(path) as beside:
+        save_file(tensors, beside, metadata=metadata)
+        sort_metadata(beside)
+
+
+def sample_base(config: LongCatLiteConfig, read: Callable[[str, torch.Tensor], torch.Tensor | None]):
+    """Some weights of a model without changed rows, by which it is recognised: a vector for each part.
+
+    Args:
+        read (`Callable`): Gives rows `[n, any]` of `"words"` or `"table_{i}"` by ids `[n]`, or `None` if they cannot
+            be read.
+    """
+    sizes = {"words": config.ngram_base_vocab_size}
+    sizes |= {f"table_{i}": size for i, size in enumerate(config.subtable_sizes)}
+    sampled: dict[str, list[torch.Tensor]] = {}
+    for name, size in sizes.items():
+        rows = read(name, ((torch.arange(SAMPLED_ROWS) + 0.5) * (size / SAMPLED_ROWS)).long())
+        part = name if name == "words" else f"tables_{config.ngram_table_bits}_bits"
+        if rows is not None:
+            sampled.setdefault(part, []).append(rows[:, :SAMPLED_COLUMNS].float().cpu().flatten())
+    return {part: torch.cat(pieces) for part, pieces in sampled.items()}
+
+
+def other_base(path: str | os.PathLike, base_sample: Mapping[str, torch.Tensor]) -> str | None:
+    """What to tell if a delta was made from a model other than the one of a sample; `None` if nothing says so."""
+    path = delta_file(path)
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata() or {}
+    for part, values in base_sample.items():
+        stored = base64.b64decode(metadata.get(SAMPLE_PREFIX + part, ""))
+        if len(stored) != 4 * len(values):
+            continue  # an earlier version, or tables of other bits
+        theirs = torch.frombuffer(bytearray(stored), dtype=torch.float32)
+        # Either may have been read in a dtype to which the other has to be rounded.
+        if not any(torch.equal(theirs.to(dtype), values.to(dtype)) for dtype in FLOATS):
+            what = "word embedding" if part == "words" else "n-gram tables"
+            return (
+                f"{path} was made from another model, {metadata.get('base_model') or 'which it does not name'}: its "
+                f"{what} had other values. Its rows do not fit these weights; load it with the model it was made from."
+            )
+    return None
+
+
+def delta_file(path: str | os.PathLike) -> Path:
+    """The file itself; of a folder, the one in it."""
+    return Path(path) / ROW_DELTA_FILE if Path(path).is_dir() else Path(path)
 
 
 def find_row_delta(delta: str | os.PathLike, **hub_arguments) -> str | os.PathLike:
@@ -72,8 +137,7 @@ def read_row_delta(path: str | os.PathLike, config: LongCatLiteConfig) -> list[T
     Raises:
         `ValueError`: naming the file, and the field, table or row, when the file is not of this config.
     """
-    path = Path(path)
-    path = path / ROW_DELTA_FILE if path.is_dir() else path
+    path = delta_file(path)
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
@@ -127,6 +191,21 @@ def check_table(
         raise ValueError(f"{name}.row_ids` has row {int(outside[0])}; rows go from 0 to {size - 1}")
     if (row_ids[1:] <= row_ids[:-1]).any():
         raise ValueError(f"{name}.row_ids` is not sorted, or has a row twice")
+    not_finite = (~rows.isfinite().all(dim=1)).nonzero()
+    if len(not_finite):
+        raise ValueError(
+            f"{name}.rows` has NaN or infinite numbers in row {int(row_ids[not_finite[0]])}: the training that wrote "
+            "them diverged; take an earlier checkpoint of it"
+        )
 
 
-__all__ = ["ROW_DELTA_FILE", "changed_rows_by_order", "find_row_delta", "read_row_delta", "write_row_delta"]
+__all__ = [
+    "ROW_DELTA_FILE",
+    "changed_rows_by_order",
+    "delta_file",
+    "find_row_delta",
+    "other_base",
+    "read_row_delta",
+    "sample_base",
+    "write_row_delta",
+]

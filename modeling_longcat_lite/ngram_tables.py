@@ -173,6 +173,13 @@ class NgramTables:
         self.handle = next(HANDLES)
         OPEN[self.handle] = self
 
+    def follow(self, tables: Sequence[StoredTable]):
+        """Goes on with the same rows in other files, into which they were written: those in memory are not read."""
+        self.stored = list(tables)
+        if self.placement == "disk":
+            self.mapped = [MappedTable(table) for table in self.stored]
+            self.rows = [table.rows for table in self.mapped]
+
     def __getstate__(self) -> dict[str, Any]:
         # Another process maps the file for itself; the pages are shared through the kernel's cache.
         return {"placement": self.placement, "tables": self.stored, "bits": self.bits, "overlay": self.overlay}
@@ -231,9 +238,13 @@ class NgramTables:
 
     def rows_at(self, keys: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """The rows of sorted keys `[U]`, changed ones as they are now: `[U, W]` on the host."""
-        self.check()
-        rows = self._unpacked(self.read(keys, torch.device("cpu")), dtype)
+        rows = self.below_at(keys, dtype)
         return rows if self.overlay is None else self.overlay.over(keys, rows)
+
+    def below_at(self, keys: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """As [`rows_at`], but as they are in the tables, whatever lies over them."""
+        self.check()
+        return self._unpacked(self.read(keys, torch.device("cpu")), dtype)
 
     def keys(self, table: int, row_ids: torch.Tensor) -> torch.Tensor:
         """What rows of one table, by ids `[R]`, are called among those of all."""

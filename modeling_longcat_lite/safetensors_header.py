@@ -58,4 +58,18 @@ def parse_safetensors_header(
     return tensors, metadata
 
 
-__all__ = ["FLOAT_DTYPES", "StoredTensor", "parse_safetensors_header", "read_safetensors_header"]
+def sort_metadata(path: str | os.PathLike):
+    """Puts the metadata of a safetensors file in order, in place: the library writes them in any, and files with equal
+    content should be equal."""
+    begin = b'{"__metadata__":'
+    with Path(path).open("r+b") as file:
+        header = file.read(int.from_bytes(file.read(8), "little"))
+        if header.startswith(begin):
+            metadata, end = json.JSONDecoder().raw_decode(header.decode(), len(begin))
+            text = json.dumps(metadata, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+            if len(text) == end - len(begin):
+                file.seek(8 + len(begin))
+                file.write(text)
+
+
+__all__ = ["FLOAT_DTYPES", "StoredTensor", "parse_safetensors_header", "read_safetensors_header", "sort_metadata"]

@@ -16,14 +16,21 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
+from transformers.utils import logging
 
 from modeling_longcat_lite import (
     ROW_DELTA_FILE,
     LongCatLiteConfig,
+    check_finished,
     find_tables,
+    other_base,
     read_row_delta,
     read_safetensors_header,
+    sample_base,
 )
+
+logger = logging.get_logger(__name__)
 
 TABLE = "ngram_embeddings.embedders.{}.weight"
 
@@ -34,6 +41,7 @@ def merge(model: Path, deltas: Sequence[Path], output: Path) -> int:
     Raises:
         `ValueError`: naming the option, file, field or row that does not fit.
     """
+    check_finished(model)
     config = LongCatLiteConfig.from_pretrained(model)
     own = [model / ROW_DELTA_FILE] if (model / ROW_DELTA_FILE).is_file() else []
     if not [*own, *deltas]:
@@ -46,9 +54,10 @@ def merge(model: Path, deltas: Sequence[Path], output: Path) -> int:
             "rounded; merge into the model they were made from, then quantize"
         )
     changes = [read_row_delta(delta, config) for delta in [*own, *deltas]]  # before anything is written
+    tell_other_bases(model, config, [*own, *deltas])
     beside = output.with_name(output.name + ".partial")
     shutil.rmtree(beside, ignore_errors=True)
-    shutil.copytree(model, beside, ignore=shutil.ignore_patterns(ROW_DELTA_FILE, "checkpoint-*"))
+    shutil.copytree(model, beside, ignore=shutil.ignore_patterns(ROW_DELTA_FILE, "checkpoint-*", "*.partial"))
     files = [str(path) for path in sorted(beside.glob("*.safetensors"))]
     stored = {name for file in files for name in read_safetensors_header(file)[0]}
     prefix = "model." if f"model.{TABLE.format(0)}" in stored else ""
@@ -59,6 +68,26 @@ def merge(model: Path, deltas: Sequence[Path], output: Path) -> int:
             overwrite(Path(table.path), table.offset, row_ids, rows.to(table.dtype))
     beside.replace(output)
     return sum(len(row_ids) for changed in changes for row_ids, _ in changed)
+
+
+def tell_other_bases(model: Path, config: LongCatLiteConfig, deltas: Sequence[Path]) -> None:
+    """Warns of deltas that were made from another model than this one."""
+    files = [path for path in sorted(model.glob("*.safetensors")) if path.name != ROW_DELTA_FILE]
+    where = {name: path for path in files for name in read_safetensors_header(path)[0]}
+
+    def read(name: str, ids: torch.Tensor) -> torch.Tensor | None:
+        name = "embed_tokens.weight" if name == "words" else TABLE.format(name.removeprefix("table_"))
+        name = f"model.{name}" if f"model.{name}" in where else name
+        if name not in where:
+            return None
+        with safe_open(where[name], framework="pt") as file:
+            rows = file.get_slice(name)
+            return torch.cat([rows[i : i + 1] for i in ids.tolist()])
+
+    base_sample = sample_base(config, read)
+    for delta in deltas:
+        if (problem := other_base(delta, base_sample)) is not None:
+            logger.warning(problem)
 
 
 def overwrite(path: Path, offset: int, row_ids: torch.Tensor, rows: torch.Tensor) -> None:

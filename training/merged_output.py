@@ -38,10 +38,10 @@ def write_merged(
         model_options: As for `from_pretrained` of the base: `dtype`, `trust_remote_code`, `ngram_tables`, ...
     """
     base = PeftConfig.from_pretrained(str(adapter)).base_model_name_or_path
-    model = AutoModelForCausalLM.from_pretrained(base, **model_options)
-    merged: Any = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
+    model: Any = AutoModelForCausalLM.from_pretrained(base, **model_options)
     if (adapter / ROW_DELTA_FILE).is_file():
-        merged.load_ngram_rows(adapter)
+        model.load_ngram_rows(adapter)
+    merged: Any = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
     with replaced_folder(output) as folder:
         merged.save_pretrained(folder)
         if tokenizer is not None:

@@ -20,6 +20,7 @@ from peft import PeftModel
 from torch import nn
 from transformers import TrainerCallback
 from transformers.training_args import OptimizerNames
+from transformers.utils import CONFIG_NAME
 
 from modeling_longcat_lite import ROW_DELTA_FILE, read_row_delta
 from training.number_options import check_number
@@ -156,6 +157,19 @@ class TableTrainerMixin(Trainer):
             folder = Path(str(output_dir or self.args.output_dir))
             self._base.save_ngram_rows(folder)
             write_delta_card(folder / ROW_DELTA_FILE, self._base.config)
+        elif isinstance(self.model, PeftModel):  # PEFT leaves what an earlier run put next to its adapter
+            self._save_rows_of_base(Path(str(output_dir or self.args.output_dir)))
+
+    def _save_rows_of_base(self, folder: Path) -> None:
+        """Next to an adapter, the rows that it was trained on; else none of an earlier run."""
+        trunk: Any = self._base.base_model
+        tables = None if trunk.ngram_embeddings is None else trunk.ngram_embeddings.tables
+        if tables is not None and tables.overlay is not None:
+            self._base.save_ngram_rows(folder)
+            write_delta_card(folder / ROW_DELTA_FILE, self._base.config)
+        elif not self._base.loaded_row_deltas and not (folder / CONFIG_NAME).exists():
+            for path in (folder / ROW_DELTA_FILE, (folder / ROW_DELTA_FILE).with_suffix(".md")):
+                path.unlink(missing_ok=True)
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
         super()._load_from_checkpoint(resume_from_checkpoint, model)
