@@ -102,4 +102,4 @@ bench: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m eval.row_optimizer_speed
 
 clean:
-	rm -rf .venv .venv-mlx build dist *.egg-info
+	rm -rf .venv .venv-mlx .venv-vllm build dist *.egg-info

@@ -123,19 +123,26 @@ def validate_stated(config: PreTrainedConfig, stated: dict[str, Any]):
 
 
 def with_known_rope_type(rope: dict[str, Any] | None, field: str) -> dict[str, Any] | None:
-    """A copy of `field` with `yarn` for `deepseek_yarn`, which is SGLang's name of it and has the same fields."""
+    """A copy of `field` with `yarn` for `deepseek_yarn`, which is SGLang's name of it and has the same fields.
+
+    Both keys with that name are how `to_json_file` writes what has `rope_type` alone: `type` is left out again, so
+    that the hash of the config stays the same.
+    """
     if rope is None:
         return None
     if not isinstance(rope, dict):
         raise ValueError(f"`{field}` must be an object of fields, or null, got {rope!r}.")
     named = {key: "yarn" for key in ("type", "rope_type") if rope.get(key) == "deepseek_yarn"}
-    return {**rope, **named}
+    known = {**rope, **named}
+    if len(named) == 2:
+        del known["type"]
+    return known
 
 
 def take_one_rope_story(rope_parameters: dict[str, Any] | None, fields: dict[str, Any]):
     """Drops `rope_scaling` and `rope_theta` from `fields` if `rope_parameters` says the same.
 
-    A file of ours says RoPE twice, for old readers and for new ones: an edit of one alone would be lost.
+    Some files describe RoPE twice, for old readers and for new ones: an edit of one alone would be lost.
     """
     scaling = fields.get("rope_scaling") or {}
     for rope in (rope_parameters or {}, scaling):
@@ -166,7 +173,7 @@ def _validate_relatives(config: PreTrainedConfig):
     for name, what in UNSUPPORTED.items():
         if stated.get(name):
             raise ValueError(f"`{name}` is {stated[name]!r}: {what} cannot be computed here.")
-    topk = config.index_topk
+    topk = stated.get("index_topk")
     if topk is not None and (type(topk) is not int or topk < 1):
         raise ValueError(f"`index_topk` must be an integer of at least 1, or null, got {topk!r}.")
     if config.attention_method == "LSA" and topk is None:

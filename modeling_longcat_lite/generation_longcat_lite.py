@@ -48,7 +48,7 @@ class LongCatLiteGenerationMixin(GenerationMixin):
     def _prepare_cache_for_generation(
         self, generation_config, model_kwargs, generation_mode, batch_size, max_cache_length
     ):
-        check_length(max_cache_length, self.config.index_topk, "The prompt with what may be generated")
+        check_length(max_cache_length, self.config.dense_attention_limit, "The prompt with what may be generated")
         layout, cache = self.model.cache_layout, model_kwargs.get("past_key_values")
         if cache is not None and self.config.use_ngram_embedding:
             rows = batch_size * max(generation_config.num_beams, generation_config.num_return_sequences)

@@ -170,7 +170,7 @@ class LongCatLiteModel(LongCatLitePreTrainedModel):
         tokens = self._checked_tokens(input_ids, inputs_embeds, ngram_input_ids)
         word_embeds = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
         past_key_values = self._cache_with_history(past_key_values, use_cache, word_embeds)
-        if (topk := self.config.index_topk) is not None:
+        if (topk := self.config.dense_attention_limit) is not None:
             is_part, length = ngram_row_ids is not None, word_embeds.shape[1]
             length = longest_sequence(length, attention_mask, position_ids, past_key_values, is_part)
             check_length(length, topk, "A sequence")

@@ -2,7 +2,7 @@
 """RoPE in `config.json`: read in every spelling of older and newer readers, refused where two of them disagree."""
 
 import pytest
-from config_files import PUBLISHED, RELEASED_YARN, write_and_load, written
+from config_files import PUBLISHED, RELEASED_YARN, as_written_before, write_and_load, written
 from conftest import PLAIN_ROPE, YARN_ROPE, tiny_config
 
 from modeling_longcat_lite import LongCatLiteConfig
@@ -64,16 +64,59 @@ def test_rope_is_read_in_every_spelling(legacy, expected, tmp_path):
     ids=["theta", "factor", "type", "rope_type", "nulled", "added"],
 )
 def test_an_edit_of_one_rope_field_alone_is_refused(edit, named, tmp_path):
-    fields = written(tiny_config(rope_parameters=YARN_ROPE), tmp_path)
+    fields = as_written_before(written(tiny_config(rope_parameters=YARN_ROPE), tmp_path))
     assert write_and_load(fields, tmp_path).rope_parameters["rope_type"] == "yarn"
     with pytest.raises(ValueError, match=named):
         write_and_load({**fields, **edit}, tmp_path)
 
 
 def test_yarn_added_to_the_old_field_alone_is_refused(tmp_path):
-    fields = written(tiny_config(), tmp_path)
+    fields = as_written_before(written(tiny_config(), tmp_path))
     with pytest.raises(ValueError, match="rope_scaling"):
         write_and_load({**fields, "rope_scaling": {**SCALING, "type": "yarn"}}, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        *(tiny_config(rope_parameters=rope).to_dict() for rope in (YARN_ROPE, PLAIN_ROPE)),
+        PUBLISHED,
+        {**PUBLISHED, "rope_scaling": None},
+    ],
+    ids=["yarn", "plain", "released", "released, plain"],
+)
+def test_files_of_today_and_of_before_say_the_same(fields, tmp_path):
+    """What is in memory after loading, and with it the hash that result files carry, stays as it was."""
+    config = write_and_load({**fields, "architectures": PUBLISHED["architectures"]}, tmp_path)
+    today = written(config, tmp_path)
+    assert write_and_load(today, tmp_path).to_dict() == config.to_dict()
+    assert written(write_and_load(today, tmp_path), tmp_path) == today
+    before = write_and_load(as_written_before(today), tmp_path)
+    for rope in (config.rope_parameters, before.rope_parameters):
+        rope.pop("type", None)
+    assert before.to_dict() == config.to_dict()
+
+
+def test_rope_is_written_once_and_in_the_spelling_of_every_reader(tmp_path):
+    for rope, scaling in (
+        (YARN_ROPE, {**SCALING, "type": "deepseek_yarn", "rope_type": "deepseek_yarn"}),
+        (PLAIN_ROPE, None),
+    ):
+        fields = written(tiny_config(rope_parameters=rope), tmp_path)
+        assert {key: value for key, value in fields.items() if "rope_" in key and key != "qk_rope_head_dim"} == {
+            "rope_theta": 10000.0,
+            "rope_scaling": scaling,
+        }
+
+
+def test_an_edit_of_the_saved_field_counts(tmp_path):
+    fields = written(tiny_config(rope_parameters=YARN_ROPE), tmp_path)
+    for edit, changed in (
+        ({"rope_theta": 1e6}, {"rope_theta": 1e6}),
+        ({"rope_scaling": {**fields["rope_scaling"], "factor": 4.0}}, {"factor": 4.0}),
+    ):
+        assert write_and_load({**fields, **edit}, tmp_path).rope_parameters == {**YARN_ROPE, **changed}
+    assert write_and_load({**fields, "rope_scaling": None}, tmp_path).rope_parameters == PLAIN_ROPE
 
 
 def test_two_rope_types_in_one_field_are_refused():
