@@ -6,7 +6,7 @@ TORCH ?= torch==2.13.0
 BIN := .venv/bin
 PYTEST := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --durations 10
 
-.PHONY: install demo draft bits yarn study tools test test-fast test-full test-mlx eval-smoke lint typing format bench clean
+.PHONY: install demo draft bits yarn study tools test test-fast test-full test-mlx test-vllm eval-smoke lint typing format bench clean
 
 install: .venv/.installed
 
@@ -66,13 +66,13 @@ outputs/demo/report.json:
 
 # One worker a core, one thread a worker: torch's own threads would fight over two cores.
 test: install
-	$(PYTEST) -m "not full and not mlx" tests
+	$(PYTEST) -m "not full and not mlx and not vllm" tests
 
 test-fast: install
-	$(PYTEST) -m "not slow and not full and not mlx" tests
+	$(PYTEST) -m "not slow and not full and not mlx and not vllm" tests
 
 test-full: install
-	$(PYTEST) -m "not mlx" tests
+	$(PYTEST) -m "not mlx and not vllm" tests
 
 # Logits against mlx-lm, which wants versions of its own.
 test-mlx: install .venv-mlx/.installed
@@ -81,6 +81,17 @@ test-mlx: install .venv-mlx/.installed
 .venv-mlx/.installed: tests/mlx_requirements.txt
 	$(PYTHON) -m venv .venv-mlx
 	.venv-mlx/bin/pip install --quiet --requirement tests/mlx_requirements.txt
+	touch $@
+
+# Log-probabilities and tokens against vLLM, which wants versions of its own. Its requirements are installed as they are:
+# torchvision and its like, which the rest would bring along, do not import beside a CPU build of torch.
+test-vllm: install .venv-vllm/.installed
+	$(PYTEST) -m vllm tests/test_vllm.py
+
+.venv-vllm/.installed: tests/vllm_requirements.txt
+	$(PYTHON) -m venv .venv-vllm
+	.venv-vllm/bin/pip install --quiet $(TORCH)
+	.venv-vllm/bin/pip install --quiet --no-deps --requirement tests/vllm_requirements.txt
 	touch $@
 
 lint: install typing
