@@ -66,6 +66,11 @@ def vllm_override(config: Config) -> str | None:
     return 'it starts only with --hf-overrides \'{"model_type": "longcat_flash"}\''
 
 
+def vllm_plain_rope(config: Config) -> str | None:
+    text = "its CPU build turns plain RoPE (`rope_scaling` of null) wrong for every head but the first; YaRN is right"
+    return text if rope_type(config) == "default" else None
+
+
 def dropped_zero_experts(config: Config) -> str | None:
     size, experts = config.get("hidden_size", 0), config.get("zero_expert_num", 0)
     if not experts or size % ZERO_EXPERT_BLOCK == 0:
@@ -95,7 +100,15 @@ def sglang_plain_rope(config: Config) -> str | None:
 
 DIFFERENCES: dict[str, tuple[Callable[[Config], str | None], ...]] = {
     "mlx-lm": (mlx_passes_eos, mlx_norms, draft_head, trusted_tokenizer),
-    "vLLM": (vllm_eos_rows, dropped_zero_experts, server_norms, draft_head, trusted_tokenizer, vllm_override),
+    "vLLM": (
+        vllm_eos_rows,
+        dropped_zero_experts,
+        server_norms,
+        draft_head,
+        trusted_tokenizer,
+        vllm_plain_rope,
+        vllm_override,
+    ),
     "SGLang": (sglang_scale, dropped_zero_experts, server_norms, trusted_tokenizer, sglang_plain_rope),
 }
 

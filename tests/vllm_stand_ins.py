@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """What vLLM's CPU build lacks to run LongCat-Flash-Lite, for `tests/test_vllm.py`: runs in vLLM's own environment.
 
-vLLM's second model runner, which the n-gram embedding needs, is made of Triton kernels, and two more kernels are
-written for CUDA only. Everything else is vLLM's own: configuration, loading, attention, experts, zero experts,
-scheduler and sampling. A kernel that a later build brings is left alone.
+vLLM's second model runner, which the n-gram embedding needs, is made of Triton kernels. Two more kernels are written
+for CUDA only. The CPU kernel for plain RoPE rotates only the first head right where queries have a dimension for heads,
+as latent attention gives them; the one for YaRN is right. Everything else is vLLM's own: configuration, loading,
+attention, experts, zero experts, scheduler and sampling. A kernel that a later build brings, or mends, is left alone.
 """
 
 import os
@@ -15,7 +16,8 @@ os.environ["TRITON_INTERPRET"] = "1"
 import torch
 import triton.backends
 
-NGRAM_IDS, TOPK_SOFTMAX, TRITON = "_C.ngram_compute_n_gram_ids", "_moe_C.topk_softmax", "triton's interpreter"
+NGRAM_IDS, TOPK_SOFTMAX = "_C.ngram_compute_n_gram_ids", "_moe_C.topk_softmax"
+TRITON, PLAIN_ROPE = "triton's interpreter", "_C.rotary_embedding"
 
 
 def compute_ngram_ids(order, tables_per_order, weights, sizes, offsets, request_starts, tokens, rows, columns, ids):
@@ -78,4 +80,17 @@ def install() -> list[str]:
             fragment.impl(operator, kernel, "CPU")
             LIBRARIES.append(fragment)
             stood_in.append(name)
+    from vllm.model_executor.layers.rotary_embedding.base import RotaryEmbedding
+
+    if not plain_rope_is_right():
+        RotaryEmbedding.forward_cpu = RotaryEmbedding.forward_native
+        stood_in.append(PLAIN_ROPE)
     return stood_in
+
+
+def plain_rope_is_right() -> bool:
+    """Whether the kernel turns the same pair of two heads by the same quarter: `(1, 0)` to `(0, 1)`."""
+    queries, key = torch.tensor([[[1.0, 0.0], [1.0, 0.0]]]), torch.tensor([[[1.0, 0.0]]])
+    cosine_and_sine = torch.tensor([[0.0, 1.0]])
+    torch.ops._C.rotary_embedding(torch.tensor([0]), queries, key, 2, cosine_and_sine, False)
+    return queries.tolist() == [[[0.0, 1.0], [0.0, 1.0]]]
