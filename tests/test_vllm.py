@@ -6,23 +6,23 @@ this model needs; `tests/vllm_stand_ins.py` stands in for them, and each run nam
 """
 
 import json
-import os
 import re
 import shlex
+import shutil
 import subprocess
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 import torch
-from conftest import PLAIN_ROPE, TINY, YARN_ROPE, randomize
-from tiny_chat import write_tiny_chat
+from config_files import as_written_before
+from conftest import PLAIN_ROPE, TINY, YARN_ROPE
+from other_readers import assert_tokenizer_loads_untrusted, run_elsewhere, write_package
 
 from eval.runtime_differences import differences
 from eval.runtime_expectations import config_problems
-from model_cards.build_hub_repo import build_hub_repo
-from model_cards.card import CardSources
 from modeling_longcat_lite import LongCatLiteForCausalLM
+from tokenization.tool_calls import parse_tool_calls, render_tool_call
 
 pytestmark = pytest.mark.vllm
 
@@ -71,36 +71,32 @@ class Row(NamedTuple):
     tokens: list[int]
 
 
-def command_of_the_readme() -> dict[str, str]:
-    """Options of `vllm serve` as the README gives them."""
-    (line,) = re.findall(r"^vllm serve (.*)$", (TESTS.parent / "README.md").read_text(), flags=re.MULTILINE)
-    _, *options = shlex.split(line.split("    #")[0])
-    return dict(zip(options[::2], options[1::2], strict=True))
+def readme() -> str:
+    return (TESTS.parent / "README.md").read_text()
+
+
+def override_of_the_readme() -> list[str]:
+    """The option that `vllm serve` needs, as the README gives it."""
+    (line,) = re.findall(r"^vllm serve (.*?)(?:    #.*)?$", readme(), flags=re.MULTILINE)
+    _, *options = shlex.split(line)
+    assert len(options) == 2 and options[0] == "--hf-overrides"
+    return options
 
 
 def run_vllm(checkpoint: Path, prompts: list[list[int]], *options: str) -> subprocess.CompletedProcess:
     if not PYTHON.exists():
         pytest.fail(f"{PYTHON} is not there: `make test-vllm` makes it.")
-    (checkpoint.parent / "prompts.json").write_text(json.dumps(prompts))
-    command = [PYTHON, TESTS / "vllm_outputs.py", checkpoint, checkpoint.parent / "vllm.json"]
-    command += ["--prompts", checkpoint.parent / "prompts.json", "--new-tokens", str(NEW_TOKENS), *options]
-    environment = {
-        **os.environ,
-        "HF_HUB_OFFLINE": "1",
-        "OMP_NUM_THREADS": "1",
-        "VLLM_CPU_KVCACHE_SPACE": "1",
-        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the stand-ins are in this process
-        "VLLM_NO_USAGE_STATS": "1",
-    }
-    return subprocess.run(
-        command, capture_output=True, text=True, env=environment, stdin=subprocess.DEVNULL, check=False
-    )
+    files = [checkpoint.parent / name for name in ("prompts.json", "vllm.json")]
+    files[0].write_text(json.dumps(prompts))
+    options = ("--prompts", files[0], "--new-tokens", str(NEW_TOKENS), *options)
+    environment = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1"}
+    environment["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # the stand-ins are in this process
+    return run_elsewhere(PYTHON, "vllm_outputs.py", checkpoint, files[1], *options, **environment)
 
 
 def served(checkpoint: Path, prompts: list[list[int]], *options: str) -> list[Row]:
     """What vLLM answers under the README's command."""
-    (overrides,) = command_of_the_readme().items()
-    run = run_vllm(checkpoint, prompts, *overrides, *options)
+    run = run_vllm(checkpoint, prompts, *override_of_the_readme(), *options)
     assert run.returncode == 0, run.stderr
     found = json.loads((checkpoint.parent / "vllm.json").read_text())
     assert found["stood_in"] == STOOD_IN
@@ -145,23 +141,21 @@ def fields_of(folder: Path) -> dict:
     return json.loads((folder / "config.json").read_text())
 
 
-def saved(folder: Path, **overrides) -> Path:
-    """A model with weights of which none is left as initialised, with its tokenizer."""
-    model_folder = write_tiny_chat(folder, **{**WIDTHS, "rope_parameters": YARN_ROPE, **overrides}) / "model"
-    model = randomize(LongCatLiteForCausalLM.from_pretrained(model_folder))
-    for parameter in model.parameters():
-        if parameter.ndim > 1:
-            parameter.data *= (TINY["hidden_size"] / WIDTHS["hidden_size"]) ** 0.5  # logits as large as tiny models'
-    model.save_pretrained(model_folder)
-    return model_folder
+def packaged(folder: Path, **overrides) -> Path:
+    """A package for the Hub that this CPU build can serve, with logits as large as tiny models'."""
+    scale = (TINY["hidden_size"] / WIDTHS["hidden_size"]) ** 0.5
+    return write_package(folder, scale, **{**WIDTHS, "rope_parameters": YARN_ROPE, **overrides})
 
 
 @pytest.fixture(scope="module")
 def package(tmp_path_factory) -> Path:
-    """A package for the Hub, with YaRN as the released model has it."""
-    folder = tmp_path_factory.mktemp("yarn")
-    build_hub_repo(saved(folder), folder / "package", card=CardSources(license="apache-2.0"))
-    return folder / "package"
+    """With YaRN, as the released model."""
+    return packaged(tmp_path_factory.mktemp("yarn"))
+
+
+@pytest.fixture(scope="module")
+def plain_package(tmp_path_factory) -> Path:
+    return packaged(tmp_path_factory.mktemp("plain"), rope_parameters=PLAIN_ROPE)
 
 
 @pytest.fixture(scope="module")
@@ -181,11 +175,11 @@ def test_long_prompts_in_pieces(package):
     assert_same(found, ours(LongCatLiteForCausalLM.from_pretrained(package), PROMPTS))
 
 
-def test_plain_rope(tmp_path):
+def test_plain_rope(plain_package):
     """With a stand-in for the kernel of the CPU build, whose fault is foretold."""
-    folder = saved(tmp_path, rope_parameters=PLAIN_ROPE)
-    assert any("plain RoPE" in text for text in differences("vLLM", fields_of(folder)))
-    assert_same(served(folder, PROMPTS), ours(LongCatLiteForCausalLM.from_pretrained(folder), PROMPTS))
+    assert any("plain RoPE" in text for text in differences("vLLM", fields_of(plain_package)))
+    found = served(plain_package, PROMPTS)
+    assert_same(found, ours(LongCatLiteForCausalLM.from_pretrained(plain_package), PROMPTS))
 
 
 def test_after_eos_it_differs_as_foretold(package, answers):
@@ -202,7 +196,7 @@ def test_after_eos_it_differs_as_foretold(package, answers):
 
 def test_a_hidden_size_that_its_zero_experts_do_not_take_is_foretold(tmp_path):
     """192 is below one block of 256: the zero experts add nothing, and nothing is said."""
-    folder = saved(tmp_path, hidden_size=192)
+    folder = packaged(tmp_path, hidden_size=192)
     assert any("`hidden_size` is 192" in text for text in differences("vLLM", fields_of(folder)))
     found = served(folder, PROMPTS)
     model = LongCatLiteForCausalLM.from_pretrained(folder)
@@ -229,11 +223,71 @@ def test_what_it_refuses_is_foretold(edit, field, package, tmp_path):
             (folder / file.name).symlink_to(file)
     (folder / "config.json").write_text(json.dumps(fields))
     assert any(f"`{field}`" in problem for problem in config_problems("vLLM", fields))
-    (overrides,) = command_of_the_readme().items()
-    assert run_vllm(folder, PROMPTS, *overrides).returncode != 0
+    assert run_vllm(folder, PROMPTS, *override_of_the_readme()).returncode != 0
 
 
 def test_without_the_override_it_is_refused(package):
     run = run_vllm(package, PROMPTS)
     assert run.returncode != 0
     assert any("--hf-overrides" in text for text in differences("vLLM", fields_of(package)))
+
+
+def test_the_tokenizer_is_read_without_trust(package, plain_package):
+    for folder in (package, plain_package):
+        assert assert_tokenizer_loads_untrusted(folder, PYTHON) == "5.19.0"
+
+
+@pytest.mark.parametrize("rope", ["yarn", "plain"])
+def test_sglang_reads_the_config(rope, package, plain_package):
+    """By its own class, with every field that its model reads as trained."""
+    folder = package if rope == "yarn" else plain_package
+    run = run_elsewhere(PYTHON, "sglang_config.py", folder)
+    assert run.returncode == 0, run.stderr
+    found, stated = json.loads(run.stdout), fields_of(folder)
+    derived = {
+        "num_hidden_layers": stated["num_layers"],
+        "intermediate_size": stated["ffn_hidden_size"],
+        "moe_intermediate_size": stated["expert_ffn_hidden_size"],
+        "ngram_embedding_m": int(stated["ngram_vocab_size_ratio"] * stated["vocab_size"]),
+        "ngram_embedding_n": stated["emb_neighbor_num"],
+        "ngram_embedding_k": stated["emb_split_num"],
+        "index_topk": None,
+    }
+    assert found == {name: derived[name] if name in derived else stated[name] for name in found}
+    assert (found["rope_scaling"] is None) == (rope == "plain")
+
+
+def test_sglang_does_not_read_the_spelling_of_before_as_foretold(package, tmp_path):
+    fields = as_written_before(fields_of(package))
+    (tmp_path / "config.json").write_text(json.dumps(fields))
+    assert any("`rope_parameters`" in problem for problem in config_problems("SGLang", fields))
+    assert run_elsewhere(PYTHON, "sglang_config.py", tmp_path).returncode != 0
+
+
+REPLIES = [
+    "Just text.</longcat_s>",
+    render_tool_call("f", {"city": "Paris", "zip": "75001", "days": 3, "deep": {"a": [1, None]}}) + "</longcat_s>",
+    "One. " + render_tool_call("f", {}) + render_tool_call("g", {"text": "a < b\n"}) + "</longcat_s>",
+]
+
+
+def test_tool_calls_after_the_edit_of_the_readme(package, tmp_path):
+    """The template as saved is refused; edited, vLLM reads what `parse_tool_calls` reads."""
+    (tmp_path / "replies.json").write_text(json.dumps(REPLIES))
+    run = run_elsewhere(PYTHON, "vllm_tool_calls.py", package, tmp_path / "replies.json")
+    assert run.returncode != 0 and "unsupported semantic fields: ['content']" in run.stderr
+
+    folder = tmp_path / "outputs" / "my-package"
+    shutil.copytree(package, folder, ignore=shutil.ignore_patterns("*.safetensors"))
+    (edit,) = re.findall(r"^For tool calls in vLLM.*?```python\n(.*?)```", readme(), flags=re.MULTILINE | re.DOTALL)
+    exec(edit.replace("outputs/my-package", str(folder)), {})
+    run = run_elsewhere(PYTHON, "vllm_tool_calls.py", folder, tmp_path / "replies.json")
+    assert run.returncode == 0, run.stderr
+    lines = [json.loads(line) for line in run.stdout.splitlines() if line.startswith('{"reply"')]
+    assert [line["reply"] for line in lines] == REPLIES
+    for line in lines:
+        content, calls = parse_tool_calls(line["reply"])
+        expected = [[call["function"]["name"], call["function"]["arguments"]] for call in calls]
+        for read in (line["whole"], line["streamed"]):
+            assert read["content"] == content
+            assert [[name, json.loads(arguments)] for name, arguments in read["calls"]] == expected

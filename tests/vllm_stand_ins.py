@@ -2,9 +2,9 @@
 """What vLLM's CPU build lacks to run LongCat-Flash-Lite, for `tests/test_vllm.py`: runs in vLLM's own environment.
 
 vLLM's second model runner, which the n-gram embedding needs, is made of Triton kernels. Two more kernels are written
-for CUDA only. The CPU kernel for plain RoPE rotates only the first head right where queries have a dimension for heads,
-as latent attention gives them; the one for YaRN is right. Everything else is vLLM's own: configuration, loading,
-attention, experts, zero experts, scheduler and sampling. A kernel that a later build brings, or mends, is left alone.
+for CUDA only. The CPU kernel for plain RoPE turns only the first head right if queries have a dimension for heads, as
+in latent attention; the one for YaRN is right. Everything else is vLLM's own: configuration, loading, attention,
+experts, zero experts, scheduler and sampling. A kernel that a later build brings, or mends, is left alone.
 """
 
 import os
