@@ -8,8 +8,15 @@ import math
 from typing import Any
 
 from transformers import PreTrainedConfig
-from transformers.activations import ACT2FN
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+ACTIVATIONS: tuple[str, ...] = ()  # unknown without torch, as with mlx-lm, where a config can be read all the same
+try:
+    from transformers.activations import ACT2FN
+
+    ACTIVATIONS = tuple(ACT2FN)
+except ImportError:
+    pass
 
 POSITIVE_INTEGERS = (
     "vocab_size",
@@ -55,7 +62,7 @@ CHOICES: dict[str, tuple] = {
     "zero_expert_type": ("identity", "drop"),
     "attention_method": ("MLA", "LSA"),
     "num_nextn_predict_layers": (None, 0, 1),
-    "hidden_act": tuple(ACT2FN),
+    "hidden_act": ACTIVATIONS,
 }
 # The same fields in LongCat-Flash-Lite-Sparse and LongCat-2.0.
 OE_FIELDS = {
@@ -97,7 +104,7 @@ def validate_fields(config: PreTrainedConfig):
     _validate_relatives(config)
     _validate_sizes(config)
     for name, allowed in CHOICES.items():
-        if getattr(config, name) not in allowed:
+        if allowed and getattr(config, name) not in allowed:
             raise ValueError(f"`{name}` must be one of {allowed}, got {getattr(config, name)!r}.")
     if config.use_ngram_embedding:
         _validate_ngram(config)

@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """RoPE in `config.json`: read in every spelling of older and newer readers, refused where two of them disagree."""
 
-import pytest
-from config_files import PUBLISHED, RELEASED_YARN, as_written_before, write_and_load, written
-from conftest import PLAIN_ROPE, YARN_ROPE, tiny_config
+import json
 
-from modeling_longcat_lite import LongCatLiteConfig
+import pytest
+import torch
+from config_files import PUBLISHED, RELEASED_YARN, as_written_before, write_and_load, written
+from conftest import PLAIN_ROPE, YARN_ROPE, randomize, tiny_config
+
+from modeling_longcat_lite import LongCatLiteConfig, LongCatLiteForCausalLM
 
 SCALING = {key: value for key, value in YARN_ROPE.items() if key not in ("rope_type", "rope_theta")}
 
@@ -95,6 +98,19 @@ def test_files_of_today_and_of_before_say_the_same(fields, tmp_path):
     for rope in (config.rope_parameters, before.rope_parameters):
         rope.pop("type", None)
     assert before.to_dict() == config.to_dict()
+
+
+@pytest.mark.parametrize("rope", [YARN_ROPE, PLAIN_ROPE], ids=["yarn", "plain"])
+def test_a_folder_of_before_computes_the_same(rope, tmp_path):
+    input_ids = torch.arange(5, 61).view(1, 56)
+    model = randomize(LongCatLiteForCausalLM(tiny_config(rope_parameters=rope))).eval()
+    model.save_pretrained(tmp_path)
+    for rewrite in (dict, as_written_before):
+        fields = json.loads((tmp_path / "config.json").read_text())
+        (tmp_path / "config.json").write_text(json.dumps(rewrite(fields)))
+        with torch.no_grad():
+            found = LongCatLiteForCausalLM.from_pretrained(tmp_path)(input_ids).logits
+            assert torch.equal(found, model(input_ids).logits)
 
 
 def test_rope_is_written_once_and_in_the_spelling_of_every_reader(tmp_path):

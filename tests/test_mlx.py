@@ -116,6 +116,18 @@ def test_a_hub_folder_loads_with_its_tokenizer(rope, tmp_path):
     assert assert_tokenizer_loads_untrusted(package, PYTHON) == "5.24.0"
 
 
+def test_config_and_tokenizer_load_with_trust_where_torch_is_absent(tmp_path):
+    """`mlx_lm.generate --trust-remote-code` runs this package's config, in an environment without torch."""
+    package = write_package(tmp_path, rope_parameters=YARN_ROPE)
+    code = (
+        "import sys, transformers\n"
+        "transformers.AutoTokenizer.from_pretrained(sys.argv[1], trust_remote_code=True)\n"
+        "assert 'torch' not in sys.modules\n"
+    )
+    run = run_command([PYTHON, "-c", code, package])
+    assert run.returncode == 0, run.stderr
+
+
 def test_the_commands_of_the_readme_give_our_greedy_text(tmp_path):
     """On a package with YaRN: generate as it is, convert to 8 bits, generate again."""
     package = write_package(tmp_path, **WIDTHS_OF_64, rope_parameters=YARN_ROPE)
