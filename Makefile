@@ -4,9 +4,23 @@
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 BIN := .venv/bin
-PYTEST := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --durations 10
+RUN_TESTS := -m pytest -n 2 --dist loadfile --durations 10
+PYTEST := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python $(RUN_TESTS)
+# Markers of tests that have a target of their own.
+NOT_HERE := not full and not mlx and not vllm
+# Versions of transformers that the package is tested with besides that of constraints.txt. The newest is asked for at
+# every run; TORCH is the CPU build for all of them, since other builds bring gigabytes.
+OLDEST := transformers==5.16.0
+NEWEST := transformers
+# What every supported version has to do: load, run, generate. Newer ones do all that the model offers.
+CORE_TESTS := $(addprefix tests/test_,parity.py packing.py decode.py generation.py loading.py checkpoint_layout.py \
+	cache_misuse.py ngram_cache.py remote_code.py visible_history.py packed_compiled.py module_hooks.py)
+ALL_BUT_TRAINING_TESTS := $(CORE_TESTS) $(addprefix tests/test_,assisted_generation.py draft_candidates.py mtp.py mla.py \
+	moe.py ngram_embedding.py ngram_tables.py ngram_quantization.py quantized_backbones.py sparse_attention.py \
+	document_mask.py rotary_embedding.py decoder_layer.py oe_configs.py row_deltas.py serve.py gradients.py \
+	untrusted_tokenizer.py configuration_rope.py)
 
-.PHONY: install demo draft bits yarn study tools test test-fast test-full test-mlx test-vllm eval-smoke lint typing format bench clean
+.PHONY: install demo draft bits yarn study tools test test-fast test-full test-latest test-oldest test-mlx test-vllm eval-smoke lint typing format bench clean
 
 install: .venv/.installed
 
@@ -66,13 +80,35 @@ outputs/demo/report.json:
 
 # One worker a core, one thread a worker: torch's own threads would fight over two cores.
 test: install
-	$(PYTEST) -m "not full and not mlx and not vllm" tests
+	$(PYTEST) -m "$(NOT_HERE)" tests
 
 test-fast: install
-	$(PYTEST) -m "not slow and not full and not mlx and not vllm" tests
+	$(PYTEST) -m "not slow and $(NOT_HERE)" tests
 
 test-full: install
 	$(PYTEST) -m "not mlx and not vllm" tests
+
+# The newest transformers of the registry, in an environment of its own.
+test-latest: .venv-latest/.installed
+	.venv-latest/bin/pip install --quiet --upgrade --constraint .venv-latest/constraints.txt $(NEWEST)
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 .venv-latest/bin/python $(RUN_TESTS) -m "$(NOT_HERE)" $(ALL_BUT_TRAINING_TESTS)
+
+# The oldest supported one. Its dynamic caches are cropped and reset in another way, and it has no FP8 cache.
+test-oldest: .venv-oldest/.installed
+	.venv-oldest/bin/pip install --quiet --constraint .venv-oldest/constraints.txt "$(OLDEST)"
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 .venv-oldest/bin/python $(RUN_TESTS) -m "$(NOT_HERE) and not slow" \
+		-k "not quantized and not follows_the_cache" $(CORE_TESTS)
+
+# The pins of constraints.txt, less those that transformers decides. Tests train small models, hence trl and peft.
+.venv-latest/.installed .venv-oldest/.installed: .venv-%/.installed: constraints.txt
+	$(PYTHON) -m venv .venv-$*
+	grep -viE '^(transformers|huggingface_hub|tokenizers|safetensors|httpcore2|httpx2|hf-xet)==' constraints.txt > .venv-$*/constraints.txt
+	.venv-$*/bin/pip install --quiet $(TORCH)
+	.venv-$*/bin/pip install --quiet --constraint .venv-$*/constraints.txt $(if $(filter oldest,$*),"$(OLDEST)",$(NEWEST)) \
+		accelerate bitsandbytes datasets fastapi hypothesis jinja2 matplotlib openai peft psutil pydantic pytest \
+		pytest-xdist pyyaml rich setuptools trl uvicorn
+	.venv-$*/bin/pip install --quiet --constraint .venv-$*/constraints.txt --no-deps --upgrade --target .venv-$*/torchao torchao
+	touch $@
 
 # Logits against mlx-lm, which wants versions of its own.
 test-mlx: install .venv-mlx/.installed
@@ -113,4 +149,4 @@ bench: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m eval.row_optimizer_speed
 
 clean:
-	rm -rf .venv .venv-mlx .venv-vllm build dist *.egg-info
+	rm -rf .venv .venv-* build dist *.egg-info

@@ -142,7 +142,7 @@ class LongCatLiteConfig(PreTrainedConfig):
     """
 
     model_type = "longcat_flash_ngram"
-    keys_to_ignore_at_inference = ["past_key_values"]  # noqa: RUF012
+    keys_to_ignore_at_inference = ["cache", "past_key_values"]  # noqa: RUF012
     attribute_map = {  # noqa: RUF012
         **OE_FIELDS,
         "max_ngram_order": "emb_neighbor_num",

@@ -23,6 +23,7 @@ from transformers.cache_utils import DynamicCache
 from transformers.generation.candidate_generator import CandidateGenerator
 
 from .mtp import LongCatLiteDraftHead
+from .transformers_versions import CACHE
 
 
 @dataclass
@@ -53,9 +54,11 @@ class DraftCandidateGenerator(CandidateGenerator):
         max_length (`int`): Longest sequence, in tokens.
         logits_processor (`LogitsProcessorList`, *optional*): Drafts are chosen from processed logits, as tokens are.
         do_sample (`bool`, *optional*, defaults to `False`): Draw drafts instead of taking the most likely ones.
+        output_hidden_states (`bool`, *optional*, defaults to `False`):
+            Whether the caller of `generate` wants the hidden states of every layer; drafting needs the last alone.
         embed (`Callable`, *optional*):
-            Tokens `[1, T]` and the codes that end with them to the trunk's embedding `[1, T, D]`: drafts from n-gram
-            rows instead of the head's word embedding. The trunk then does not look the drafts up again.
+            Tokens `[1, T]`, the codes that end with them and a mask to the trunk's embedding `[1, T, D]`: drafts from
+            n-gram rows instead of the head's word embedding. The trunk then does not look the drafts up again.
     """
 
     requires_model_outputs = True
@@ -68,13 +71,14 @@ class DraftCandidateGenerator(CandidateGenerator):
         max_length: int,
         logits_processor=None,
         do_sample: bool = False,
-        embed: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
+        output_hidden_states: bool | None = False,
+        embed: Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor] | None = None,
     ):
         self.head, self.lm_head, self.embed = head, lm_head, embed
         self.num_draft_tokens, self.max_length = num_draft_tokens, max_length
         self.logits_processor, self.do_sample = logits_processor, do_sample
         # The decoding loop adds these to every forward of the trunk; -1 is the final-norm state.
-        self.model_kwargs_overrides: dict = {"output_hidden_states": -1}
+        self.model_kwargs_overrides: dict = {"output_hidden_states": True if output_hidden_states else -1}
         self.cache = DynamicCache()
         self.on_own_states = 0  # cache entries behind the last pair with a true state
         self.offered = 0
@@ -94,14 +98,14 @@ class DraftCandidateGenerator(CandidateGenerator):
 
         states = self._new_true_states(model_outputs.hidden_states[-1], input_ids, int(n_last_matches))
         tokens = input_ids[:, -states.shape[1] :]  # each behind its state
-        history: Any = model_kwargs["past_key_values"].token_history if self.embed is not None else None
         mask = model_kwargs.get("attention_mask")
+        history: Any = model_kwargs[CACHE].token_history if self.embed is not None else None
         candidates, logits, embeds = input_ids, [], []
         for _step in range(self.offered):
             inputs_embeds = None
             if self.embed is not None:
                 history = torch.cat([history, candidates[:, -1:]], dim=1)
-                inputs_embeds = self.embed(tokens, history)
+                inputs_embeds = self.embed(tokens, history, mask)
                 embeds.append(inputs_embeds[:, -1:])
             states = self._run_head(tokens, states, mask, inputs_embeds, candidates.shape[1])[:, -1:]
             step_logits = self._processed_logits(candidates, states)
@@ -111,7 +115,9 @@ class DraftCandidateGenerator(CandidateGenerator):
         self.on_own_states = self.offered - 1
         if self.embed is not None:
             history = torch.cat([history, tokens], dim=1)
-            self.model_kwargs_overrides["trunk_embeds"] = torch.cat([*embeds, self.embed(tokens, history)], dim=1)
+            self.model_kwargs_overrides["trunk_embeds"] = torch.cat(
+                [*embeds, self.embed(tokens, history, mask)], dim=1
+            )
         return candidates, torch.stack(logits, dim=1) if self.do_sample else None
 
     def update_candidate_strategy(self, input_ids, scores, num_matches):

@@ -9,6 +9,7 @@ from transformers.generation import GenerationMode
 from .draft_candidates import DraftCandidateGenerator, DraftStatistics
 from .ngram_cache import check_fits, with_token_history
 from .sparse_attention import check_length
+from .transformers_versions import CACHE, CACHE_NAMES, check_prepared_cache, the_cache
 
 
 class LongCatLiteGenerationMixin(GenerationMixin):
@@ -18,7 +19,14 @@ class LongCatLiteGenerationMixin(GenerationMixin):
     draft_statistics: DraftStatistics | None = None
 
     def _prepare_model_inputs(self, inputs, bos_token_id, model_kwargs):
+        for other in set(CACHE_NAMES) - {CACHE}:
+            if model_kwargs.get(other) is not None:
+                model_kwargs[CACHE] = the_cache(model_kwargs.get(CACHE), model_kwargs.pop(other))
         inputs, name, model_kwargs = super()._prepare_model_inputs(inputs, bos_token_id, model_kwargs)
+        if name == "inputs_embeds" and model_kwargs.get("ngram_input_ids") is None:
+            tokens = model_kwargs.get("input_ids")
+            if tokens is not None and tokens.shape == inputs.shape[:2]:
+                model_kwargs["ngram_input_ids"] = tokens  # the prompt was given both ways
         if name == "input_ids":
             check_token_ids(inputs, self.config.vocab_size)
             # Of the whole prompt: while one chunk of it computes, a drive reads for the next.
@@ -27,6 +35,11 @@ class LongCatLiteGenerationMixin(GenerationMixin):
 
     def _validate_generation_mode(self, generation_mode, generation_config, generation_mode_kwargs):
         super()._validate_generation_mode(generation_mode, generation_config, generation_mode_kwargs)
+        if generation_config.assistant_early_exit is not None:
+            raise ValueError(
+                "`assistant_early_exit` drafts with the first layers of a model that was trained to be left early; "
+                "this one was not. Use `use_mtp=True`, `prompt_lookup_num_tokens` or an `assistant_model`."
+            )
         if not generation_config.use_mtp:
             return
         if self.model.mtp is None:
@@ -49,14 +62,14 @@ class LongCatLiteGenerationMixin(GenerationMixin):
         self, generation_config, model_kwargs, generation_mode, batch_size, max_cache_length
     ):
         check_length(max_cache_length, self.config.dense_attention_limit, "The prompt with what may be generated")
-        layout, cache = self.model.cache_layout, model_kwargs.get("past_key_values")
+        layout, cache = self.model.cache_layout, model_kwargs.get(CACHE)
         if cache is not None and self.config.use_ngram_embedding:
             rows = batch_size * max(generation_config.num_beams, generation_config.num_return_sequences)
             check_fits(cache, layout, rows, length=max_cache_length)
         super()._prepare_cache_for_generation(
             generation_config, model_kwargs, generation_mode, batch_size, max_cache_length
         )
-        cache = model_kwargs.get("past_key_values")
+        cache = check_prepared_cache(model_kwargs, is_wanted=generation_config.use_cache is not False)
         if generation_mode == GenerationMode.ASSISTED_GENERATION:
             check_can_be_assisted(cache, batch_size)
         if cache is not None and self.config.use_ngram_embedding:
@@ -71,7 +84,7 @@ class LongCatLiteGenerationMixin(GenerationMixin):
             else super()._get_candidate_generator(generation_config=generation_config, **kwargs)
         )
         # Assisted decoding, unlike the other modes, would read again what a cache of the user's holds already.
-        cache = kwargs["model_kwargs"].get("past_key_values")
+        cache = kwargs["model_kwargs"].get(CACHE)
         if cache is not None and (num_cached_tokens := int(cache.get_seq_length())):
             kwargs["model_kwargs"]["num_cached_tokens"] = num_cached_tokens
         return generator
@@ -84,13 +97,14 @@ class LongCatLiteGenerationMixin(GenerationMixin):
             max_length=generation_config.max_length,
             logits_processor=kwargs.get("logits_processor"),
             do_sample=generation_config.do_sample,
+            output_hidden_states=generation_config.output_hidden_states,
             embed=self.model.embed_tokens_with_history if self.config.mtp_use_ngram_embedding else None,
         )
         self.draft_statistics = generator.statistics
         return generator
 
     def init_continuous_batching(self, *args, **kwargs):
-        """Refused: the paged cache of transformers 5.23 sizes key and value pages alike, by `config.head_dim`, and its
+        """Refused: the paged cache of transformers sizes key and value pages alike, by `config.head_dim`, and its
         forward puts requests side by side without the ids before them, which n-grams need."""
         raise NotImplementedError(
             "Continuous batching (`generate_batch`, `cache_implementation='paged'`, `transformers serve "
@@ -99,21 +113,28 @@ class LongCatLiteGenerationMixin(GenerationMixin):
         )
 
     def prepare_inputs_for_generation(self, input_ids, inputs_embeds=None, is_first_iteration=False, **kwargs):
-        if not is_first_iteration:
-            # They belong to the `inputs_embeds` of the prompt; generated tokens come as `input_ids`.
-            kwargs.pop("ngram_input_ids", None)
+        # It belongs to the `inputs_embeds` of the prompt; generated tokens come as `input_ids`.
+        prompt_tokens = kwargs.pop("ngram_input_ids", None)
         num_cached_tokens = kwargs.pop("num_cached_tokens", 0)
         if is_first_iteration and num_cached_tokens:
             kwargs["next_sequence_length"] = input_ids.shape[1] - num_cached_tokens
         inputs = super().prepare_inputs_for_generation(
             input_ids, inputs_embeds=inputs_embeds, is_first_iteration=is_first_iteration, **kwargs
         )
+        is_embedded = inputs.get("inputs_embeds") is not None
+        length = inputs["inputs_embeds" if is_embedded else "input_ids"].shape[1]
+        if is_embedded and prompt_tokens is not None:
+            inputs["ngram_input_ids"] = prompt_tokens[:, -length:]
+        cache = kwargs.get(CACHE)
+        if is_first_iteration and cache is not None:
+            inputs["promised_cache"] = cache
         padding_mask, mask = kwargs.get("attention_mask"), inputs.get("attention_mask")
-        tokens = inputs["input_ids"] if inputs.get("inputs_embeds") is None else inputs["inputs_embeds"]
-        is_replaced = padding_mask is not None and padding_mask.ndim == 2 and mask is not padding_mask
-        if self.config.use_ngram_embedding and is_replaced and tokens.shape[1] > 1:
-            # Compilable caches get a 4D mask, in which padding cannot be told; a decoded token is never padding.
-            inputs["ngram_attention_mask"] = padding_mask[:, -tokens.shape[1] :]  # type: ignore[index]
+        is_replaced = mask is not None and mask is not padding_mask and mask.ndim == 4
+        if self.config.use_ngram_embedding and is_replaced and length > 1:
+            # Compilable caches get a 4D mask. A 2D one says the same of a prompt in a fraction of the size.
+            if padding_mask is None:
+                padding_mask = mask.new_ones(mask.shape[0], int(cache.get_seq_length()) + length, dtype=torch.bool)
+            inputs["ngram_attention_mask"] = padding_mask
         return inputs
 
 

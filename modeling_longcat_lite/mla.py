@@ -16,6 +16,7 @@ from transformers.cache_utils import Cache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .configuration_longcat_lite import LongCatLiteConfig
+from .plain_weights import plain_weight
 from .rms_norm import LongCatLiteRMSNorm
 from .rotary_embedding import rotate_pairs, yarn_softmax_factor
 
@@ -89,15 +90,15 @@ class LongCatLiteMLA(nn.Module):
         hidden_states: torch.Tensor,
         position_embeddings: tuple[torch.Tensor, torch.Tensor],
         attention_mask: torch.Tensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         **kwargs,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Attends `[B, T, D]` states to themselves and to the cache; returns `[B, T, D]` and the weights, if any."""
         batch, length = hidden_states.shape[:2]
         query = self._query(hidden_states, position_embeddings)  # [B, H, T, P+R]
         latent, rotated_key = self._latent(hidden_states, position_embeddings)  # [B, 1, T, C], [B, 1, T, R]
-        if past_key_values is not None:
-            latent, rotated_key = past_key_values.update(latent, rotated_key, self.layer_idx)
+        if cache is not None:
+            latent, rotated_key = cache.update(latent, rotated_key, self.layer_idx)
         attend = (
             self._attend_to_latents
             if self._latents_are_cheaper(query, latent, attention_mask)
@@ -116,10 +117,7 @@ class LongCatLiteMLA(nn.Module):
         is_plain = (
             self.config._attn_implementation in ("eager", "sdpa")
             and not (self.training and self.attention_dropout)
-            # The weight is read beside the module, which LoRA, quantizers, offloading and tensor parallelism replace.
-            and type(self.kv_b_proj) is nn.Linear
-            and type(self.kv_b_proj.weight.data) is torch.Tensor
-            and not self.kv_b_proj.weight.is_meta
+            and plain_weight(self.kv_b_proj) is not None
         )
         # Several queries without a mask: a prefill, whose causality is left to the attention function.
         if not is_plain or (attention_mask is None and length > 1):

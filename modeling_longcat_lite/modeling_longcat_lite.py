@@ -12,7 +12,8 @@ from transformers import initialization
 from transformers.cache_utils import Cache
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_outputs import MoeCausalLMOutputWithPast, MoeModelOutputWithPast
-from transformers.utils import can_return_tuple
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs, can_return_tuple
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
@@ -27,12 +28,22 @@ from .moe import LongCatLiteExperts, LongCatLiteRouter
 from .mtp import LongCatLiteDraftHead, freeze_draft_head, resolve_draft_head
 from .ngram_cache import CacheLayout, LongCatLiteDynamicCache, check_fits, with_token_history
 from .ngram_embedding import EmbeddingAmplification, NgramEmbedding
-from .ngram_hashing import HIDDEN, encode_tokens
+from .ngram_hashing import HIDDEN, encode_tokens, visible_windows
 from .rms_norm import LongCatLiteRMSNorm
 from .rotary_embedding import LongCatLiteRotaryEmbedding
 from .sparse_attention import INDEXER, check_length, longest_sequence
+from .transformers_versions import (
+    CACHE,
+    CACHE_NAMES,
+    check_unread_inputs,
+    output_recorder,
+    the_cache,
+    warn_of_an_unknown_version,
+)
+from .visible_tokens import lookback_slots, own_keys, visible_keys
 
 register_checkpoint_layout(LongCatLiteConfig.model_type)
+warn_of_an_unknown_version()
 
 
 class LongCatLitePreTrainedModel(CheckpointLoadingMixin):
@@ -43,7 +54,7 @@ class LongCatLitePreTrainedModel(CheckpointLoadingMixin):
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
     _no_split_modules = ["LongCatLiteDecoderLayer", "LongCatLiteDraftHead"]  # noqa: RUF012
-    _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
+    _skip_keys_device_placement = list(CACHE_NAMES)  # noqa: RUF012
     _supports_flash_attn = True
     _supports_sdpa = True
     _supports_flex_attn = True
@@ -63,7 +74,7 @@ class LongCatLitePreTrainedModel(CheckpointLoadingMixin):
     ]
     _keys_to_ignore_on_load_missing = [r"embedding_amplification\.norm\."]  # noqa: RUF012
     _can_record_outputs = {  # noqa: RUF012
-        "hidden_states": OutputRecorder(LongCatLiteDecoderLayer, num_hidden_layers_key="num_layers"),
+        "hidden_states": output_recorder(LongCatLiteDecoderLayer, layers_field="num_layers"),
         "attentions": OutputRecorder(LongCatLiteMLA, index=1),
         "router_logits": OutputRecorder(LongCatLiteRouter, index=0),
     }
@@ -135,90 +146,113 @@ class LongCatLiteModel(LongCatLitePreTrainedModel):
         input_ids: torch.LongTensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.LongTensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: torch.FloatTensor | None = None,
         ngram_input_ids: torch.LongTensor | None = None,
         ngram_attention_mask: torch.Tensor | None = None,
         ngram_row_ids: torch.LongTensor | None = None,
         trunk_embeds: torch.FloatTensor | None = None,
         use_cache: bool | None = None,
-        **kwargs,
+        past_key_values: Cache | None = None,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> MoeModelOutputWithPast:
         r"""
         Args:
             input_ids (`torch.LongTensor` of shape `[B, T]`, *optional*): Tokens.
             attention_mask (`torch.Tensor` of shape `[B, L]` or `[B, 1, T, L]`, *optional*):
-                0 where a token is padding. A 4D mask is taken as it is, and says nothing of padding.
+                0 where a token is hidden, anywhere in a row. The n-grams of a token are made of the last visible
+                tokens before it; with a 4D mask, of the last ones that its own row of the mask shows.
             position_ids (`torch.LongTensor` of shape `[B, T]` or `[1, T]`, *optional*):
-                Positions. A step other than +1 begins another document: neither attention nor n-grams cross it.
-            past_key_values (`Cache`, *optional*): Latent keys and values with their token history.
+                Positions. Without a mask, a step other than +1 begins another document, which neither attention nor
+                n-grams cross; with a 2D mask, only a position that does not grow does.
+            cache (`Cache`, *optional*): Latent keys and values with their token history.
             inputs_embeds (`torch.FloatTensor` of shape `[B, T, D]`, *optional*):
                 Word rows in place of `input_ids`; needs `ngram_input_ids`.
             ngram_input_ids (`torch.LongTensor` of shape `[B, T]`, *optional*): The tokens for the n-grams alone.
-            ngram_attention_mask (`torch.Tensor` of shape `[B, T]`, *optional*): Padding, beside a 4D `attention_mask`.
+            ngram_attention_mask (`torch.Tensor` of shape `[B, L]`, *optional*):
+                The 2D mask that a 4D `attention_mask` was made from: n-grams are then found faster.
             ngram_row_ids (`torch.LongTensor` of shape `[B, T, S]`, *optional*):
                 The table rows of every token, where `input_ids` are a part of a row that was split: the package's
                 `ngram_row_ids` of the whole row, sub-tables last. Without a cache.
             trunk_embeds (`torch.FloatTensor` of shape `[B, T, D]`, *optional*):
                 What the first layer reads, where drafting has looked it up already; `input_ids` go to the cache.
             use_cache (`bool`, *optional*): Return a cache.
+            past_key_values (`Cache`, *optional*): The name of `cache` before transformers 5.24.
 
         Raises:
-            `ValueError`: if the inputs contradict each other, a token id is outside the vocabulary, or a sequence is
-                longer than `config.index_topk`.
+            `ValueError`: if the inputs contradict each other, a token id is outside the vocabulary, a sequence is
+                longer than `config.index_topk`, or a cache or tensor comes under an unknown name.
         """
+        check_unread_inputs(kwargs)
         tokens = self._checked_tokens(input_ids, inputs_embeds, ngram_input_ids)
         word_embeds = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
-        past_key_values = self._cache_with_history(past_key_values, use_cache, word_embeds)
+        cache = self._cache_with_history(the_cache(cache, past_key_values), use_cache, word_embeds)
+        check_mask_width(attention_mask, cache, word_embeds.shape[1])
         if (topk := self.config.dense_attention_limit) is not None:
             is_part, length = ngram_row_ids is not None, word_embeds.shape[1]
-            length = longest_sequence(length, attention_mask, position_ids, past_key_values, is_part)
+            length = longest_sequence(length, attention_mask, position_ids, cache, is_part)
             check_length(length, topk, "A sequence")
-        mask_arguments = causal_mask_arguments(attention_mask, position_ids, past_key_values)
+        mask_arguments = causal_mask_arguments(attention_mask, position_ids, cache)
 
         codes = None
         if ngram_row_ids is not None:
-            self._check_row_ids(ngram_row_ids, word_embeds, past_key_values)
+            self._check_row_ids(ngram_row_ids, word_embeds, cache)
         elif self.ngram_embeddings is not None:
             # Before the layers fill the cache: the window is what it held, then this forward's tokens.
             visible = attention_mask if ngram_attention_mask is None else ngram_attention_mask
-            codes = self._token_window(tokens, visible, position_ids, past_key_values)
+            codes = self._token_window(tokens, visible, position_ids, cache)
         hidden_states = self.embed(word_embeds, codes, ngram_row_ids) if trunk_embeds is None else trunk_embeds
 
         if position_ids is None:
-            past = 0 if past_key_values is None else past_key_values.get_seq_length()
+            past = 0 if cache is None else cache.get_seq_length()
             position_ids = (torch.arange(word_embeds.shape[1], device=word_embeds.device) + past)[None]  # type: ignore
-        causal_mask = create_causal_mask(self.config, hidden_states, position_ids=position_ids, **mask_arguments)
+        causal_mask = create_causal_mask(self.config, hidden_states, **mask_arguments)
         position_embeddings = self.rotary_emb(hidden_states, position_ids)
         for layer in self.layers:
             hidden_states = layer(
                 hidden_states,
                 attention_mask=causal_mask,
-                past_key_values=past_key_values,
+                cache=cache,
                 position_embeddings=position_embeddings,
                 position_ids=position_ids,
                 **kwargs,
             )
-        return MoeModelOutputWithPast(last_hidden_state=self.norm(hidden_states), past_key_values=past_key_values)
+        return MoeModelOutputWithPast(last_hidden_state=self.norm(hidden_states), **{CACHE: cache})
 
     def embed(
         self, word_embeds: torch.Tensor, codes: torch.Tensor | None, row_ids: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Word rows `[B, T, D]` and codes that end with their tokens, or row ids `[B, T, S]`, to what the first layer
-        reads, `[B, T, D]`."""
+        """Word rows `[B, T, D]` and codes that end with their tokens (for a row, `[B, N - 1 + T]`, or for each token,
+        `[B T, N]`), or row ids `[B, T, S]`, to what the first layer reads, `[B, T, D]`."""
         if self.ngram_embeddings is not None:
-            word_embeds = self.ngram_embeddings(word_embeds, codes, row_ids)
+            words = word_embeds
+            if codes is not None and codes.shape[0] != word_embeds.shape[0]:
+                words = word_embeds.reshape(codes.shape[0], -1, word_embeds.shape[-1])  # [B T, 1, D]
+            word_embeds = self.ngram_embeddings(words, codes, row_ids).view_as(word_embeds)
         return self.embedding_amplification(word_embeds)
 
-    def embed_tokens_with_history(self, input_ids: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
-        """[`embed`] for tokens `[B, T]` that end a history of codes of any length."""
-        window = codes[:, -(self.config.max_ngram_order - 1 + input_ids.shape[1]) :]
+    def embed_tokens_with_history(
+        self, input_ids: torch.Tensor, codes: torch.Tensor, attention_mask: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """[`embed`] for tokens `[B, T]` that end a history of codes, `[B, N - 1 + L]`.
+
+        A mask, `[B, <= L]`, tells which of the L are hidden; what it does not reach is visible.
+        """
+        lookback, length = self.config.max_ngram_order - 1, input_ids.shape[1]
+        window = codes[:, -(lookback + length) :]
+        if attention_mask is not None:
+            whole = codes.shape[1] - lookback
+            visible = nn.functional.pad(attention_mask.bool(), (0, whole - attention_mask.shape[1]), value=True)
+            slots = torch.arange(whole - length, whole, device=codes.device)
+            window = visible_windows(codes, slots, lookback_slots(visible, slots, lookback))
         return self.embed(self.embed_tokens(input_ids), window)
 
     def prefetch_ngram_rows(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None):
         """Asks for the n-gram rows of a prompt `[B, T]` that are on disk, without waiting for them."""
-        if self.ngram_embeddings is not None:
-            self.ngram_embeddings.prefetch(self._token_window(input_ids, attention_mask, None, None))
+        if self.ngram_embeddings is None or self.ngram_embeddings.placement != "disk":
+            return
+        mask = attention_mask if attention_mask is not None and attention_mask.shape == input_ids.shape else None
+        self.ngram_embeddings.prefetch(self._token_window(input_ids, mask, None, None))
 
     def _checked_tokens(self, input_ids, inputs_embeds, ngram_input_ids) -> torch.Tensor | None:
         """The tokens that n-grams are made of, `[B, T]`."""
@@ -234,32 +268,64 @@ class LongCatLiteModel(LongCatLitePreTrainedModel):
             check_token_ids(tokens, self.config.vocab_size)
         return tokens
 
-    def _check_row_ids(self, row_ids: torch.Tensor, word_embeds: torch.Tensor, past_key_values: Cache | None):
+    def _check_row_ids(self, row_ids: torch.Tensor, word_embeds: torch.Tensor, cache: Cache | None):
         wanted = [*word_embeds.shape[:2], self.config.num_subtables]
         if self.ngram_embeddings is None or list(row_ids.shape) != wanted:
             raise ValueError(f"`ngram_row_ids` has shape {list(row_ids.shape)}, this model and input want {wanted}.")
-        if past_key_values is not None:
+        if cache is not None:
             raise ValueError("`ngram_row_ids` gives a cache no tokens to go on from: pass `use_cache=False`.")
 
-    def _cache_with_history(self, past_key_values: Cache | None, use_cache, word_embeds) -> Cache | None:
-        if past_key_values is None and use_cache:
-            past_key_values = LongCatLiteDynamicCache(config=self.config)
-        if past_key_values is None or self.ngram_embeddings is None:
-            return past_key_values
+    def _cache_with_history(self, cache: Cache | None, use_cache, word_embeds) -> Cache | None:
+        if self.gradient_checkpointing and self.training and torch.is_grad_enabled() and cache is not None:
+            # The layers would read it while the loss is computed, and fill it again in backward.
+            raise ValueError(f"Gradient checkpointing cannot train with a cache: pass no `{CACHE}`.")
+        if cache is None and use_cache:
+            cache = LongCatLiteDynamicCache(config=self.config)
+        if cache is None or self.ngram_embeddings is None:
+            return cache
         if torch.compiler.is_compiling():  # `generate` has checked it
-            return with_token_history(past_key_values)
-        check_fits(past_key_values, self.cache_layout, len(word_embeds), new_tokens=word_embeds.shape[1])
-        return with_token_history(past_key_values, self.cache_layout)
+            return with_token_history(cache)
+        check_fits(cache, self.cache_layout, len(word_embeds), new_tokens=word_embeds.shape[1])
+        return with_token_history(cache, self.cache_layout)
 
-    def _token_window(self, tokens, attention_mask, position_ids, past_key_values) -> torch.Tensor:
-        """Codes of the tokens behind those of the N-1 before them: `[B, N - 1 + T]`."""
-        is_padding_mask = attention_mask is not None and attention_mask.ndim == 2
-        visible = attention_mask[:, -tokens.shape[1] :] if is_padding_mask else None
-        codes = encode_tokens(tokens, position_ids, visible)
-        lookback = self.config.max_ngram_order - 1
-        if past_key_values is not None:
-            return past_key_values.append_tokens(codes, lookback)
-        return nn.functional.pad(codes, (lookback, 0), value=HIDDEN)
+    def _token_window(self, tokens, attention_mask, position_ids, cache) -> torch.Tensor:
+        """Codes of the tokens, after the codes that their n-grams look back at.
+
+        Without a mask, `[B, N - 1 + T]`: a row's tokens after the N-1 before them. With one, a window for each token,
+        `[B T, N]`, of the last visible ones.
+        """
+        lookback, device = self.config.max_ngram_order - 1, tokens.device
+        if attention_mask is None:
+            codes = encode_tokens(tokens, position_ids)
+            if cache is not None:
+                return cache.append_tokens(codes, lookback)
+            return nn.functional.pad(codes, (lookback, 0), value=HIDDEN)
+
+        length = tokens.shape[1]
+        slots = torch.arange(length, device=device) if cache is None else cache.next_slots(length, lookback, device)
+        visible = visible_keys(attention_mask, tokens)
+        earlier = lookback_slots(visible, slots, lookback)  # [B, T, N - 1]
+        own = own_keys(visible, slots)
+        codes = encode_tokens(tokens, position_ids, own, previous=earlier[..., 0] - slots[0])
+        if cache is None:
+            return visible_windows(nn.functional.pad(codes, (lookback, 0), value=HIDDEN), slots, earlier)
+        cache.append_tokens(codes, lookback)
+        return visible_windows(cache.token_history, slots, earlier)
+
+
+def check_mask_width(attention_mask: torch.Tensor | None, cache: Cache | None, new_tokens: int):
+    """Raises a `ValueError` if a mask does not cover the tokens in the cache and the new ones."""
+    if attention_mask is None or torch.compiler.is_compiling():
+        return
+    seen = 0 if cache is None else cache.get_seq_length()
+    if isinstance(seen, torch.Tensor) and seen.device.type != "cpu" and new_tokens == 1:
+        return  # decoding on an accelerator does not wait for the count to be read
+    width, needed = attention_mask.shape[-1], int(seen) + new_tokens
+    if width < needed:
+        raise ValueError(
+            f"`attention_mask` has {width} columns, but the cache holds {int(seen)} tokens and {new_tokens} are new: "
+            f"it needs {needed}, one for each token from the first one on."
+        )
 
 
 class LongCatLiteForCausalLM(LongCatLitePreTrainedModel, LongCatLiteGenerationMixin):
@@ -283,13 +349,15 @@ class LongCatLiteForCausalLM(LongCatLitePreTrainedModel, LongCatLiteGenerationMi
         input_ids: torch.LongTensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.LongTensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: torch.FloatTensor | None = None,
         ngram_input_ids: torch.LongTensor | None = None,
         labels: torch.LongTensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
-        **kwargs,
+        past_key_values: Cache | None = None,
+        promised_cache: Cache | None = None,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> MoeCausalLMOutputWithPast:
         r"""
         Arguments as in [`LongCatLiteModel`], and:
@@ -297,6 +365,8 @@ class LongCatLiteForCausalLM(LongCatLitePreTrainedModel, LongCatLiteGenerationMi
         Args:
             labels (`torch.LongTensor` of shape `[B, T]`, *optional*): Targets, shifted here; -100 is ignored.
             logits_to_keep (`int` or `torch.Tensor`, *optional*, defaults to 0): Last positions to score; 0 for all.
+            promised_cache (`Cache`, *optional*):
+                The cache that `generate` has prepared, said once: any other cache that arrives raises a `ValueError`.
 
         ```python
         >>> from transformers import AutoTokenizer
@@ -308,11 +378,18 @@ class LongCatLiteForCausalLM(LongCatLitePreTrainedModel, LongCatLiteGenerationMi
         >>> tokenizer.decode(model.generate(**inputs, max_new_tokens=8)[0])
         ```
         """
+        cache = the_cache(cache, past_key_values)
+        if promised_cache is not None and cache is not promised_cache:
+            check_unread_inputs(kwargs)
+            raise ValueError(
+                f"`generate` prepared a {type(promised_cache).__name__}, but the model got "
+                f"{'none' if cache is None else 'another one'}: something between them renames or drops `{CACHE}`."
+            )
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
+            cache=cache,
             inputs_embeds=inputs_embeds,
             ngram_input_ids=ngram_input_ids,
             use_cache=use_cache,
@@ -326,10 +403,10 @@ class LongCatLiteForCausalLM(LongCatLitePreTrainedModel, LongCatLiteGenerationMi
         return MoeCausalLMOutputWithPast(
             loss=loss,
             logits=logits,
-            past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             router_logits=outputs.router_logits,
+            **{CACHE: outputs.get(CACHE)},
         )
 
     def add_draft_head(self):

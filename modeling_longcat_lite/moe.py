@@ -11,10 +11,13 @@ Shapes: M tokens (batch and time together), D hidden, I expert width, E routed e
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 from transformers.activations import ACT2FN
-from transformers.integrations.moe import use_experts_implementation
+from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS, use_experts_implementation
 
 from .configuration_longcat_lite import LongCatLiteConfig
+
+GROUPED_ALIGNMENT = 16  # bytes, of a row of a matrix: `torch.nn.functional.grouped_mm` asks for it
 
 
 class Float32Linear(nn.Linear):
@@ -40,7 +43,8 @@ class LongCatLiteRouter(nn.Module):
         self.routed_scaling_factor = config.routed_scaling_factor
         self.norm_topk_prob = config.norm_topk_prob
         experts = config.n_routed_experts + config.zero_expert_num
-        self.classifier = Float32Linear(config.hidden_size, experts, bias=config.router_bias)
+        # Made in float32 under any default dtype: a model that is not loaded is cast by that alone.
+        self.classifier = Float32Linear(config.hidden_size, experts, bias=config.router_bias, dtype=torch.float32)
         self.register_buffer("e_score_correction_bias", torch.zeros(experts, dtype=torch.float32))
 
     def forward(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -56,7 +60,7 @@ class LongCatLiteRouter(nn.Module):
 
 
 @use_experts_implementation
-class LongCatLiteExperts(nn.Module):
+class StackedExperts(nn.Module):
     """The routed experts as two stacked matrices. An id of `num_experts` or above selects nothing."""
 
     def __init__(self, config: LongCatLiteConfig):
@@ -79,6 +83,23 @@ class LongCatLiteExperts(nn.Module):
             weighted = result * top_k_weights[tokens, slots, None]
             output.index_add_(0, tokens, weighted.to(output.dtype))
         return output
+
+
+class LongCatLiteExperts(StackedExperts):
+    """[`StackedExperts`] that leave an implementation which cannot take their weights for one that can."""
+
+    def forward(self, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor):
+        """`[M, D]` states, `[M, K]` ids and weights to `[M, D]`."""
+        weights = (self.gate_up_proj, self.down_proj)
+        if any(type(weight.data) not in (torch.Tensor, DTensor) for weight in weights):
+            # Quantized (torchao): the other implementations take rows of a weight, or hand it to a kernel, as it is.
+            return StackedExperts.forward.__wrapped__(  # type: ignore[attr-defined]
+                self, hidden_states, top_k_index, top_k_weights
+            )
+        is_aligned = all(weight.shape[-1] * weight.itemsize % GROUPED_ALIGNMENT == 0 for weight in weights)
+        if self.config._experts_implementation == "grouped_mm" and not is_aligned:
+            return ALL_EXPERTS_FUNCTIONS["batched_mm"](self, hidden_states, top_k_index, top_k_weights)
+        return super().forward(hidden_states, top_k_index, top_k_weights)
 
 
 class LongCatLiteMoE(nn.Module):
@@ -110,7 +131,7 @@ class LongCatLiteMoE(nn.Module):
     def _routed(self, tokens, expert_ids, weights, is_zero):
         """What the routed experts add, `[M, D]`."""
         # The first of its modules that is one: adapters wrap it.
-        experts = next(module for module in self.experts.modules() if isinstance(module, LongCatLiteExperts))
+        experts = next(module for module in self.experts.modules() if isinstance(module, StackedExperts))
         if experts.num_experts == self.n_routed_experts:
             routed_ids = expert_ids.masked_fill(is_zero, self.n_routed_experts)
             return self.experts(tokens, routed_ids, weights.masked_fill(is_zero, 0.0))

@@ -47,7 +47,7 @@ class LongCatLiteDraftLayer(nn.Module):
         previous_states: torch.Tensor,
         position_embeddings: tuple[torch.Tensor, torch.Tensor],
         attention_mask: torch.Tensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
     ) -> torch.Tensor:
         joined = torch.cat([self.enorm(token_embeds), self.hnorm(previous_states)], dim=-1)  # [B, T, 2D]
         hidden_states = self.eh_proj(joined)
@@ -55,7 +55,7 @@ class LongCatLiteDraftLayer(nn.Module):
             self.input_layernorm(hidden_states),
             position_embeddings=position_embeddings,
             attention_mask=attention_mask,
-            past_key_values=past_key_values,
+            cache=cache,
         )
         hidden_states = hidden_states + attended
         return hidden_states + self.mlp(self.post_attention_layernorm(hidden_states))
@@ -78,7 +78,7 @@ class LongCatLiteDraftHead(nn.Module):
         previous_states: torch.Tensor,
         position_ids: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """States `[B, T, D]` for the language-model head, and for drafting on.
@@ -89,14 +89,14 @@ class LongCatLiteDraftHead(nn.Module):
             position_ids (`torch.Tensor` of shape `[B, T]` or `[1, T]`):
                 Positions of `previous_states`, so that packed documents part where the states do.
             attention_mask (`torch.Tensor` of shape `[B, L]`, *optional*): 0 where the token is padding.
-            past_key_values (`Cache`, *optional*): The head's own cache, of one layer.
+            cache (`Cache`, *optional*): The head's own cache, of one layer.
         """
         if inputs_embeds is None:
             inputs_embeds = self.embed_tokens(input_ids)
-        mask_arguments = causal_mask_arguments(attention_mask, position_ids, past_key_values)
-        mask = create_causal_mask(self.config, inputs_embeds, position_ids=position_ids, **mask_arguments)
+        mask_arguments = causal_mask_arguments(attention_mask, position_ids, cache)
+        mask = create_causal_mask(self.config, inputs_embeds, **mask_arguments)
         position_embeddings = self.rotary_emb(inputs_embeds, position_ids)
-        states = self.layers[0](inputs_embeds, previous_states, position_embeddings, mask, past_key_values)
+        states = self.layers[0](inputs_embeds, previous_states, position_embeddings, mask, cache)
         return self.norm(states)
 
 

@@ -9,10 +9,13 @@ The cache does not know the model: it stores the codes of `ngram_hashing.encode_
 model fit is asked before either changes, by `check_fits`.
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from transformers.cache_utils import Cache, DynamicCache, QuantizedCache, StaticCache
+
+from .transformers_versions import CACHE, reset_dynamic_cache
 
 BEFORE_SEQUENCE = ~0  # `ngram_hashing.HIDDEN`: counts as token 0, and nothing looks past it
 
@@ -36,7 +39,8 @@ class TokenHistoryMixin(Cache):
 
     # Class-level defaults, so that an empty cache can be upgraded in place.
     token_history: torch.Tensor | None = None
-    layout: CacheLayout | None = None  # of the model that fills it
+    # `CacheLayout` of the model that fills it, as a plain tuple, which `torch.export` can take apart and rebuild.
+    layout: tuple[int, ...] | None = None
     other_rows = "use `batch_repeat_interleave` or `batch_select_indices` on the cache, or a fresh one"
 
     def append_tokens(self, codes: torch.Tensor, lookback: int) -> torch.Tensor:
@@ -50,6 +54,14 @@ class TokenHistoryMixin(Cache):
             self.token_history = codes.new_full((codes.shape[0], lookback), BEFORE_SEQUENCE)
         self.token_history = torch.cat([self.token_history, codes], dim=1)
         return self.token_history[:, -(lookback + codes.shape[1]) :]
+
+    def num_tokens(self, lookback: int) -> int | torch.Tensor:
+        """Tokens in the history; `lookback` columns of it are the time before."""
+        return 0 if self.token_history is None else self.token_history.shape[1] - lookback
+
+    def next_slots(self, length: int, lookback: int, device: torch.device) -> torch.Tensor:
+        """Where the next `length` tokens will be in the history, the first token of all at 0: `[length]` int64."""
+        return torch.arange(length, device=device) + self.num_tokens(lookback)
 
     def _check_appendable(self, codes: torch.Tensor):
         if self.token_history is None:
@@ -78,6 +90,8 @@ class TokenHistoryMixin(Cache):
                 f"{-tokens_to_remove} takes back that many tokens."
             )
         length = self.get_seq_length()
+        if length == 0:
+            return  # nothing to take back, which some versions trip over
         super().crop(tokens_to_remove)
         removed = length - self.get_seq_length()
         if removed:
@@ -87,7 +101,8 @@ class TokenHistoryMixin(Cache):
         super().batch_repeat_interleave(repeats)
         self._map_history(lambda history: history.repeat_interleave(repeats, dim=0))
 
-    def batch_select_indices(self, indices: torch.Tensor):
+    def batch_select_indices(self, indices: torch.Tensor | Sequence[int]):
+        indices = torch.as_tensor(indices)
         super().batch_select_indices(indices)
         self._map_history(lambda history: history[indices.to(history.device)])
 
@@ -98,6 +113,10 @@ class TokenHistoryMixin(Cache):
 
 class LongCatLiteDynamicCache(TokenHistoryMixin, DynamicCache):
     """[`DynamicCache`] with token history."""
+
+    def reset(self):
+        reset_dynamic_cache(self)
+        self.token_history = self.layout = None
 
 
 class LongCatLiteQuantizedCache(TokenHistoryMixin, QuantizedCache):
@@ -133,6 +152,9 @@ class LongCatLiteStaticCache(TokenHistoryMixin, StaticCache):
         window = torch.arange(lookback + length, device=codes.device) + self.token_count
         self.token_count.add_(length)
         return self.token_history.index_select(1, window)
+
+    def num_tokens(self, lookback: int) -> int | torch.Tensor:
+        return 0 if self.token_history is None else self.token_count
 
     def _allocate(self, codes: torch.Tensor, lookback: int):
         shape = (codes.shape[0], lookback + self.get_max_length())
@@ -174,7 +196,7 @@ def check_has_no_past(cache: Cache):
     """Raises a `ValueError` if `cache` holds keys and values, whose tokens are then unknown."""
     if int(cache.get_seq_length()) > 0:
         raise ValueError(
-            f"`past_key_values` is a {type(cache).__name__} with keys and values but without the tokens that made "
+            f"`{CACHE}` is a {type(cache).__name__} with keys and values but without the tokens that made "
             "them: n-grams cannot be continued. Start from an empty cache, or from one that this model returned."
         )
 
@@ -191,30 +213,48 @@ def check_fits(cache: Cache, layout: CacheLayout, rows: int, length: int = 0, ne
     check_is_supported(cache)
     if len(cache.layers) not in (0, layout.num_hidden_layers):  # 0: it makes them when it is filled
         raise ValueError(
-            f"`past_key_values` has {len(cache.layers)} layers, but this model has {layout.num_hidden_layers} "
+            f"`{CACHE}` has {len(cache.layers)} layers, but this model has {layout.num_hidden_layers} "
             "attention sublayers: make the cache with this model's `config`."
         )
     if isinstance(cache, TokenHistoryMixin):
         for name, theirs, ours in zip(layout._fields, cache.layout or layout, layout, strict=True):
             if theirs != ours:
                 raise ValueError(
-                    f"`past_key_values` belongs to a model with `{name}` {theirs}, but this one has {ours}: start "
+                    f"`{CACHE}` belongs to a model with `{name}` {theirs}, but this one has {ours}: start "
                     "from an empty cache, or from one that this model returned."
                 )
         cache.check_rows(rows)
+        if not isinstance(cache, StaticCache) or can_be_counted(cache, new_tokens):
+            check_is_whole(cache, layout.emb_neighbor_num - 1)
     if isinstance(cache, StaticCache):
         check_room(cache, length, new_tokens)
 
 
+def can_be_counted(cache: StaticCache, new_tokens: int) -> bool:
+    """Whether the tokens in a cache may be counted: decoding on an accelerator does not wait for that."""
+    seen = cache.get_seq_length()
+    return isinstance(seen, int) or seen.device.type == "cpu" or new_tokens > 1
+
+
+def check_is_whole(cache: TokenHistoryMixin, lookback: int):
+    """Raises a `ValueError` if a forward failed midway, so that some layers lack tokens that others hold."""
+    held = {int(cache.get_seq_length()), int(cache.get_seq_length(max(0, len(cache.layers) - 1)))}
+    if cache.token_history is not None:
+        held.add(int(cache.num_tokens(lookback)))
+    if len(held) > 1:
+        raise ValueError(
+            f"`{CACHE}` is damaged: a forward failed midway, and its parts hold {min(held)} to {max(held)} tokens. "
+            "Start from an empty cache, or from a copy that was made before."
+        )
+
+
 def check_room(cache: StaticCache, length: int, new_tokens: int):
     """Raises a `ValueError` if `length` tokens, or `new_tokens` more than there are, are more than `cache` holds."""
-    seen = cache.get_seq_length()
-    # Decoding on an accelerator does not wait for the count to be read.
-    if isinstance(seen, int) or seen.device.type == "cpu" or new_tokens > 1:
-        length = max(length, int(seen) + new_tokens)
+    if can_be_counted(cache, new_tokens):
+        length = max(length, int(cache.get_seq_length()) + new_tokens)
     if length > cache.get_max_length():
         raise ValueError(
-            f"`past_key_values` is a static cache of {cache.get_max_length()} tokens, but it would have to hold "
+            f"`{CACHE}` is a static cache of {cache.get_max_length()} tokens, but it would have to hold "
             f"{length}: make one with `max_cache_len` of at least {length}."
         )
 
@@ -225,7 +265,7 @@ def check_is_supported(cache: Cache):
         return
     if type(cache) not in HISTORY_CACHES:
         known = ", ".join(c.__name__ for c in HISTORY_CACHES)
-        raise ValueError(f"`past_key_values` of type {type(cache).__name__} is not supported; use one of {known}.")
+        raise ValueError(f"`{CACHE}` of type {type(cache).__name__} is not supported; use one of {known}.")
     check_has_no_past(cache)
 
 
@@ -239,7 +279,7 @@ def with_token_history(cache: Cache, layout: CacheLayout | None = None) -> Cache
     if not isinstance(cache, TokenHistoryMixin):
         cache.__class__ = HISTORY_CACHES[type(cache)]
     if layout is not None:
-        cache.layout = layout  # type: ignore[attr-defined]
+        cache.layout = tuple(layout)  # type: ignore[attr-defined]
     return cache
 
 

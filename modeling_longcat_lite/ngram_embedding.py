@@ -18,6 +18,7 @@ from .ngram_hashing import HIDDEN, encode_tokens, ngram_contexts, ngram_ids, pow
 from .ngram_kernels import gather_ngram_rows, kernel_applies
 from .ngram_quantization import QuantizedTable, dequantize_rows
 from .ngram_tables import NgramTables, gather_rows
+from .plain_weights import plain_weight
 
 
 def segment_ends(config: LongCatLiteConfig) -> list[int]:
@@ -135,15 +136,15 @@ class NgramEmbedding(nn.Module):
     def _plain_weights(self, modules: Iterable[nn.Module], like: torch.Tensor) -> list[torch.Tensor] | None:
         """The modules' weights, where reading them is the same as calling the modules, at a third of the time.
 
-        Not in training, nor where adapters, quantizers, offloading, parallelism or another device or dtype have a say.
+        Not in training, nor with weights on another device or of another dtype.
         """
         device, dtype = like.device, like.dtype
         if torch.is_grad_enabled() or torch.is_autocast_enabled(device.type):
             return None
         weights: list[torch.Tensor] = []
         for module in modules:
-            weight = module._parameters.get("weight") if type(module) in (nn.Embedding, nn.Linear) else None
-            if type(weight) is not nn.Parameter or weight.device != device or weight.dtype != dtype:
+            weight = plain_weight(module)
+            if weight is None or weight.device != device or weight.dtype != dtype:
                 return None
             weights.append(weight)
         return weights

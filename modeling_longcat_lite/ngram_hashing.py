@@ -27,6 +27,8 @@ from collections.abc import Sequence
 
 import torch
 
+from .visible_tokens import document_starts, previous_visible
+
 HIDDEN = ~0
 
 
@@ -43,19 +45,11 @@ def power_residues(base: int, sizes: Sequence[int], order: int) -> list[list[int
     ]
 
 
-def segment_starts(position_ids: torch.Tensor) -> torch.Tensor:
-    """Where a document begins inside a row: position 0, or a step other than +1 (`[B, T]` bool from `[B, T]` int).
-
-    `[[0, 1, 2, 0, 1, 9, 10]]` gives `[[1, 0, 0, 1, 0, 1, 0]]`. A first token at a nonzero position is no start: its
-    history may stand in a cache.
-    """
-    starts = position_ids == 0
-    starts[:, 1:] |= position_ids[:, 1:] != position_ids[:, :-1] + 1
-    return starts
-
-
 def encode_tokens(
-    input_ids: torch.Tensor, position_ids: torch.Tensor | None = None, visible: torch.Tensor | None = None
+    input_ids: torch.Tensor,
+    position_ids: torch.Tensor | None = None,
+    visible: torch.Tensor | None = None,
+    previous: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Tokens with their boundaries, as described above: `[B, T]` int64.
 
@@ -63,13 +57,39 @@ def encode_tokens(
         input_ids (`torch.Tensor` of shape `[B, T]`): Token ids.
         position_ids (`torch.Tensor` of shape `[B, T]` or `[1, T]`, *optional*): Positions; restarts begin a segment.
         visible (`torch.Tensor` of shape `[B, T]`, *optional*): False (or 0) where a token is padding.
+        previous (`torch.Tensor` of shape `[B, T]`, *optional*):
+            Index of the visible token before each, below 0 if there is none; by default as `visible` says.
     """
     codes = input_ids.long()
+    if previous is None and visible is not None:
+        previous = previous_visible(visible.bool())
     if position_ids is not None:
-        codes = torch.where(segment_starts(position_ids), ~codes, codes)
+        codes = torch.where(document_starts(position_ids, previous), ~codes, codes)
     if visible is not None:
         codes = codes.masked_fill(visible == 0, HIDDEN)
     return codes
+
+
+def visible_windows(history: torch.Tensor, slots: torch.Tensor, earlier: torch.Tensor) -> torch.Tensor:
+    """The codes that each token's n-grams may read, hidden tokens left out: `[B * T, N]`, farthest first.
+
+    One window a token, in the form of a history of N - 1 codes and one token, as [`ngram_contexts`] takes it. Of
+    padding nothing is read, not even itself.
+
+        history         HIDDEN  HIDDEN  4  7  HIDDEN  5        N = 3; the fifth is a token that the mask hides
+        window of 5                     4  7          5
+
+    Args:
+        history (`torch.Tensor` of shape `[B, N - 1 + L]`): `HIDDEN` for the time before the row, then its codes.
+        slots (`torch.Tensor` of shape `[T]`): Where the tokens are among the L.
+        earlier (`torch.Tensor` of shape `[B, T, N - 1]`): From [`lookback_slots`].
+    """
+    lookback = earlier.shape[-1]
+    batch, length = earlier.shape[:2]
+    own = slots.view(1, -1, 1).expand(batch, -1, -1)
+    wanted = torch.cat([earlier.flip(-1), own], dim=-1) + lookback  # [B, T, N]; before the row: a `HIDDEN` column
+    codes = history.gather(1, wanted.flatten(1)).view(batch * length, lookback + 1)
+    return torch.where(codes[:, -1:] == HIDDEN, HIDDEN, codes)
 
 
 def ngram_contexts(codes: torch.Tensor, order: int, eos_token_ids: Sequence[int]) -> torch.Tensor:
@@ -106,4 +126,4 @@ def ngram_ids(contexts: torch.Tensor, residues: torch.Tensor, sizes: torch.Tenso
     return total % sizes.view(-1, 1, 1)
 
 
-__all__ = ["HIDDEN", "encode_tokens", "ngram_contexts", "ngram_ids", "power_residues", "segment_starts"]
+__all__ = ["HIDDEN", "encode_tokens", "ngram_contexts", "ngram_ids", "power_residues", "visible_windows"]

@@ -17,7 +17,7 @@ import torch
 from transformers.cache_utils import Cache
 from transformers.utils import logging
 
-from .document_mask import document_indices
+from .visible_tokens import document_indices
 
 # `wq_b`, `wk`, `k_norm` and `weights_proj`, in the first attention of a layer and in the draft head.
 INDEXER = re.compile(r"\.self_attn(\.\d+)?\.indexer\.")
@@ -68,7 +68,7 @@ def longest_sequence(
     new_tokens: int,
     attention_mask: torch.Tensor | None,
     position_ids: torch.Tensor | None,
-    past_key_values: Cache | None,
+    cache: Cache | None,
     is_part: bool,
 ) -> int:
     """Tokens that one query may see in this forward, at most; packed documents are sequences of their own.
@@ -77,22 +77,22 @@ def longest_sequence(
         new_tokens (`int`): T.
         attention_mask (`torch.Tensor` of shape `[B, L]` or `[B, 1, T, L]`, *optional*): As given by the caller.
         position_ids (`torch.Tensor` of shape `[B, T]` or `[1, T]`, *optional*): As given by the caller.
-        past_key_values (`Cache`, *optional*): Before this forward.
+        cache (`Cache`, *optional*): Before this forward.
         is_part (`bool`): Whether the tokens are part of rows that were split: positions tell how long those are.
     """
-    if past_key_values is not None and past_key_values.is_compileable and torch.compiler.is_compiling():
-        return past_key_values.get_max_length()  # how full it is cannot be asked inside a graph
-    length = new_tokens + (0 if past_key_values is None else int(past_key_values.get_seq_length()))
+    if cache is not None and cache.is_compileable and torch.compiler.is_compiling():
+        return cache.get_max_length()  # how full it is cannot be asked inside a graph
+    length = new_tokens + (0 if cache is None else int(cache.get_seq_length()))
     if position_ids is None or torch.compiler.is_compiling():
         return length
     if is_part:
         return max(length, int(position_ids.max()) + 1)
     # As `causal_mask_arguments`, which keeps documents apart in these cases alone.
-    is_fresh = past_key_values is None or not (past_key_values.is_compileable or length > new_tokens)
+    is_fresh = cache is None or not (cache.is_compileable or length > new_tokens)
     if not is_fresh or (attention_mask is not None and attention_mask.ndim != 2):
         return length
     visible = torch.ones_like(position_ids) if attention_mask is None else attention_mask
-    documents = document_indices(position_ids, visible.bool())  # [B, T]
+    documents = document_indices(position_ids, None if attention_mask is None else visible.bool())  # [B, T]
     counts = torch.zeros_like(documents).scatter_add(1, documents, visible.to(documents.dtype))
     return int(counts.max())
 

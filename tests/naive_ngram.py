@@ -10,21 +10,24 @@ def naive_lookback(
     eos: Collection[int],
     positions: Sequence[int] | None = None,
     visible: Sequence[bool] | None = None,
-) -> int:
-    """How many tokens before `tokens[t]` its n-grams may read."""
+) -> list[int]:
+    """The tokens before `tokens[t]` that its n-grams may read, nearest first. Hidden ones are passed over."""
     if visible is not None and not visible[t]:
-        return 0
-    reach = 0
-    while reach < t:
-        later, earlier = t - reach, t - reach - 1
-        starts_document = positions is not None and (
-            positions[later] == 0 or positions[later] != positions[earlier] + 1
-        )
-        is_padding = visible is not None and not visible[earlier]
-        if starts_document or is_padding or tokens[earlier] in eos:
+        return []
+    seen, later = [], t
+    for earlier in reversed(range(t)):
+        if visible is not None and not visible[earlier]:
+            continue
+        if positions is not None:
+            step = positions[later] - positions[earlier]
+            # A mask says which tokens belong together: only positions that do not grow begin a document then.
+            if positions[later] == 0 or (step != 1 if visible is None else step <= 0):
+                break
+        if tokens[earlier] in eos:
             break
-        reach += 1
-    return reach
+        seen.append(tokens[earlier])
+        later = earlier
+    return seen
 
 
 def naive_ngram_ids(
@@ -44,8 +47,8 @@ def naive_ngram_ids(
         column = []
         for t, token in enumerate(tokens):
             total = token if visible is None or visible[t] else 0
-            for d in range(1, min(n - 1, naive_lookback(tokens, t, eos, positions, visible)) + 1):
-                total += tokens[t - d] * pow(base, d)
+            for d, earlier in enumerate(naive_lookback(tokens, t, eos, positions, visible)[: n - 1], start=1):
+                total += earlier * pow(base, d)
             column.append(total % rows)
         ids.append(column)
     return ids

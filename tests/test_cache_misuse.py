@@ -9,6 +9,7 @@ from conftest import randomize, tiny_config
 from transformers import DynamicCache, EncoderDecoderCache, QuantizedCache, StaticCache
 
 from modeling_longcat_lite import LongCatLiteForCausalLM
+from modeling_longcat_lite.transformers_versions import CACHE
 
 IDS = torch.randint(4, 64, (3, 9), generator=torch.Generator().manual_seed(3))
 KINDS = {
@@ -118,7 +119,7 @@ def test_a_cache_of_another_batch_size(kind):
     ids=lambda cache: type(cache).__name__,
 )
 def test_what_is_not_a_cache_for_this_model(cache):
-    model, reason = make_model(), f"past_key_values.*{type(cache).__name__}"
+    model, reason = make_model(), f"{CACHE}.*{type(cache).__name__}"
     check_refused(
         cache,
         reason,

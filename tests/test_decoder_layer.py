@@ -17,6 +17,7 @@ from transformers.models.longcat_flash.modeling_longcat_flash import (
 
 from modeling_longcat_lite.decoder_layer import LongCatLiteDecoderLayer, LongCatLiteMLP
 from modeling_longcat_lite.rotary_embedding import LongCatLiteRotaryEmbedding
+from modeling_longcat_lite.transformers_versions import CACHE
 
 LENGTH = 6
 CAUSAL = torch.full((1, 1, LENGTH, LENGTH), torch.finfo(torch.float32).min).triu(1)
@@ -68,13 +69,13 @@ def test_both_attentions_have_their_own_cache_slot():
     ours(
         x,
         CAUSAL,
-        past_key_values=our_cache,
+        cache=our_cache,
         position_embeddings=LongCatLiteRotaryEmbedding(ours.self_attn[0].config)(x, POSITIONS),
     )
     theirs(
         x,
         CAUSAL,
-        past_key_values=their_cache,
+        **{CACHE: their_cache},
         position_embeddings=LongcatFlashRotaryEmbedding(theirs.self_attn[0].config)(x, POSITIONS),
     )
     assert [our_cache.get_seq_length(slot) for slot in range(4)] == [0, 0, LENGTH, LENGTH]

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from modeling_longcat_lite import LongCatLiteForCausalLM
-from modeling_longcat_lite.document_mask import document_indices
+from modeling_longcat_lite.visible_tokens import document_indices
 
 BASE = Path(__file__).parent / "conformance" / "base"
 
@@ -17,7 +17,10 @@ BASE = Path(__file__).parent / "conformance" / "base"
     [
         ([1, 1, 1, 1], [0, 1, 2, 3], [0, 0, 0, 0]),
         ([1, 1, 1, 1], [0, 1, 0, 1], [0, 0, 1, 1]),
-        ([1, 1, 1, 1], [5, 6, 9, 10], [0, 0, 1, 1]),
+        (None, [5, 6, 9, 10], [0, 0, 1, 1]),
+        # Skipped positions (PoSE): a mask that shows every token keeps them in one document.
+        ([1, 1, 1, 1], [5, 6, 9, 10], [0, 0, 0, 0]),
+        ([1, 1, 1, 1], [5, 6, 6, 10], [0, 0, 1, 1]),
         ([0, 0, 1, 1], [0, 0, 0, 1], [0, 0, 0, 0]),
         ([1, 1, 0, 1, 1, 1], [0, 1, 0, 2, 0, 1], [0, 0, 0, 0, 1, 1]),
         ([1, 1, 0, 1, 1, 1], [0, 1, 2, 3, 0, 1], [0, 0, 0, 0, 1, 1]),
@@ -25,7 +28,8 @@ BASE = Path(__file__).parent / "conformance" / "base"
     ],
 )
 def test_document_indices(visible, positions, documents):
-    found = document_indices(torch.tensor([positions]), torch.tensor([visible]).bool())
+    mask = None if visible is None else torch.tensor([visible]).bool()
+    found = document_indices(torch.tensor([positions]), mask)
     assert found.tolist() == [documents]
 
 

@@ -9,6 +9,7 @@ from transformers.models.longcat_flash.modeling_longcat_flash import LongcatFlas
 
 from modeling_longcat_lite.mla import LongCatLiteMLA
 from modeling_longcat_lite.rotary_embedding import LongCatLiteRotaryEmbedding
+from modeling_longcat_lite.transformers_versions import CACHE
 
 LENGTH = 7
 
@@ -32,7 +33,7 @@ def causal_mask(length: int = LENGTH, past: int = 0) -> torch.Tensor:
 def run(mla: LongCatLiteMLA, x: torch.Tensor, cache=None, past: int = 0):
     positions = torch.arange(past, past + x.shape[1]).unsqueeze(0)
     angles = LongCatLiteRotaryEmbedding(mla.config)(x, positions)
-    return mla(x, angles, causal_mask(x.shape[1], past), past_key_values=cache)
+    return mla(x, angles, causal_mask(x.shape[1], past), cache=cache)
 
 
 @pytest.mark.parametrize("bias", [False, True], ids=["no bias", "bias"])
@@ -126,7 +127,7 @@ def test_pieces_ours_equals_theirs(rope, pieces):
     for piece in states().split(pieces, dim=1):
         length = piece.shape[1]
         angles = LongcatFlashRotaryEmbedding(config)(piece, torch.arange(past, past + length).unsqueeze(0))
-        expected, expected_weights = theirs(piece, angles, causal_mask(length, past), past_key_values=their_cache)
+        expected, expected_weights = theirs(piece, angles, causal_mask(length, past), **{CACHE: their_cache})
         output, weights = run(ours, piece, our_cache, past)
         torch.testing.assert_close(output, expected, atol=1e-5, rtol=0)
         torch.testing.assert_close(weights, expected_weights, atol=1e-6, rtol=0)
@@ -157,7 +158,7 @@ def test_padding_stays_finite_and_unseen(pieces):
         keep = torch.ones(length, past + length, dtype=torch.bool).tril(past)
         keep[:, :padding] = False
         angles = LongCatLiteRotaryEmbedding(mla.config)(piece, torch.arange(past, past + length).unsqueeze(0))
-        outputs.append(mla(piece, angles, keep.expand(2, 1, -1, -1), past_key_values=cache)[0])
+        outputs.append(mla(piece, angles, keep.expand(2, 1, -1, -1), cache=cache)[0])
         past += length
     found = torch.cat(outputs, dim=1)
     assert found.isfinite().all()

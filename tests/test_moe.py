@@ -234,6 +234,28 @@ def test_bfloat16_stays_bfloat16():
     torch.testing.assert_close(output.float(), wide(x.float()), atol=2e-2, rtol=2e-2)
 
 
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@torch.no_grad()
+def test_rows_of_any_width(implementation, dtype):
+    """Grouped kernels ask for rows of whole 16 bytes; other widths take another way to the same result."""
+    moe = make(implementation, expert_ffn_hidden_size=18).to(dtype)
+    expected = make("eager", expert_ffn_hidden_size=18).to(dtype)
+    tolerance = 1e-5 if dtype == torch.float32 else 5e-2
+    x = states().to(dtype)
+    torch.testing.assert_close(moe(x), expected(x), atol=tolerance, rtol=tolerance)
+
+
+def test_the_router_is_made_in_float32():
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        moe = LongCatLiteMoE(tiny_config())
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert moe.router.classifier.weight.dtype == torch.float32
+    assert moe.experts.down_proj.dtype == torch.bfloat16
+
+
 @torch.no_grad()
 def test_autocast_leaves_the_router_in_float32():
     torch.manual_seed(0)

@@ -132,7 +132,7 @@ def test_pieces_through_a_cache_equal_the_formula(pieces):
         for piece in tokens[:, 1:].split(pieces, dim=1):
             end = past + piece.shape[1]
             positions = torch.arange(past, end).unsqueeze(0)
-            found.append(head_of(model)(piece, states[:, past:end], positions, past_key_values=cache))
+            found.append(head_of(model)(piece, states[:, past:end], positions, cache=cache))
             past = end
     expected = reference(tokens[:, 1:], states)
     torch.testing.assert_close(torch.cat(found, dim=1).double(), expected, atol=1e-5, rtol=1e-5)

@@ -19,6 +19,7 @@ from modeling_longcat_lite import (
 )
 from modeling_longcat_lite.ngram_cache import with_token_history
 from modeling_longcat_lite.ngram_hashing import HIDDEN
+from modeling_longcat_lite.transformers_versions import CACHE
 
 CONFIG = tiny_config()
 MAX_LENGTH = 24
@@ -219,7 +220,7 @@ def test_keys_without_history_are_refused_and_left_alone(kind, ours):
     cache = OURS[kind][1]() if ours else STOCK[kind]()
     fill(cache)
     before, cls = copy.deepcopy(cache), type(cache)
-    with pytest.raises(ValueError, match=r"past_key_values.*without the tokens"):
+    with pytest.raises(ValueError, match=f"{CACHE}.*without the tokens"):
         make_model()(IDS[:, :1], past_key_values=cache)
     assert type(cache) is cls
     assert int(cache.get_seq_length()) == 5

@@ -17,8 +17,9 @@ from modeling_longcat_lite.ngram_hashing import (
     ngram_contexts,
     ngram_ids,
     power_residues,
-    segment_starts,
+    visible_windows,
 )
+from modeling_longcat_lite.visible_tokens import document_starts, lookback_slots
 
 RELEASED = LongCatLiteConfig()
 VOCABULARY, EOS = 131072, 2
@@ -62,6 +63,14 @@ def hash_ids(codes: torch.Tensor, sizes: list[int], base: int, order: int, eos: 
 
 def without_history(codes: torch.Tensor, order: int) -> torch.Tensor:
     return torch.nn.functional.pad(codes, (order - 1, 0), value=HIDDEN)
+
+
+def masked_ids(codes: torch.Tensor, visible: torch.Tensor, start: int, sizes, base, order: int, eos) -> list:
+    """Ids `[row][sub-table][token]` of the tokens from `start` on, of codes `[B, N - 1 + L]` and a mask `[B, L]`."""
+    slots = torch.arange(start, visible.shape[1])
+    windows = visible_windows(codes, slots, lookback_slots(visible.bool(), slots, order - 1))  # [B * T, N]
+    ids = torch.tensor(hash_ids(windows, sizes, base, order, eos))  # [B * T, S, 1]
+    return ids.view(len(visible), len(slots), -1).transpose(1, 2).tolist()
 
 
 def released_ids(tokens: list[int]) -> list:
@@ -122,18 +131,19 @@ def streams(draw, any_start: bool = True):
 def test_random_streams(hashing, stream, with_positions, with_mask):
     sizes, base, order, eos = hashing
     tokens, positions, visible = stream
-    codes = encode_tokens(
-        torch.tensor(tokens),
-        torch.tensor(positions) if with_positions else None,
-        torch.tensor(visible) if with_mask else None,
-    )
+    mask = torch.tensor(visible) if with_mask else None
+    codes = encode_tokens(torch.tensor(tokens), torch.tensor(positions) if with_positions else None, mask)
+    codes = without_history(codes, order)
     expected = [
         naive_ngram_ids(
             row, sizes, base, order, eos, positions[i] if with_positions else None, visible[i] if with_mask else None
         )
         for i, row in enumerate(tokens)
     ]
-    assert hash_ids(without_history(codes, order), sizes, base, order, eos) == expected
+    if with_mask:
+        assert masked_ids(codes, mask, 0, sizes, base, order, eos) == expected
+    else:
+        assert hash_ids(codes, sizes, base, order, eos) == expected
 
 
 @settings(max_examples=100, derandomize=True, deadline=None)
@@ -143,14 +153,35 @@ def test_pieces_equal_the_whole(hashing, stream, data):
     tokens, positions, visible = (torch.tensor(rows) for rows in stream)
     length = tokens.shape[1]
     cuts = sorted(data.draw(st.sets(st.integers(1, length - 1)))) if length > 1 else []
-    window = torch.full((len(tokens), order - 1), HIDDEN)
+    # A cache keeps no positions: a later piece learns of a document from its first token, if that is visible.
+    visible |= positions == 0
+    history = torch.full((len(tokens), order - 1), HIDDEN)
     pieces = []
     for start, end in zip([0, *cuts], [*cuts, length], strict=True):
         codes = encode_tokens(tokens[:, start:end], positions[:, start:end], visible[:, start:end])
-        window = torch.cat([window[:, window.shape[1] - (order - 1) :], codes], dim=1)
-        pieces.append(torch.tensor(hash_ids(window, sizes, base, order, eos)))
-    whole = hash_ids(without_history(encode_tokens(tokens, positions, visible), order), sizes, base, order, eos)
-    assert torch.cat(pieces, dim=-1).tolist() == whole
+        history = torch.cat([history, codes], dim=1)
+        pieces.append(torch.tensor(masked_ids(history, visible[:, :end], start, sizes, base, order, eos)))
+    whole = without_history(encode_tokens(tokens, positions, visible), order)
+    assert torch.cat(pieces, dim=-1).tolist() == masked_ids(whole, visible, 0, sizes, base, order, eos)
+
+
+@settings(max_examples=100, derandomize=True, deadline=None)
+@given(hashing=hashings(), stream=streams(), data=st.data())
+def test_a_row_of_a_4d_mask_shows_what_its_token_reads(hashing, stream, data):
+    # Any subset of the earlier tokens, another one for each token: the ids are those of the subset alone.
+    sizes, base, order, eos = hashing
+    row = torch.tensor(stream[0][:1])
+    length = row.shape[1]
+    seen = torch.tensor([[data.draw(st.booleans()) for _ in range(length)] for _ in range(length)]).tril(-1)
+    seen |= torch.eye(length, dtype=torch.bool)
+    slots = torch.arange(length)
+    windows = visible_windows(
+        without_history(encode_tokens(row), order), slots, lookback_slots(seen[None], slots, order - 1)
+    )
+    found = [ids for (ids,) in torch.tensor(hash_ids(windows, sizes, base, order, eos)).transpose(1, 2).tolist()]
+    for t in range(length):
+        alone = row[0][seen[t]].tolist()
+        assert found[t] == [column[-1] for column in naive_ngram_ids(alone, sizes, base, order, eos)]
 
 
 def test_golden_ids(conformance_folder):
@@ -191,12 +222,12 @@ def test_one_row_of_positions_serves_a_batch():
     assert codes.tolist() == [[-5, 5, -7], [-8, 8, -10]]
 
 
-def test_segment_starts():
+def test_document_starts():
     positions = torch.tensor([[0, 1, 2, 0, 1, 9, 10]])
-    assert segment_starts(positions).int().tolist() == [[1, 0, 0, 1, 0, 1, 0]]
+    assert document_starts(positions).int().tolist() == [[1, 0, 0, 1, 0, 1, 0]]
     assert positions.tolist() == [[0, 1, 2, 0, 1, 9, 10]]
     # History may stand in a cache: a first position above 0 is no start. A repeated or falling one is.
-    assert segment_starts(torch.tensor([[5, 6, 6, 5]])).int().tolist() == [[0, 0, 1, 1]]
+    assert document_starts(torch.tensor([[5, 6, 6, 5]])).int().tolist() == [[0, 0, 1, 1]]
 
 
 def test_left_padding_does_not_change_an_id():

@@ -32,7 +32,7 @@ def plain_ngrams(tokens: list[int], order: int) -> list[tuple[int, ...]]:
     """The n-gram that ends with each token, 0 where nothing may be seen."""
     found = []
     for t in range(len(tokens)):
-        reach = min(order - 1, naive_lookback(tokens, t, {EOS}))
+        reach = min(order - 1, len(naive_lookback(tokens, t, {EOS})))
         found.append((0,) * (order - 1 - reach) + tuple(tokens[t - reach : t + 1]))
     return found
 

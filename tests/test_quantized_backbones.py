@@ -188,6 +188,21 @@ for skipped in (None, ["lm_head", "kv_b_proj.weight"]):
         torch.testing.assert_close(model(ids).logits, plain(ids).logits, atol=1e-4, rtol=0)
         tokens = model.generate(ids, max_new_tokens=6, do_sample=False)
         assert torch.equal(tokens, model.generate(ids, max_new_tokens=6, do_sample=False, use_cache=False))
+
+from torchao.quantization import FqnToConfig
+stacked = FqnToConfig({r"re:.*experts.(gate_up_proj|down_proj)": Int8WeightOnlyConfig()})
+plain = LongCatLiteForCausalLM.from_pretrained(sys.argv[1], dtype=torch.float32)
+few_bits = TorchAoConfig(stacked)
+model = LongCatLiteForCausalLM.from_pretrained(sys.argv[1], dtype=torch.float32, quantization_config=few_bits)
+state = plain.state_dict()
+packed = [(name, value) for name, value in model.named_parameters() if type(value.data) is not torch.Tensor]
+assert len(packed) == 2 * model.config.num_layers, packed
+for name, value in packed:
+    state[name].copy_(value.dequantize())
+for implementation in ("eager", "grouped_mm", "batched_mm"):
+    model.set_experts_implementation(implementation)
+    with torch.no_grad():
+        torch.testing.assert_close(model(ids).logits, plain(ids).logits, atol=1e-4, rtol=0)
 print("equal")
 """
 

@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What differs between the supported versions of transformers: the only file that knows.
+
+    5.16 to 5.22    loading, forward and generation; what trainers and other engines pin
+    5.23            everything
+    5.24            everything; a cache is called `cache`, which was `past_key_values` before
+
+A name that upstream changes must never be swallowed by `**kwargs`: a cache that arrives under a name that nobody reads
+leaves every step with its own token alone, and the tokens are wrong without an error.
+"""
+
+import dataclasses
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import transformers
+from transformers.cache_utils import Cache, DynamicCache
+from transformers.masking_utils import create_causal_mask
+from transformers.utils import TransformersKwargs, logging
+from transformers.utils.output_capturing import OutputRecorder
+
+NEWEST_TESTED = (5, 24)
+CACHE_NAMES = ("cache", "past_key_values")
+# What this version calls a cache, in arguments and in outputs.
+CACHE = "cache" if "cache" in inspect.signature(create_causal_mask).parameters else "past_key_values"
+
+# Tensors that trainers and attention functions pass along with those that the model reads.
+KNOWN_TENSORS = frozenset(TransformersKwargs.__annotations__) | {
+    "cache_position",
+    "labels",
+    "logits_to_keep",
+    "max_seqlen_in_batch",
+    "shift_labels",
+    "s_aux",
+    "token_type_ids",
+}
+
+logger = logging.get_logger(__name__)
+
+
+def warn_of_an_unknown_version():
+    """Says once if transformers is newer than what this code was tested with."""
+    if tuple(int(number) for number in transformers.__version__.split(".")[:2]) > NEWEST_TESTED:
+        newest = ".".join(map(str, NEWEST_TESTED))
+        logger.warning_once(
+            f"transformers {transformers.__version__} is newer than {newest}, the newest version that LongCat-Lite "
+            "was tested with. Inputs under names that it does not know raise an error."
+        )
+
+
+def the_cache(cache: Cache | None, past_key_values: Cache | None) -> Cache | None:
+    """The cache, whichever of its two names it came under.
+
+    Raises:
+        `ValueError`: if it came under both, or is no `Cache`.
+    """
+    if cache is not None and past_key_values is not None and cache is not past_key_values:
+        raise ValueError("`cache` and `past_key_values` are two names of one argument: pass one of them.")
+    found = past_key_values if cache is None else cache
+    if found is not None and not isinstance(found, Cache):
+        raise ValueError(
+            f"`{CACHE}` is a {type(found).__name__}, not a `Cache`: pass the one that the model returned, or none."
+        )
+    return found
+
+
+def check_unread_inputs(unread: Mapping[str, Any]):
+    """Checks the keyword arguments that a forward hands down without reading them.
+
+    Raises:
+        `ValueError`: naming an argument that carries a cache or a tensor under an unknown name.
+    """
+    for name, value in unread.items():
+        if isinstance(value, Cache):
+            raise ValueError(
+                f"A cache arrived as `{name}`, a name that this model does not read, so that generation would go "
+                f"wrong: pass it as `{CACHE}`. transformers {transformers.__version__} is installed; versions up to "
+                f"{'.'.join(map(str, NEWEST_TESTED))} were tested."
+            )
+        if isinstance(value, torch.Tensor) and name not in KNOWN_TENSORS:
+            raise ValueError(
+                f"The tensor `{name}` is not an input of this model. Check its name: an input that nobody reads "
+                "would silently change the result."
+            )
+
+
+def check_prepared_cache(model_kwargs: Mapping[str, Any], is_wanted: bool) -> Cache | None:
+    """The cache that `generate` has prepared, which it has to keep under the name that this file knows.
+
+    Raises:
+        `ValueError`: if it has none although one is wanted, or keeps it under another name.
+    """
+    cache = model_kwargs.get(CACHE)
+    check_unread_inputs(
+        {name: value for name, value in model_kwargs.items() if isinstance(value, Cache) and name != CACHE}
+    )
+    if is_wanted and cache is None:
+        raise ValueError(
+            f"`generate` of transformers {transformers.__version__} has prepared no cache under the name `{CACHE}`, "
+            "although `use_cache` is on. Pass `use_cache=False`, or install a version up to "
+            f"{'.'.join(map(str, NEWEST_TESTED))}."
+        )
+    return cache
+
+
+def reset_dynamic_cache(cache: DynamicCache):
+    """Takes all tokens out of a cache; before 5.23, `DynamicCache.reset` leaves as many tokens of zeros."""
+    DynamicCache.reset(cache)
+    for layer in cache.layers:
+        if layer.get_seq_length():
+            layer.keys, layer.values, layer.is_initialized = None, None, False
+
+
+def output_recorder(module: type[torch.nn.Module], layers_field: str) -> OutputRecorder:
+    """An `OutputRecorder` of hidden states whose layers are counted by the config's `layers_field`.
+
+    From 5.23 on; earlier versions count nothing.
+    """
+    fields = {field.name for field in dataclasses.fields(OutputRecorder)}
+    key = "num_hidden_layers_key"
+    return OutputRecorder(module, **({key: layers_field} if key in fields else {}))
+
+
+__all__ = [
+    "CACHE",
+    "CACHE_NAMES",
+    "check_prepared_cache",
+    "check_unread_inputs",
+    "output_recorder",
+    "reset_dynamic_cache",
+    "the_cache",
+    "warn_of_an_unknown_version",
+]
