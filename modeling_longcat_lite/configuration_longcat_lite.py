@@ -365,10 +365,7 @@ def legacy_rope_fields(rope_parameters: dict[str, Any]) -> dict[str, Any]:
         return {"rope_theta": theta, "rope_scaling": None}
     scaling = {key: value for key, value in rope_parameters.items() if key != "rope_theta"}
     if kind == "yarn":
-        # A released file has `type` alone and is read with both keys; what has `rope_type` alone is written with both.
-        names = ("type",) if "type" in scaling else ("type", "rope_type")
-        others = {key: value for key, value in scaling.items() if key not in ("type", "rope_type")}
-        scaling = others | dict.fromkeys(names, "deepseek_yarn")
+        scaling |= dict.fromkeys(("type", "rope_type"), "deepseek_yarn")
     return {"rope_theta": theta, "rope_scaling": scaling}
 
 

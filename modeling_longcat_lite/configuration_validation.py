@@ -132,8 +132,7 @@ def validate_stated(config: PreTrainedConfig, stated: dict[str, Any]):
 def with_known_rope_type(rope: dict[str, Any] | None, field: str) -> dict[str, Any] | None:
     """A copy of `field` with `yarn` for `deepseek_yarn`, which is SGLang's name of it and has the same fields.
 
-    Both keys with that name are how `to_json_file` writes what has `rope_type` alone: `type` is left out again, so
-    that the hash of the config stays the same.
+    Both keys with that name are what `to_json_file` writes for one: `type` is left out again.
     """
     if rope is None:
         return None

@@ -89,15 +89,12 @@ def test_yarn_added_to_the_old_field_alone_is_refused(tmp_path):
     ids=["yarn", "plain", "released", "released, plain"],
 )
 def test_files_of_today_and_of_before_say_the_same(fields, tmp_path):
-    """What is in memory after loading, and with it the hash that result files carry, stays as it was."""
     config = write_and_load({**fields, "architectures": PUBLISHED["architectures"]}, tmp_path)
+    config.rope_parameters.pop("type", None)  # transformers keeps the key of released files beside its own
     today = written(config, tmp_path)
     assert write_and_load(today, tmp_path).to_dict() == config.to_dict()
     assert written(write_and_load(today, tmp_path), tmp_path) == today
-    before = write_and_load(as_written_before(today), tmp_path)
-    for rope in (config.rope_parameters, before.rope_parameters):
-        rope.pop("type", None)
-    assert before.to_dict() == config.to_dict()
+    assert write_and_load(as_written_before(today), tmp_path).to_dict() == config.to_dict()
 
 
 @pytest.mark.parametrize("rope", [YARN_ROPE, PLAIN_ROPE], ids=["yarn", "plain"])
