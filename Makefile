@@ -7,7 +7,7 @@ BIN := .venv/bin
 RUN_TESTS := -m pytest -n 2 --dist loadfile --durations 10
 PYTEST := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python $(RUN_TESTS)
 # Markers of tests that have a target of their own.
-ELSEWHERE := not mlx and not random and not kills
+ELSEWHERE := not mlx and not vllm and not random and not kills
 NOT_HERE := not full and $(ELSEWHERE)
 # Versions of transformers that the package is tested with besides that of constraints.txt. The newest is asked for at
 # every run; TORCH is the CPU build for all of them, since other builds bring gigabytes.
@@ -18,9 +18,12 @@ CORE_TESTS := $(addprefix tests/test_,parity.py packing.py decode.py generation.
 	cache_misuse.py ngram_cache.py remote_code.py visible_history.py packed_compiled.py module_hooks.py)
 ALL_BUT_TRAINING_TESTS := $(CORE_TESTS) $(addprefix tests/test_,assisted_generation.py draft_candidates.py mtp.py mla.py \
 	moe.py ngram_embedding.py ngram_tables.py ngram_quantization.py quantized_backbones.py sparse_attention.py \
-	document_mask.py export.py rotary_embedding.py decoder_layer.py oe_configs.py row_deltas.py serve.py gradients.py)
+	document_mask.py export.py rotary_embedding.py decoder_layer.py oe_configs.py row_deltas.py serve.py gradients.py \
+	untrusted_tokenizer.py configuration_rope.py interrupted_forward.py unknown_inputs.py random_generation.py \
+	saved_folders.py whole_saves.py adapter_rows.py)
 
-.PHONY: install demo draft bits yarn study tools test test-fast test-full test-random test-kills test-latest test-oldest test-mlx eval-smoke lint typing format bench clean
+.PHONY: install demo draft bits yarn study tools test test-fast test-full test-random test-kills test-latest test-oldest \
+	test-mlx test-vllm eval-smoke lint typing format bench clean
 
 install: .venv/.installed
 
@@ -126,6 +129,17 @@ test-mlx: install .venv-mlx/.installed
 .venv-mlx/.installed: tests/mlx_requirements.txt
 	$(PYTHON) -m venv .venv-mlx
 	.venv-mlx/bin/pip install --quiet --requirement tests/mlx_requirements.txt
+	touch $@
+
+# Log-probabilities and tokens against vLLM, which wants versions of its own. Its requirements are installed as they are:
+# torchvision and its like, which the rest would bring along, do not import beside a CPU build of torch.
+test-vllm: install .venv-vllm/.installed
+	$(PYTEST) -m vllm tests/test_vllm.py
+
+.venv-vllm/.installed: tests/vllm_requirements.txt
+	$(PYTHON) -m venv .venv-vllm
+	.venv-vllm/bin/pip install --quiet $(TORCH)
+	.venv-vllm/bin/pip install --quiet --no-deps --requirement tests/vllm_requirements.txt
 	touch $@
 
 lint: install typing

@@ -34,14 +34,23 @@ ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetens
 NOT_ADAPTER = frozenset({"auto_mapping", "base_model_name_or_path", "inference_mode", "revision"})
 
 
-def config_hash(folder: Path) -> str:
-    """SHA-256, in hexadecimal, of what the config of the model, or of the adapter, in `folder` says of its shape."""
+def config_hash(folder: Path, respelled: bool = False) -> str:
+    """SHA-256, in hexadecimal, of what the config of the model, or of the adapter, in `folder` says of its shape.
+
+    Args:
+        folder (`Path`): Of the model or adapter.
+        respelled (`bool`, *optional*, defaults to `False`): The hash of the same model where the kind of RoPE is said
+            the other way: with `type` beside `rope_type`, as in released files, or without, as in saved ones.
+    """
     if (folder / ADAPTER_CONFIG).is_file():
         config, left_out = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8")), NOT_ADAPTER
         # PEFT writes sets of names, in any order.
         config = {key: sorted(value, key=str) if isinstance(value, list) else value for key, value in config.items()}
     else:
         config, left_out = LongCatLiteConfig.from_pretrained(folder).to_dict(), NOT_ARCHITECTURE
+        rope = config["rope_parameters"]
+        if respelled and rope.pop("type", None) is None:
+            rope["type"] = rope["rope_type"]
     kept = {key: value for key, value in config.items() if key not in left_out}
     kept = {key: value for key, value in kept.items() if key not in ADDED_LATER or value != ADDED_LATER[key]}
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()

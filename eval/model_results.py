@@ -31,12 +31,13 @@ def result_file(folder: Path, evaluation: str, results: list[dict[str, Any]], **
     return {"model": model_identity(folder), "evaluation": evaluation, "results": results, **more}
 
 
-def read_results(path: Path, model: dict[str, str] | None = None) -> dict[str, Any]:
+def read_results(path: Path, model: dict[str, str] | None = None, respelled: str | None = None) -> dict[str, Any]:
     """Read and check a result file.
 
     Args:
         path (`Path`): A JSON file that an evaluation wrote.
         model (`dict`, *optional*): [`model_identity`] of the model that the numbers must belong to.
+        respelled (`str`, *optional*): Another `config_sha256` of the same model, see [`config_hash`].
 
     Raises:
         `ValueError`: naming the file, and the key that is missing, the value that is no number, or which of the two
@@ -51,7 +52,7 @@ def read_results(path: Path, model: dict[str, str] | None = None) -> dict[str, A
     for number, result in enumerate(results):
         check_result(f"{path}: results[{number}]", result)
     for key in ("config_sha256", "weights_sha256"):
-        if model is not None and identity.get(key) != model[key]:
+        if model is not None and identity.get(key) not in (model[key], respelled):
             raise ValueError(
                 f"{path} was measured on another model: its {key} is {identity.get(key)}, that of "
                 f"{model['name']} is {model[key]}. Evaluate {model['name']} again."

@@ -2,7 +2,8 @@
 """What mlx-lm, vLLM and SGLang read of a LongCat-Flash-Lite checkpoint: config fields, tensor names and shapes.
 
 Tables, and two functions that hold a checkpoint against them. They say what the runtimes' source files say, read and
-not copied, in the versions of [`SOURCES`]; of the three only mlx-lm is run here (`make test-mlx`).
+not copied, in the versions of [`SOURCES`]. mlx-lm and vLLM are run too (`make test-mlx`, `make test-vllm`). What loads
+and is computed differently is in `runtime_differences.py`.
 
 vLLM and SGLang check little of it. A field that is absent falls back on the value of another model (the 560B
 LongCat-Flash, or DeepSeek's); SGLang passes a tensor that it does not know with a warning, and what it does not find
@@ -26,19 +27,24 @@ SOURCES = {
         "mlx_lm/models/rope_utils.py",
     ),
     "vLLM": (
-        "vllm-project/vllm",
-        "vllm/model_executor/models/longcat_flash_ngram.py at 055e47c2",
-        "vllm/model_executor/models/longcat_flash.py at 055e47c2",
-        "vllm/transformers_utils/model_arch_config_convertor.py at 00bb6f59",
+        "vllm-project/vllm 0.32.0",
+        "vllm/model_executor/models/longcat_flash_ngram.py",
+        "vllm/model_executor/models/longcat_flash.py",
+        "vllm/model_executor/models/deepseek_v2.py",
+        "vllm/model_executor/layers/fused_moe/router/zero_expert_router.py",
+        "vllm/transformers_utils/config.py",
+        "vllm/transformers_utils/model_arch_config_convertor.py",
         "csrc/libtorch_stable/ngram_embedding_kernels.cu at ffb66e71",
     ),
     "SGLang": (
-        "sgl-project/sglang",
-        "python/sglang/srt/models/longcat_flash.py at 01f67c34",
-        "python/sglang/srt/layers/n_gram_embedding.py at 006c7811",
-        "python/sglang/srt/configs/longcat_flash.py at 0fcb10e2",
-        "python/sglang/srt/utils/hf_transformers/config.py at 0067b4fe",
-        "python/sglang/kernels/ops/speculative/ngram_embedding.py at 558ef517",
+        "sgl-project/sglang 0.5.23",
+        "python/sglang/srt/models/longcat_flash.py",
+        "python/sglang/srt/layers/n_gram_embedding.py",
+        "python/sglang/srt/configs/longcat_flash.py",
+        "python/sglang/srt/configs/model_config.py",
+        "python/sglang/srt/utils/hf_transformers/config.py",
+        "python/sglang/kernels/ops/embeddings/ngram_embedding.py",
+        "python/sglang/kernels/ops/moe/ep_moe_kernels.py",
     ),
 }
 RUNTIMES = tuple(SOURCES)
@@ -154,15 +160,15 @@ ONE_WAY_FIELDS = (
     Field("zero_expert_type", ("identity",)),
 )
 SERVER_FIELDS = (
-    # SGLang compares the whole list, and knows its model by another name: a file that states `model_type` needs
-    # --json-model-override-args '{"architectures": ["LongcatFlashForCausalLM"]}' there.
+    # SGLang compares the whole list.
     Field("architectures", ([ARCHITECTURE],)),
     Field("eos_token_id"),
     Field("mla_scale_q_lora"),
     Field("mla_scale_kv_lora"),
     Field("attention_bias", (False,), stated=False),
     Field("norm_topk_prob", (False,), stated=False),
-    Field("router_bias", (False, True), stated=False),
+    # Any model that has it is a sparse one there: to vLLM a null is enough, see `config_problems`.
+    Field("index_topk", (None,), stated=False),
 )
 CONFIG_FIELDS: dict[str, tuple[Field, ...]] = {
     "mlx-lm": (
@@ -175,13 +181,20 @@ CONFIG_FIELDS: dict[str, tuple[Field, ...]] = {
         *ONE_WAY_FIELDS,
     ),
     "vLLM": (
-        # Latent attention and two attentions a layer hang on it. The original repository has it in its own code.
-        Field("model_type", ("longcat_flash_ngram",), stated=False),
+        # Latent attention and two attentions a layer depend on it, as `longcat_flash`: --hf-overrides says that.
+        Field("model_type", ("longcat_flash_ngram", "longcat_flash"), stated=False),
         *ARCHITECTURE_FIELDS,
         *SERVER_FIELDS,
+        Field("router_bias", (False,), stated=False),
+        Field("scale_zero_experts", (True,), stated=False),
         *ONE_WAY_FIELDS,
     ),
-    "SGLang": (*ARCHITECTURE_FIELDS, *SERVER_FIELDS, *ONE_WAY_FIELDS),
+    "SGLang": (
+        *ARCHITECTURE_FIELDS,
+        *SERVER_FIELDS,
+        Field("router_bias", (False, True), stated=False),
+        *ONE_WAY_FIELDS,
+    ),
 }
 # This package keeps apart what a runtime takes from one field: the base of the hash, and what ends an n-gram.
 SAME_AS = {
@@ -193,24 +206,6 @@ SAME_AS = {
         "ngram_eos_token_id": "eos_token_id",
         "num_hidden_layers": "num_layers",
     },
-}
-# What loads, and computes something else than the reference. mlx-lm's is measured in `tests/test_mlx.py`, the n-gram
-# ids of all three in `tests/test_runtime_ids.py`; the rest is as read.
-DIFFERENCES = {
-    "mlx-lm": (
-        "n-grams do not stop at end-of-sequence tokens: the tokens after one in a prompt are embedded otherwise",
-        "the latent norms have an epsilon of 1e-5, not `latent_norm_eps`",
-        "the draft head is not loaded",
-    ),
-    "vLLM": (
-        "an end-of-sequence token is embedded by row 0 of every table, instead of what it looks back on",
-        "the latent norms have the epsilon `rms_norm_eps`, not `latent_norm_eps`",
-        "the draft head is not loaded",
-    ),
-    "SGLang": (
-        "identity experts are added without `routed_scaling_factor`",
-        "the latent norms have the epsilon `rms_norm_eps`, not `latent_norm_eps`",
-    ),
 }
 
 
@@ -280,13 +275,30 @@ def config_problems(runtime: str, config: Mapping[str, Any]) -> list[str]:
             problems.append(
                 f"`{name}` is {config[name]!r}, but {runtime} takes `{taken_from}`: {config.get(taken_from)!r}"
             )
-    if (own := config.get("rope_parameters")) is not None:
-        scaling = config.get("rope_scaling") or {}
-        legacy, today = (rope.get("rope_type") or rope.get("type") or "default" for rope in (scaling, own))
-        if legacy != today:
-            problems.append(f"`rope_scaling` says {legacy!r}, but `rope_parameters` says {today!r}")
+    problems += _rope_problems(runtime, config)
+    if runtime == "vLLM" and config.get("index_topk", 0) is None:
+        problems.append("`index_topk` is null; vLLM takes every config with this field for a sparse model: remove it")
     if runtime != "mlx-lm" and not isinstance(config.get("eos_token_id", 0), int):
         problems.append(f"`eos_token_id` is {config['eos_token_id']!r}; {runtime} takes one integer")
+    return problems
+
+
+def _rope_problems(runtime: str, config: Mapping[str, Any]) -> list[str]:
+    """What the newer of the two spellings of RoPE does; files that this package saves have the older one alone."""
+    own, old = config.get("rope_parameters"), config.get("rope_scaling") or {}
+    if not isinstance(own, dict) or not isinstance(old, dict):
+        return []
+    problems = []
+    named = (rope.get("rope_type") or rope.get("type") or "default" for rope in (old, own))
+    legacy, today = (name.replace("deepseek_yarn", "yarn") for name in named)
+    if legacy != today:
+        problems.append(f"`rope_scaling` says {legacy!r}, but `rope_parameters` says {today!r}")
+    if (own.get("rope_type") or own.get("type")) == "yarn":
+        reader = "its config class" if runtime == "SGLang" else "transformers' tokenizer without trust_remote_code"
+        problems.append(
+            f"`rope_parameters` has type 'yarn', which {reader} does not load: load the model with this package and "
+            "save it again"
+        )
     return problems
 
 
@@ -335,7 +347,6 @@ def _expand(pattern: str, shape: str, counts: Mapping[str, int]) -> Iterator[tup
 
 __all__ = [
     "CONFIG_FIELDS",
-    "DIFFERENCES",
     "DRAFT_HEAD_PREFIX",
     "RUNTIMES",
     "SAME_AS",

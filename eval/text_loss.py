@@ -52,7 +52,7 @@ def tokenize_documents(tokenizer, documents: Iterable[tuple[str, str]], count: i
 
 def longest_window(config: LongCatLiteConfig) -> int:
     """Tokens that a model may read at once: its positions, or as many as sparse attention leaves dense."""
-    return min(config.max_position_embeddings, config.index_topk or config.max_position_embeddings)
+    return min(config.max_position_embeddings, config.dense_attention_limit or config.max_position_embeddings)
 
 
 def first_token(config: LongCatLiteConfig) -> int:

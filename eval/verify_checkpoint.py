@@ -24,7 +24,8 @@ from eval.checkpoint_facts import config_facts, file_facts, runtime_findings, va
 from eval.checkpoint_files import CheckpointFiles, StoredRows
 from eval.checkpoint_problems import Headers, Problem, grouped, read_headers, tensor_problems
 from eval.report_files import write_report
-from eval.runtime_expectations import DIFFERENCES, RUNTIMES
+from eval.runtime_differences import differences
+from eval.runtime_expectations import RUNTIMES
 from eval.table_reads import spoken_path
 from eval.tokenizer_checks import check_tokenizer, template_facts
 from eval.units import format_size
@@ -64,8 +65,8 @@ def verify(files: CheckpointFiles, rows: int) -> dict[str, Any]:
         facts |= {"tokenizer": tokenizer, "chat template": template_facts(files)}
         values, of_values = value_facts(StoredRows(files, headers.places), config, rows)
         facts |= values
+        facts["computed otherwise by"] = {name: "; ".join(differences(name, fields)) for name in RUNTIMES}
         problems += of_tokenizer + of_values
-    facts["computed otherwise by"] = {runtime: "; ".join(DIFFERENCES[runtime]) for runtime in RUNTIMES}
     if "generation_config.json" in files:
         facts["generation_config"] = files.read_json("generation_config.json")
     return {

@@ -15,7 +15,7 @@ import yaml
 from huggingface_hub import get_token
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from eval.model_identity import model_identity
+from eval.model_identity import config_hash, model_identity
 from eval.report_files import markdown_table
 from model_cards.card_metadata import check_repo_id, check_round_trip, make_metadata
 from model_cards.card_results import Measured, figures, hub_entries, model_index, read_measured
@@ -107,7 +107,9 @@ def make_card(folder: Path, sources: CardSources) -> Card:
             )
     if sources.run is not None and not sources.run.is_dir():
         raise ValueError(f"`run` {sources.run} is no folder")
-    measured = read_measured(sources.results, model_identity(folder)) if sources.results else []
+    measured: list[Measured] = []
+    if sources.results:
+        measured = read_measured(sources.results, model_identity(folder), config_hash(folder, respelled=True))
     training = read_training(sources.run or folder, sources.report)
     images = figures(sources.results)
     metadata = make_metadata(facts, model_tags(model), library_name(model), model_index(measured))

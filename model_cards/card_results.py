@@ -41,12 +41,13 @@ class Measured:
     date: str | None = None
 
 
-def read_measured(paths: Sequence[Path], model: dict[str, str]) -> list[Measured]:
+def read_measured(paths: Sequence[Path], model: dict[str, str], respelled: str | None = None) -> list[Measured]:
     """Every result of `paths`, in their order.
 
     Args:
         paths (`Sequence[Path]`): Result files.
         model (`dict`): `eval.model_identity.model_identity` of the model that the card is about.
+        respelled (`str`, *optional*): `eval.model_identity.config_hash` of its other spelling.
 
     Raises:
         `ValueError`: naming the file that belongs to another model, was measured with other tables or is broken, or
@@ -55,7 +56,7 @@ def read_measured(paths: Sequence[Path], model: dict[str, str]) -> list[Measured
     found: dict[tuple, Measured] = {}
     names = [field.name for field in fields(Measured)]
     for path in paths:
-        content = read_results(path, model)
+        content = read_results(path, model, respelled)
         check_settings(path, content)
         date = content.get("date") or content.get("machine", {}).get("date")
         if not content["results"]:

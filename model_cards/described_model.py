@@ -8,10 +8,13 @@ import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from eval.model_identity import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from eval.parameter_report import report as count_parameters
+from eval.runtime_differences import differences
+from eval.runtime_expectations import RUNTIMES, config_problems
 from eval.units import format_size
 from model_cards.training_record import formatted, read_json
 from modeling_longcat_lite import ROW_DELTA_FILE, LongCatLiteConfig, changed_rows_by_order, read_safetensors_header
@@ -22,7 +25,8 @@ class DescribedModel:
     """A model, or an adapter and what belongs to it.
 
     `config` is that of the model, or of the adapter's base. `rows` are those of the card's table. `memory` has for
-    each placement of the n-gram tables what lies on the accelerator and what beside it; none of an adapter.
+    each placement of the n-gram tables what lies on the accelerator and what beside it; none of an adapter. `served`
+    has for each other runtime that serves the model what it computes differently.
     """
 
     config: LongCatLiteConfig
@@ -31,6 +35,7 @@ class DescribedModel:
     is_adapter: bool
     has_row_delta: bool
     has_tools: bool
+    served: dict[str, list[str]]
 
 
 def describe(folder: Path) -> DescribedModel:
@@ -54,7 +59,8 @@ def describe(folder: Path) -> DescribedModel:
         rows, memory = model_rows(config, tables, others), memory_rows(config, tables, others)
     if has_row_delta:
         rows.append(("changed n-gram rows", delta_text(folder / ROW_DELTA_FILE, config)))
-    return DescribedModel(config, rows, memory, is_adapter, has_row_delta, has_tools(folder))
+    served = {} if is_adapter else served_elsewhere(config)
+    return DescribedModel(config, rows, memory, is_adapter, has_row_delta, has_tools(folder), served)
 
 
 def base_config(folder: Path) -> LongCatLiteConfig:
@@ -169,6 +175,20 @@ def has_tools(folder: Path) -> bool:
         return False
     renders = re.search(r"\btools\b", template.read_text(encoding="utf-8")) is not None
     return renders and "response_template" in read_json(settings)
+
+
+def served_elsewhere(config: LongCatLiteConfig) -> dict[str, list[str]]:
+    """By runtime that serves a model saved with this config: what it computes differently."""
+    if vars(config).get("quantization_config"):
+        return {}  # whether they read such weights is not known here
+    with TemporaryDirectory() as folder:
+        config.to_json_file(Path(folder, "config.json"))
+        fields = read_json(Path(folder, "config.json"))
+    return {  # the card's command for vLLM has its override
+        name: [text for text in differences(name, fields) if "--hf-overrides" not in text]
+        for name in RUNTIMES
+        if not config_problems(name, fields)
+    }
 
 
 __all__ = ["DescribedModel", "base_config", "describe"]

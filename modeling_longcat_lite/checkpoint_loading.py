@@ -102,7 +102,7 @@ class CheckpointLoadingMixin(AdapterRowsMixin):
         # A quantizer changes names and shapes, and `load_adapter` names the keys that it expects: theirs to check.
         is_whole = expected_keys is None and not load_config.is_quantized
         found = checkpoint_shapes(checkpoint_files) if readable and expected_keys is None else {}
-        indexer = leave_indexer(found, model.config.index_topk)
+        indexer = leave_indexer(found, model.config.dense_attention_limit)
         if readable and is_whole and not load_config.ignore_mismatched_sizes:
             found = {name: where for name, where in found.items() if name not in indexer}
             if not any(name.startswith("model.") for name in found):  # written by the trunk alone

@@ -120,7 +120,9 @@ class LongCatLiteConfig(PreTrainedConfig):
             computed here: see `index_topk`.
         index_topk (`int`, *optional*):
             Keys that sparse attention leaves a query. Up to that length it sees every key, and the dense attention
-            computed here is exact; a longer sequence is refused. With `None` there is no limit.
+            computed here is exact; a longer sequence is refused. Without it there is no limit, and neither the config
+            nor its file has the field: vLLM takes any model that has it for a sparse one. Read
+            `dense_attention_limit`, which is always there.
         hidden_act (`str`, *optional*, defaults to `"silu"`): Activation of the dense MLPs and of the experts.
         initializer_range (`float`, *optional*, defaults to 0.02): Standard deviation of fresh weights.
         rms_norm_eps (`float`, *optional*, defaults to 1e-5): Epsilon of the norms other than the latent ones.
@@ -230,7 +232,6 @@ class LongCatLiteConfig(PreTrainedConfig):
     num_draft_tokens: int = 3
     mtp_use_ngram_embedding: bool = False
     attention_method: str = "MLA"
-    index_topk: int | None = None
     hidden_act: str = "silu"
     initializer_range: float | int = 0.02
     rms_norm_eps: float | int = 1e-5
@@ -250,7 +251,7 @@ class LongCatLiteConfig(PreTrainedConfig):
             kwargs["rope_scaling"] = with_known_rope_type(kwargs["rope_scaling"], "rope_scaling")
         take_one_rope_story(self.rope_parameters, kwargs)
         take_draft_embedding(self, kwargs)
-        for name in ("model_type", *OE_FIELDS):
+        for name in ("model_type", "index_topk", *OE_FIELDS):
             if name in kwargs and kwargs[name] is None:
                 del kwargs[name]  # says nothing
         # The released `auto_map` names modules that transformers 5 cannot run; saving writes one that works.
@@ -280,6 +281,11 @@ class LongCatLiteConfig(PreTrainedConfig):
         # vLLM, which counts decoder layers, assigns their number before it builds the model; it reads `num_layers`.
         if value not in (self.num_layers, 2 * self.num_layers):
             raise ValueError(f"`num_hidden_layers` is derived; change `num_layers`. Got {value!r}.")
+
+    @property
+    def dense_attention_limit(self) -> int | None:
+        """`index_topk`, up to which the dense attention computed here is exact; `None` for a model without it."""
+        return vars(self).get("index_topk")
 
     @property
     def qk_head_dim(self) -> int:
@@ -312,7 +318,14 @@ class LongCatLiteConfig(PreTrainedConfig):
     def from_dict(cls, config_dict: dict[str, Any], **kwargs):
         """As [`PreTrainedConfig.from_dict`]; two names of one field must agree."""
         validate_oe_fields(config_dict)
-        return super().from_dict(config_dict, **kwargs)
+        changed = "index_topk" in kwargs
+        index_topk = kwargs.pop("index_topk", None)
+        loaded = super().from_dict(config_dict, **kwargs)
+        if changed:  # transformers changes only fields that the config has already, and this one may be absent
+            fields = vars(loaded[0] if isinstance(loaded, tuple) else loaded)
+            fields.pop("index_topk", None)
+            fields |= {} if index_topk is None else {"index_topk": index_topk}
+        return loaded
 
     def to_vanilla(self) -> "LongCatLiteConfig":
         """The twin with the same total parameters and no n-gram embedding (the paper's "Vanilla", section 6).
@@ -337,19 +350,34 @@ class LongCatLiteConfig(PreTrainedConfig):
         validate_fields(self)
 
     def to_json_file(self, json_file_path: str | os.PathLike, use_diff: bool = True):
-        """Writes `config.json` with the fields that older readers and other runtimes expect beside today's."""
+        """Writes `config.json` in the spelling that older readers and other runtimes take."""
         written = json.loads(self.to_json_string(use_diff=use_diff))
         names = [name.replace(OWN_PREFIX, UPSTREAM_PREFIX, 1) for name in written.get("architectures") or []]
         upstream = [name for name in names if name.startswith(UPSTREAM_PREFIX)]
         written["architectures"] = upstream[:1] or [f"{UPSTREAM_PREFIX}ForCausalLM"]
         if not written.get("auto_map", {}).keys().isdisjoint({"AutoModel", "AutoModelForCausalLM"}):
             written["auto_map"] = AUTO_MAP
-        rope = dict(self.rope_parameters)
-        written["rope_theta"] = rope.pop("rope_theta")
-        written["rope_scaling"] = None if rope["rope_type"] == "default" else {**rope, "type": rope["rope_type"]}
+        if written.get("index_topk") is None:
+            written.pop("index_topk", None)
+        written |= legacy_rope_fields(written.pop("rope_parameters"))
         if "dtype" in written:
             written["torch_dtype"] = written["dtype"]
         Path(json_file_path).write_text(json.dumps(written, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def legacy_rope_fields(rope_parameters: dict[str, Any]) -> dict[str, Any]:
+    """`rope_theta` and `rope_scaling`, the only spelling of YaRN that every reader takes.
+
+    `rope_parameters`, or the type `yarn`, keeps a folder out of `AutoTokenizer` without remote code, and so out of
+    mlx-lm's commands, and out of SGLang: their configs check YaRN before they know `max_position_embeddings`.
+    """
+    theta, kind = rope_parameters["rope_theta"], rope_parameters["rope_type"]
+    if kind == "default":
+        return {"rope_theta": theta, "rope_scaling": None}
+    scaling = {key: value for key, value in rope_parameters.items() if key != "rope_theta"}
+    if kind == "yarn":
+        scaling |= dict.fromkeys(("type", "rope_type"), "deepseek_yarn")
+    return {"rope_theta": theta, "rope_scaling": scaling}
 
 
 __all__ = ["LongCatLiteConfig"]

@@ -8,8 +8,15 @@ import math
 from typing import Any
 
 from transformers import PreTrainedConfig
-from transformers.activations import ACT2FN
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+ACTIVATIONS: tuple[str, ...] = ()  # unknown without torch, as with mlx-lm, where a config can be read all the same
+try:
+    from transformers.activations import ACT2FN
+
+    ACTIVATIONS = tuple(ACT2FN)
+except ImportError:
+    pass
 
 POSITIVE_INTEGERS = (
     "vocab_size",
@@ -55,7 +62,7 @@ CHOICES: dict[str, tuple] = {
     "zero_expert_type": ("identity", "drop"),
     "attention_method": ("MLA", "LSA"),
     "num_nextn_predict_layers": (None, 0, 1),
-    "hidden_act": tuple(ACT2FN),
+    "hidden_act": ACTIVATIONS,
 }
 # The same fields in LongCat-Flash-Lite-Sparse and LongCat-2.0.
 OE_FIELDS = {
@@ -97,7 +104,7 @@ def validate_fields(config: PreTrainedConfig):
     _validate_relatives(config)
     _validate_sizes(config)
     for name, allowed in CHOICES.items():
-        if getattr(config, name) not in allowed:
+        if allowed and getattr(config, name) not in allowed:
             raise ValueError(f"`{name}` must be one of {allowed}, got {getattr(config, name)!r}.")
     if config.use_ngram_embedding:
         _validate_ngram(config)
@@ -123,19 +130,25 @@ def validate_stated(config: PreTrainedConfig, stated: dict[str, Any]):
 
 
 def with_known_rope_type(rope: dict[str, Any] | None, field: str) -> dict[str, Any] | None:
-    """A copy of `field` with `yarn` for `deepseek_yarn`, which is SGLang's name of it and has the same fields."""
+    """A copy of `field` with `yarn` for `deepseek_yarn`, which is SGLang's name of it and has the same fields.
+
+    Both keys with that name are what `to_json_file` writes for one: `type` is left out again.
+    """
     if rope is None:
         return None
     if not isinstance(rope, dict):
         raise ValueError(f"`{field}` must be an object of fields, or null, got {rope!r}.")
     named = {key: "yarn" for key in ("type", "rope_type") if rope.get(key) == "deepseek_yarn"}
-    return {**rope, **named}
+    known = {**rope, **named}
+    if len(named) == 2:
+        del known["type"]
+    return known
 
 
 def take_one_rope_story(rope_parameters: dict[str, Any] | None, fields: dict[str, Any]):
     """Drops `rope_scaling` and `rope_theta` from `fields` if `rope_parameters` says the same.
 
-    A file of ours says RoPE twice, for old readers and for new ones: an edit of one alone would be lost.
+    Some files describe RoPE twice, for old readers and for new ones: an edit of one alone would be lost.
     """
     scaling = fields.get("rope_scaling") or {}
     for rope in (rope_parameters or {}, scaling):
@@ -166,7 +179,7 @@ def _validate_relatives(config: PreTrainedConfig):
     for name, what in UNSUPPORTED.items():
         if stated.get(name):
             raise ValueError(f"`{name}` is {stated[name]!r}: {what} cannot be computed here.")
-    topk = config.index_topk
+    topk = stated.get("index_topk")
     if topk is not None and (type(topk) is not int or topk < 1):
         raise ValueError(f"`index_topk` must be an integer of at least 1, or null, got {topk!r}.")
     if config.attention_method == "LSA" and topk is None:

@@ -61,7 +61,7 @@ class LongCatLiteGenerationMixin(GenerationMixin):
     def _prepare_cache_for_generation(
         self, generation_config, model_kwargs, generation_mode, batch_size, max_cache_length
     ):
-        check_length(max_cache_length, self.config.index_topk, "The prompt with what may be generated")
+        check_length(max_cache_length, self.config.dense_attention_limit, "The prompt with what may be generated")
         layout, cache = self.model.cache_layout, model_kwargs.get(CACHE)
         if cache is not None and self.config.use_ngram_embedding:
             rows = batch_size * max(generation_config.num_beams, generation_config.num_return_sequences)
@@ -164,8 +164,8 @@ def check_assisted_embeddings(input_ids: torch.Tensor, model_kwargs: dict, is_dr
     for reason, applies in reasons.items():
         if applies:
             raise ValueError(
-                f"Assisted decoding takes `inputs_embeds` but not with {reason}: transformers would count the prompt's "
-                "tokens wrongly. Pass `input_ids` alone, or decode without assistance."
+                f"Assisted decoding takes `inputs_embeds` but not with {reason}: transformers would miscount the "
+                "prompt's tokens. Pass `input_ids` alone, or decode without assistance."
             )
 
 

@@ -188,7 +188,7 @@ class LongCatLiteModel(LongCatLitePreTrainedModel):
         word_embeds = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
         cache = self._cache_with_history(the_cache(cache, past_key_values), use_cache, word_embeds)
         check_mask_width(attention_mask, cache, word_embeds.shape[1])
-        if (topk := self.config.index_topk) is not None:
+        if (topk := self.config.dense_attention_limit) is not None:
             is_part, length = ngram_row_ids is not None, word_embeds.shape[1]
             length = longest_sequence(length, attention_mask, position_ids, cache, is_part)
             check_length(length, topk, "A sequence")

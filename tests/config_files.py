@@ -63,3 +63,13 @@ def write_and_load(fields: dict, folder: Path) -> LongCatLiteConfig:
 def written(config: LongCatLiteConfig, folder: Path) -> dict:
     config.save_pretrained(folder)
     return json.loads((folder / "config.json").read_text())
+
+
+def as_written_before(fields: dict) -> dict:
+    """`config.json` as this package wrote it until November 2026: RoPE twice, and a null `index_topk`."""
+    scaling = fields["rope_scaling"]
+    own = {"rope_type": "default"} if scaling is None else {**scaling, "rope_type": "yarn"}
+    own.pop("type", None)
+    twice = {"rope_parameters": {**own, "rope_theta": fields["rope_theta"]}}
+    twice["rope_scaling"] = None if scaling is None else {**own, "type": "yarn"}
+    return {"index_topk": None, **fields, **twice}

@@ -234,3 +234,16 @@ def test_names_of_tasks_do_not_break_the_table(model_dir, tmp_path):
     file = write_results(tmp_path / "harness.json", model_dir, [{"task": "a|b\nc", "metric": "acc", "value": 1.0}])
     text = make_card(model_dir, CardSources(results=[file])).text
     assert "| a\\|b c | acc | 1 |" in text
+
+
+def test_it_says_how_to_serve_the_model_and_what_differs_there(card, tmp_path):
+    """None for a model that no other runtime serves."""
+    text = section(card.text, "Use")
+    assert '`vllm serve . --hf-overrides \'{"model_type": "longcat_flash"}\'`' in text
+    assert '`mlx_lm.generate --model . --prompt "..."`' in text
+    for difference in ("row 0 of every table", "do not stop at end-of-sequence", "without `routed_scaling_factor`"):
+        assert difference in text
+    assert "`hidden_size` is 48, which is not a multiple of 256" in text
+    assert "`response_template.defaults`" in text  # what vLLM's tool parser wants changed
+    amplified = write_tiny_chat(tmp_path, embedding_amplification="layer_norm") / "model"
+    assert "Serve elsewhere" not in make_card(amplified, CardSources(license="apache-2.0")).text

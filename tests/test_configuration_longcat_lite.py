@@ -190,7 +190,8 @@ def test_loaded_configs_write_what_they_were(conformance_folder, tmp_path):
     for name in stated.keys() - {"auto_map", "rope_scaling", "transformers_version"}:
         assert fields[name] == stated[name], name
     kept = stated.get("rope_scaling")
-    assert fields["rope_scaling"] == (kept and {"rope_type": "yarn", "type": "yarn", **kept})
+    renamed = dict.fromkeys(("type", "rope_type"), "deepseek_yarn")
+    assert fields["rope_scaling"] == (kept and {**kept, **renamed})
 
 
 def test_there_are_five_conformance_folders():
@@ -204,7 +205,8 @@ def test_older_readers_find_their_fields(cls, suffix, tmp_path):
     assert fields["architectures"] == [f"LongcatFlashNgram{suffix}"]
     assert fields["rope_theta"] == 10000.0
     scaling = {key: value for key, value in YARN_ROPE.items() if key != "rope_theta"}
-    assert fields["rope_scaling"] == {**scaling, "type": "yarn"}
+    assert fields["rope_scaling"] == {**scaling, "type": "deepseek_yarn", "rope_type": "deepseek_yarn"}
+    assert "rope_parameters" not in fields
     assert fields["torch_dtype"] == fields["dtype"] == "bfloat16"
     assert fields["model_type"] == "longcat_flash_ngram"
     assert fields["auto_map"] == {
@@ -221,6 +223,22 @@ def test_vllm_may_state_what_it_counts_as_layers():
     assert (vars(config)["num_layers"], config.num_hidden_layers) == (2, 4)
     with pytest.raises(ValueError, match="`num_hidden_layers` is derived"):
         config.num_hidden_layers = 3
+
+
+def test_only_a_sparse_model_has_index_topk(tmp_path):
+    """vLLM asks whether the config has the field, whatever it says."""
+    for fields in ({}, {"index_topk": None}):
+        config = tiny_config(**fields)
+        assert not hasattr(config, "index_topk")
+        assert config.dense_attention_limit is None
+        assert "index_topk" not in written(config, tmp_path)
+        assert not hasattr(write_and_load({**written(config, tmp_path), "index_topk": None}, tmp_path), "index_topk")
+    config.index_topk = None  # as a user may write who means no limit
+    assert "index_topk" not in written(config, tmp_path)
+    sparse = LongCatLiteConfig.from_pretrained(tmp_path, index_topk=24)
+    assert (sparse.index_topk, sparse.dense_attention_limit, written(sparse, tmp_path)["index_topk"]) == (24, 24, 24)
+    loaded = AutoConfig.from_pretrained(tmp_path, index_topk=None)
+    assert loaded.dense_attention_limit is None and not hasattr(loaded, "index_topk")
 
 
 def test_older_readers_see_plain_rope(tmp_path):

@@ -6,21 +6,30 @@ its n-grams do not stop at end-of-sequence tokens, and fields that it does not k
 """
 
 import json
-import os
-import subprocess
+import re
+import shlex
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 import torch
-from conftest import CONFORMANCE_FOLDERS, randomize, tiny_config
+from conftest import CONFORMANCE_FOLDERS, PLAIN_ROPE, YARN_ROPE, randomize, tiny_config
+from other_readers import (
+    ANSWER,
+    QUESTION,
+    Finished,
+    assert_tokenizer_loads_untrusted,
+    greedy_text,
+    prompt_ids,
+    run_command,
+    run_elsewhere,
+    teach,
+    write_package,
+)
 from safetensors.torch import load_file, save_file
-from tiny_chat import write_tiny_chat
-from transformers import AutoTokenizer
+from tiny_chat import WIDTHS_OF_64
 
 from eval.runtime_expectations import config_problems
-from model_cards.build_hub_repo import build_hub_repo
-from model_cards.card import CardSources
 from modeling_longcat_lite import LongCatLiteForCausalLM
 
 pytestmark = pytest.mark.mlx
@@ -29,15 +38,12 @@ TESTS = Path(__file__).parent
 PYTHON = TESTS.parent / ".venv-mlx" / "bin" / "python"
 TOLERANCE = 5e-4  # its latent norms have an epsilon of 1e-5; 1e-6 here and in the reference
 NO_BOUNDARY: list[int] = []
-QUESTION = "What does function 3 do?"
 
 
-def run_mlx(checkpoint: Path, output: Path, *arguments: str | Path) -> subprocess.CompletedProcess:
+def run_mlx(checkpoint: Path, output: Path, *arguments: str | Path) -> Finished:
     if not PYTHON.exists():
         pytest.fail(f"{PYTHON} is not there: `make test-mlx` makes it.")
-    command = [PYTHON, TESTS / "mlx_logits.py", checkpoint, output, *arguments]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    return run_elsewhere(PYTHON, "mlx_logits.py", checkpoint, output, *arguments)
 
 
 def mlx_logits(checkpoint: Path, folder: Path, input_ids: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -96,24 +102,47 @@ def test_they_differ_after_it_because_mlx_does_not_stop_there(case):
         assert distance(logits, case.without_boundaries).max() < TOLERANCE
 
 
-def test_a_hub_folder_loads_with_its_tokenizer(tmp_path):
-    write_tiny_chat(tmp_path)
-    model = randomize(LongCatLiteForCausalLM.from_pretrained(tmp_path / "model"))
-    model.save_pretrained(tmp_path / "model")
-    build_hub_repo(tmp_path / "model", tmp_path / "package", card=CardSources(license="apache-2.0"))
-
-    run = run_mlx(tmp_path / "package", tmp_path / "mlx.safetensors", "--question", QUESTION)
+@pytest.mark.parametrize("rope", [PLAIN_ROPE, YARN_ROPE], ids=["plain", "yarn"])
+def test_a_hub_folder_loads_with_its_tokenizer(rope, tmp_path):
+    package = write_package(tmp_path, rope_parameters=rope)
+    run = run_mlx(package, tmp_path / "mlx.safetensors", "--question", QUESTION)
     assert run.returncode == 0, run.stderr
     found = load_file(tmp_path / "mlx.safetensors")
-    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "package")
-    messages = [{"role": "user", "content": QUESTION}]
-    prompt = tokenizer.apply_chat_template(
-        messages, add_generation_prompt=True, return_dict=True, return_tensors="pt"
-    )["input_ids"]
+    prompt = torch.tensor([prompt_ids(package)])
     assert torch.equal(found["input_ids"], prompt)
     with torch.no_grad():
-        expected = LongCatLiteForCausalLM.from_pretrained(tmp_path / "package")(prompt).logits
+        expected = LongCatLiteForCausalLM.from_pretrained(package)(prompt).logits
     assert distance(found["logits"], expected).max() < TOLERANCE
+    assert assert_tokenizer_loads_untrusted(package, PYTHON) == "5.24.0"
+
+
+def test_config_and_tokenizer_load_with_trust_where_torch_is_absent(tmp_path):
+    """`mlx_lm.generate --trust-remote-code` runs this package's config, in an environment without torch."""
+    package = write_package(tmp_path, rope_parameters=YARN_ROPE)
+    code = (
+        "import sys, transformers\n"
+        "transformers.AutoTokenizer.from_pretrained(sys.argv[1], trust_remote_code=True)\n"
+        "assert 'torch' not in sys.modules\n"
+    )
+    run = run_command([PYTHON, "-c", code, package])
+    assert run.returncode == 0, run.stderr
+
+
+def test_the_commands_of_the_readme_give_our_greedy_text(tmp_path):
+    """On a package with YaRN: generate as it is, convert to 8 bits, generate again."""
+    package = write_package(tmp_path, **WIDTHS_OF_64, rope_parameters=YARN_ROPE)
+    teach(package)
+    assert greedy_text(package) == ANSWER
+    commands = re.findall(r"^mlx_lm\.(\w+) (.*)$", (TESTS.parent / "README.md").read_text(), flags=re.MULTILINE)
+    assert [name for name, _ in commands] == ["generate", "convert", "generate"]
+    for name, text in commands:
+        given = {"outputs/my-package": package, "outputs/my-mlx": tmp_path / "mlx", "...": QUESTION}
+        arguments = [given.get(argument, argument) for argument in shlex.split(text)]
+        run = run_command([PYTHON.with_name(f"mlx_lm.{name}"), *arguments])
+        assert run.returncode == 0, run.stderr
+        if name == "generate":
+            _, answer, _ = run.stdout.split("==========\n")
+            assert answer.strip() == ANSWER
 
 
 INPUT_IDS = torch.arange(5, 29).view(2, 12)

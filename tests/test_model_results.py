@@ -2,13 +2,15 @@
 """Result files: whose numbers they are, and what a broken one is told."""
 
 import json
+import shutil
 
 import pytest
 import torch
-from conftest import tiny_config
+from conftest import CONFORMANCE, tiny_config
 
-from eval.model_identity import model_identity, weights_hash
+from eval.model_identity import config_hash, model_identity, weights_hash
 from eval.model_results import read_results, result_file
+from model_cards.card import CardSources, make_card
 from modeling_longcat_lite import LongCatLiteForCausalLM
 
 RESULT = {"task": "gsm8k", "metric": "exact_match", "value": 0.5}
@@ -33,6 +35,20 @@ def test_identity_survives_shards_and_another_folder(model, tmp_path):
     one, two = model_identity(tmp_path / "one"), model_identity(tmp_path / "two")
     assert one.pop("name") == "one" and two.pop("name") == "two"
     assert one == two
+
+
+def test_numbers_of_a_released_config_are_those_of_the_model_saved_again(tmp_path):
+    """The kind of RoPE is said with `type` there, and with both keys by what this package writes."""
+    LongCatLiteForCausalLM.from_pretrained(CONFORMANCE / "yarn").save_pretrained(tmp_path / "saved")
+    folders = (tmp_path / "saved", shutil.copytree(CONFORMANCE / "yarn", tmp_path / "released"))
+    hashes = [{config_hash(folder), config_hash(folder, respelled=True)} for folder in folders]
+    assert config_hash(folders[0]) != config_hash(folders[1]) and hashes[0] == hashes[1]
+    for measured, shown in (folders, folders[::-1]):
+        file = tmp_path / "results.json"
+        file.write_text(json.dumps(result_file(measured, "harness", [RESULT], seed=0)))
+        assert "gsm8k" in make_card(shown, CardSources(results=[file], license="mit")).text
+        with pytest.raises(ValueError, match="its config_sha256"):
+            read_results(file, model_identity(shown))
 
 
 @pytest.mark.parametrize("changed", ["config_sha256", "weights_sha256"])

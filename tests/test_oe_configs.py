@@ -50,7 +50,7 @@ def test_fields_are_read_under_both_names(tmp_path):
     assert not any(name.startswith("oe_") for name in saved)
     assert (saved["emb_neighbor_num"], saved["ngram_vocab_size_ratio"]) == (5, 10.567)
     assert (saved["attention_method"], saved["index_topk"]) == ("LSA", TOPK)
-    assert saved["rope_scaling"]["type"] == "yarn"
+    assert saved["rope_scaling"]["type"] == "deepseek_yarn"
     assert LongCatLiteConfig.from_pretrained(tmp_path).to_dict() == LongCatLiteConfig(**saved).to_dict()
 
 
@@ -198,7 +198,8 @@ def test_a_hash_made_before_these_fields_stays(tmp_path):
     config.save_pretrained(tmp_path)
     before = config_hash(tmp_path)
     fields = json.loads((tmp_path / "config.json").read_text())
-    for name in ("attention_method", "index_topk", "scale_word_embedding"):
+    for name in ("attention_method", "scale_word_embedding"):
         del fields[name]
-    assert config_hash(edited(tmp_path, fields)) == before
+    for older in (fields, {**fields, "index_topk": None}):
+        assert config_hash(edited(tmp_path, older)) == before
     assert config_hash(edited(tmp_path, fields | {"scale_word_embedding": False})) != before

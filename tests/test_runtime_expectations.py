@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from config_files import as_written_before
 from conftest import CONFORMANCE, YARN_ROPE, tiny_config
 
+from eval.runtime_differences import differences
 from eval.runtime_expectations import (
     CONFIG_FIELDS,
     RUNTIMES,
@@ -124,7 +126,6 @@ def test_tensors_of_an_incomplete_config_are_not_guessed(saved):
         ("tie_word_embeddings", True),
         ("zero_expert_type", "drop"),
         ("ngram_base_vocab_size", 255),
-        ("rope_scaling", None),
     ],
 )
 def test_what_no_runtime_serves_is_named(runtime, name, value, saved):
@@ -139,6 +140,11 @@ def test_what_no_runtime_serves_is_named(runtime, name, value, saved):
         ("mlx-lm", "scale_zero_experts", False),
         ("vLLM", "model_type", "longcat_lite"),
         ("vLLM", "norm_topk_prob", True),
+        ("vLLM", "router_bias", True),
+        ("vLLM", "scale_zero_experts", False),
+        ("vLLM", "index_topk", None),
+        ("vLLM", "index_topk", 2048),
+        ("SGLang", "index_topk", 2048),
         ("vLLM", "ngram_eos_token_id", [2, 7]),
         ("SGLang", "architectures", ["LongcatFlashNgramForCausalLM", "LongCatLiteForCausalLM"]),
         ("SGLang", "attention_bias", True),
@@ -148,6 +154,47 @@ def test_what_no_runtime_serves_is_named(runtime, name, value, saved):
 def test_what_one_runtime_cannot_serve_is_named(runtime, name, value, saved):
     (problem,) = config_problems(runtime, {**config_in(saved), name: value})
     assert f"`{name}`" in problem
+
+
+@every_runtime
+def test_the_spelling_of_before_is_named(runtime, saved):
+    """RoPE twice, and the newer field of a type that other readers check before they can."""
+    before = {key: value for key, value in as_written_before(config_in(saved)).items() if key != "index_topk"}
+    (problem,) = config_problems(runtime, before)
+    assert "`rope_parameters` has type 'yarn'" in problem and "save it again" in problem
+    first, second = config_problems(runtime, {**before, "rope_scaling": None})
+    assert first == "`rope_scaling` says 'default', but `rope_parameters` says 'yarn'"
+    assert second == problem
+
+
+def found_by(runtime: str, config: dict, *words: str) -> bool:
+    return any(all(word in text for word in words) for text in differences(runtime, config))
+
+
+def test_what_is_computed_differently_is_foretold(saved):
+    """What the model does not have is not told."""
+    config = {**config_in(saved), "hidden_size": 3072, "zero_expert_num": 128, "routed_scaling_factor": 6.0}
+    assert found_by("vLLM", config, "end-of-sequence", "row 0")
+    assert not found_by("vLLM", {**config, "use_ngram_embedding": False}, "row 0")
+    assert found_by("SGLang", config, "zero experts", "without `routed_scaling_factor`")
+    for change in ({"zero_expert_num": 0}, {"routed_scaling_factor": 1.0}, {"scale_zero_experts": False}):
+        assert not found_by("SGLang", {**config, **change}, "routed_scaling_factor")
+    for runtime in ("vLLM", "SGLang"):
+        assert not found_by(runtime, config, "`hidden_size`")
+        for size, left_out in ((192, 192), (384, 128), (3000, 184)):
+            changed = {**config, "hidden_size": size}
+            assert found_by(runtime, changed, f"`hidden_size` is {size}", f"the last {left_out} values")
+            assert not found_by(runtime, {**changed, "zero_expert_num": 0}, "`hidden_size`")
+    assert found_by("vLLM", config, "--hf-overrides")
+    assert not found_by("vLLM", {**config, "model_type": "longcat_flash"}, "--hf-overrides")
+
+
+@every_runtime
+def test_a_tokenizer_that_loads_only_with_trust_is_foretold(runtime, saved):
+    config = config_in(saved)
+    assert not found_by(runtime, config, "trust_remote_code")
+    for released in ({"type": "yarn"}, {"rope_type": "yarn"}):
+        assert found_by(runtime, {**config, "rope_scaling": released}, "the tokenizer does not load without")
 
 
 def test_servers_take_one_end_of_sequence_token(saved):
