@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The classes of this package under the tests that transformers carries for its own; `test_upstream.py` runs them."""
+
+import unittest
+
+import torch
+from conftest import tiny_config
+from transformers.testing_utils import torch_device
+from transformers_tests.test_configuration_common import ConfigTester
+from transformers_tests.test_modeling_common import ModelTesterMixin
+from transformers_tests.test_training_mixin import TrainingTesterMixin
+
+from modeling_longcat_lite import LongCatLiteConfig, LongCatLiteForCausalLM, LongCatLiteModel
+
+# Of `tiny_config`, in the multiples that the tests of kernels ask for; no field is changed for the model's sake.
+SIZES = {"hidden_size": 48, "num_layers": 2}
+
+
+class ModelTester:
+    """What the mixins want to know of a model."""
+
+    batch_size = 3
+    seq_length = 7
+    is_training = True
+    num_hidden_layers = 4  # attentions that are recorded: two to a layer
+    expected_num_hidden_layers = 3  # hidden states: one for each layer, and the embedding
+    base_model_class = LongCatLiteModel
+    causal_lm_class = LongCatLiteForCausalLM
+
+    def get_config(self) -> LongCatLiteConfig:
+        return tiny_config(**SIZES)
+
+    def __getattr__(self, name: str):
+        return getattr(self.get_config(), name)
+
+    def prepare_config_and_inputs_for_common(self) -> tuple[LongCatLiteConfig, dict[str, torch.Tensor]]:
+        config = self.get_config()
+        generator = torch.Generator().manual_seed(0)
+        tokens = torch.randint(4, config.vocab_size, (self.batch_size, self.seq_length), generator=generator)
+        inputs = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
+        return config, {name: tensor.to(torch_device) for name, tensor in inputs.items()}
+
+
+class TestLongCatLite(ModelTesterMixin, TrainingTesterMixin, unittest.TestCase):
+    all_model_classes = (LongCatLiteModel, LongCatLiteForCausalLM)
+    test_all_params_have_gradient = False  # experts that no token chose
+    model_tester = ModelTester()
+
+
+class TestLongCatLiteConfig(unittest.TestCase):
+    def test_config(self):
+        fields = {"hidden_size": 48, "num_layers": 2, "vocab_size": 64}
+        ConfigTester(self, config_class=LongCatLiteConfig, **fields).run_common_tests()
