@@ -7,7 +7,7 @@ BIN := .venv/bin
 RUN_TESTS := -m pytest -n 2 --dist loadfile --durations 10
 PYTEST := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python $(RUN_TESTS)
 # Markers of tests that have a target of their own.
-ELSEWHERE := not mlx and not vllm and not random and not kills
+ELSEWHERE := not mlx and not vllm and not upstream and not random and not kills
 NOT_HERE := not full and $(ELSEWHERE)
 # Versions of transformers that the package is tested with besides that of constraints.txt. The newest is asked for at
 # every run; TORCH is the CPU build for all of them, since other builds bring gigabytes.
@@ -23,7 +23,7 @@ ALL_BUT_TRAINING_TESTS := $(CORE_TESTS) $(addprefix tests/test_,assisted_generat
 	saved_folders.py whole_saves.py adapter_rows.py)
 
 .PHONY: install demo draft bits yarn study tools test test-fast test-full test-random test-kills test-latest test-oldest \
-	test-mlx test-vllm eval-smoke lint typing format bench clean
+	test-mlx test-vllm test-upstream eval-smoke lint typing format bench clean
 
 install: .venv/.installed
 
@@ -141,6 +141,11 @@ test-vllm: install .venv-vllm/.installed
 	.venv-vllm/bin/pip install --quiet $(TORCH)
 	.venv-vllm/bin/pip install --quiet --no-deps --requirement tests/vllm_requirements.txt
 	touch $@
+
+# The tests that transformers carries for its own models, on ours: make test-upstream, or with ENV=.venv-latest.
+ENV ?= .venv
+test-upstream: $(ENV)/.installed
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(ENV)/bin/python -m pytest -rA -m upstream tests/test_upstream.py
 
 lint: install typing
 	$(BIN)/ruff check .

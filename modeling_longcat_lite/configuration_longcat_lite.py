@@ -352,9 +352,10 @@ class LongCatLiteConfig(PreTrainedConfig):
     def to_json_file(self, json_file_path: str | os.PathLike, use_diff: bool = True):
         """Writes `config.json` in the spelling that older readers and other runtimes take."""
         written = json.loads(self.to_json_string(use_diff=use_diff))
-        names = [name.replace(OWN_PREFIX, UPSTREAM_PREFIX, 1) for name in written.get("architectures") or []]
-        upstream = [name for name in names if name.startswith(UPSTREAM_PREFIX)]
-        written["architectures"] = upstream[:1] or [f"{UPSTREAM_PREFIX}ForCausalLM"]
+        if written.get("architectures"):  # `save_pretrained` of a model states its class
+            names = [name.replace(OWN_PREFIX, UPSTREAM_PREFIX, 1) for name in written["architectures"]]
+            upstream = [name for name in names if name.startswith(UPSTREAM_PREFIX)]
+            written["architectures"] = upstream[:1] or [f"{UPSTREAM_PREFIX}ForCausalLM"]
         if not written.get("auto_map", {}).keys().isdisjoint({"AutoModel", "AutoModelForCausalLM"}):
             written["auto_map"] = AUTO_MAP
         if written.get("index_topk") is None:

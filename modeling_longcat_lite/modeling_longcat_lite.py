@@ -331,7 +331,11 @@ def check_mask_width(attention_mask: torch.Tensor | None, cache: Cache | None, n
 
 
 class LongCatLiteForCausalLM(LongCatLitePreTrainedModel, LongCatLiteGenerationMixin):
-    """The trunk with a language-model head."""
+    """The trunk with a language-model head.
+
+    A checkpoint must hold every tensor of the model. One of the trunk alone is refused, where other models of
+    transformers warn and make a fresh head, which would answer noise: load it with [`LongCatLiteModel`].
+    """
 
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # noqa: RUF012
     _tp_plan = {"lm_head": "colwise_gather_output"}  # noqa: RUF012

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Unpacks the test classes of the installed transformers from its source distribution: `transformers_tests`.
 
-    python tests/upstream/carried_tests.py FOLDER
-
 The distribution carries the files that lie directly in its `tests`. What these import from folders that it leaves out
 is stood in for here by as little as lets them be imported: the mixins are empty, so none of their tests run.
 """
@@ -15,6 +13,7 @@ from pathlib import Path
 
 import transformers
 
+FOLDER = Path("build/upstream", transformers.__version__)
 PACKAGE = "transformers_tests"
 LEFT_OUT = {
     "exporters/test_export.py": "class ExportTesterMixin:\n    pass\n",
@@ -29,17 +28,20 @@ LEFT_OUT = {
 ONE_IN_TESTS = re.compile(r"[^/]+/tests/([^/]+\.py)")
 
 
-def unpack_carried_tests(folder: Path):
-    """Writes the package and what it needs to be imported to `folder`, unless they are there already."""
+def unpack_carried_tests(checkout: Path) -> Path:
+    """The folder of the package and of what it needs to be imported, which is made once for each version."""
+    folder = checkout / FOLDER
     done = folder / "done"
     if done.exists():
-        return
+        return folder
     pip = [sys.executable, "-m", "pip"]
     wanted = f"transformers=={transformers.__version__}"
     # pip asks a source distribution for its metadata; the build backend of this environment can answer.
     options = ["--quiet", "--no-deps", "--no-binary", "transformers", "--no-build-isolation", "--dest", folder]
     subprocess.run([*pip, "download", *options, wanted], check=True)
-    subprocess.run([*pip, "install", "--quiet", "--no-deps", "--upgrade", "--target", folder, "parameterized"], check=True)
+    subprocess.run(
+        [*pip, "install", "--quiet", "--no-deps", "--upgrade", "--target", folder, "parameterized"], check=True
+    )
 
     with tarfile.open(folder / f"transformers-{transformers.__version__}.tar.gz") as archive:
         for member in archive:
@@ -53,12 +55,9 @@ def unpack_carried_tests(folder: Path):
     for package in {(folder / PACKAGE / name).parent for name in ("x", *LEFT_OUT)}:
         (package / "__init__.py").touch()
     done.touch()
+    return folder
 
 
 def write(path: Path, text: str):
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text, encoding="utf-8")
-
-
-if __name__ == "__main__":
-    unpack_carried_tests(Path(sys.argv[1]))

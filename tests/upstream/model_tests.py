@@ -4,7 +4,8 @@
 import unittest
 
 import torch
-from conftest import tiny_config
+from conftest import TINY, tiny_config
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_MAPPING_NAMES
 from transformers.testing_utils import torch_device
 from transformers_tests.test_configuration_common import ConfigTester
 from transformers_tests.test_modeling_common import ModelTesterMixin
@@ -12,8 +13,9 @@ from transformers_tests.test_training_mixin import TrainingTesterMixin
 
 from modeling_longcat_lite import LongCatLiteConfig, LongCatLiteForCausalLM, LongCatLiteModel
 
-# Of `tiny_config`, in the multiples that the tests of kernels ask for; no field is changed for the model's sake.
-SIZES = {"hidden_size": 48, "num_layers": 2}
+# Which class gets labels: the tests look names up where transformers keeps those of its own classes.
+MODEL_MAPPING_NAMES[LongCatLiteConfig.model_type] = LongCatLiteModel.__name__
+MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[LongCatLiteConfig.model_type] = LongCatLiteForCausalLM.__name__
 
 
 class ModelTester:
@@ -28,7 +30,7 @@ class ModelTester:
     causal_lm_class = LongCatLiteForCausalLM
 
     def get_config(self) -> LongCatLiteConfig:
-        return tiny_config(**SIZES)
+        return tiny_config()
 
     def __getattr__(self, name: str):
         return getattr(self.get_config(), name)
@@ -49,5 +51,4 @@ class TestLongCatLite(ModelTesterMixin, TrainingTesterMixin, unittest.TestCase):
 
 class TestLongCatLiteConfig(unittest.TestCase):
     def test_config(self):
-        fields = {"hidden_size": 48, "num_layers": 2, "vocab_size": 64}
-        ConfigTester(self, config_class=LongCatLiteConfig, **fields).run_common_tests()
+        ConfigTester(self, config_class=LongCatLiteConfig, **TINY).run_common_tests()
