@@ -257,6 +257,8 @@ class LongCatLiteConfig(PreTrainedConfig):
         # The released `auto_map` names modules that transformers 5 cannot run; saving writes one that works.
         if OWN_PREFIX not in (kwargs.get("auto_map") or {}).get("AutoConfig", OWN_PREFIX):
             del kwargs["auto_map"]
+        if not self.architectures:
+            self.architectures = [f"{UPSTREAM_PREFIX}ForCausalLM"]  # as its file says, which servers look at
         if self.num_key_value_heads is None:
             self.num_key_value_heads = self.num_attention_heads
         if self.head_dim is None:
@@ -321,10 +323,11 @@ class LongCatLiteConfig(PreTrainedConfig):
         changed = "index_topk" in kwargs
         index_topk = kwargs.pop("index_topk", None)
         loaded = super().from_dict(config_dict, **kwargs)
+        config = loaded[0] if isinstance(loaded, tuple) else loaded
         if changed:  # transformers changes only fields that the config has already, and this one may be absent
-            fields = vars(loaded[0] if isinstance(loaded, tuple) else loaded)
-            fields.pop("index_topk", None)
-            fields |= {} if index_topk is None else {"index_topk": index_topk}
+            vars(config).pop("index_topk", None)
+            vars(config).update({} if index_topk is None else {"index_topk": index_topk})
+        config.validate_architecture()  # fields of `kwargs` came later
         return loaded
 
     def to_vanilla(self) -> "LongCatLiteConfig":
@@ -352,10 +355,9 @@ class LongCatLiteConfig(PreTrainedConfig):
     def to_json_file(self, json_file_path: str | os.PathLike, use_diff: bool = True):
         """Writes `config.json` in the spelling that older readers and other runtimes take."""
         written = json.loads(self.to_json_string(use_diff=use_diff))
-        if written.get("architectures"):  # `save_pretrained` of a model states its class
-            names = [name.replace(OWN_PREFIX, UPSTREAM_PREFIX, 1) for name in written["architectures"]]
-            upstream = [name for name in names if name.startswith(UPSTREAM_PREFIX)]
-            written["architectures"] = upstream[:1] or [f"{UPSTREAM_PREFIX}ForCausalLM"]
+        names = [name.replace(OWN_PREFIX, UPSTREAM_PREFIX, 1) for name in written.get("architectures") or []]
+        upstream = [name for name in names if name.startswith(UPSTREAM_PREFIX)]
+        written["architectures"] = upstream[:1] or [f"{UPSTREAM_PREFIX}ForCausalLM"]
         if not written.get("auto_map", {}).keys().isdisjoint({"AutoModel", "AutoModelForCausalLM"}):
             written["auto_map"] = AUTO_MAP
         if written.get("index_topk") is None:
