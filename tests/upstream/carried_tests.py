@@ -2,7 +2,8 @@
 """Unpacks the test classes of the installed transformers from its source distribution: `transformers_tests`.
 
 The distribution carries the files that lie directly in its `tests`. What these import from folders that it leaves out
-is stood in for here by as little as lets them be imported: the mixins are empty, so none of their tests run.
+is stood in for here by as little as lets them be imported: the mixins are empty, so none of their tests run. Only
+tests of several processes get what they need, `processes.py`.
 """
 
 import re
@@ -16,6 +17,7 @@ import transformers
 FOLDER = Path("build/upstream", transformers.__version__)
 PACKAGE = "transformers_tests"
 LEFT_OUT = {
+    "distributed_testing_utils.py": "from processes import run_distributed\n",
     "exporters/test_export.py": "class ExportTesterMixin:\n    pass\n",
     "generation/test_utils.py": "class GenerationTesterMixin:\n    pass\n",
     # Fields that every configuration has, at other values than the defaults.
@@ -29,10 +31,10 @@ ONE_IN_TESTS = re.compile(r"[^/]+/tests/([^/]+\.py)")
 
 
 def unpack_carried_tests(checkout: Path) -> Path:
-    """The folder of the package and of what it needs to be imported, which is made once for each version."""
+    """The folder of the package and of what it needs to be imported, made once for each version of it and of this file."""
     folder = checkout / FOLDER
     done = folder / "done"
-    if done.exists():
+    if done.exists() and done.stat().st_mtime > Path(__file__).stat().st_mtime:
         return folder
     pip = [sys.executable, "-m", "pip"]
     wanted = f"transformers=={transformers.__version__}"

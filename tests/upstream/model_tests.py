@@ -7,6 +7,7 @@ import torch
 from conftest import TINY, tiny_config
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_MAPPING_NAMES
 from transformers.testing_utils import torch_device
+from transformers_tests import test_expert_parallel_mixin, test_tensor_parallel_mixin
 from transformers_tests.test_configuration_common import ConfigTester
 from transformers_tests.test_modeling_common import ModelTesterMixin
 from transformers_tests.test_training_mixin import TrainingTesterMixin
@@ -16,6 +17,9 @@ from modeling_longcat_lite import LongCatLiteConfig, LongCatLiteForCausalLM, Lon
 # Which class gets labels: the tests look names up where transformers keeps those of its own classes.
 MODEL_MAPPING_NAMES[LongCatLiteConfig.model_type] = LongCatLiteModel.__name__
 MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[LongCatLiteConfig.model_type] = LongCatLiteForCausalLM.__name__
+# Which models run in several processes.
+test_tensor_parallel_mixin.TP_DISTRIBUTED_TEST_MODEL_TYPES.add(LongCatLiteConfig.model_type)
+test_expert_parallel_mixin.EP_DISTRIBUTED_TEST_MODEL_TYPES.add(LongCatLiteConfig.model_type)
 
 
 class ModelTester:
@@ -46,6 +50,15 @@ class ModelTester:
 class TestLongCatLite(ModelTesterMixin, TrainingTesterMixin, unittest.TestCase):
     all_model_classes = (LongCatLiteModel, LongCatLiteForCausalLM)
     test_all_params_have_gradient = False  # experts that no token chose
+    model_tester = ModelTester()
+
+
+class TestLongCatLiteInParts(
+    test_expert_parallel_mixin.ExpertParallelTesterMixin,
+    test_tensor_parallel_mixin.TensorParallelTesterMixin,
+    unittest.TestCase,
+):
+    all_model_classes = (LongCatLiteModel, LongCatLiteForCausalLM)
     model_tester = ModelTester()
 
 
