@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """`LongCatLiteConfig`: the released model by default, one `ValueError` per bad field, JSON for old and new readers."""
 
+import dataclasses
 import json
+import re
 
 import pytest
 import torch
@@ -268,6 +270,16 @@ def test_saving_twice_keeps_the_architectures(tmp_path):
 )
 def test_one_architecture_is_written(stated, written_name, tmp_path):
     assert written(tiny_config(architectures=stated), tmp_path)["architectures"] == [written_name]
+
+
+def test_the_documentation_has_every_field():
+    documented = set()
+    for names in re.findall(r"^ {8}(\w+(?:, \w+)*) \(`", LongCatLiteConfig.__doc__, flags=re.MULTILINE):
+        documented |= set(names.split(", "))
+    fields = {field.name for field in dataclasses.fields(LongCatLiteConfig)}
+    own = fields & LongCatLiteConfig.__annotations__.keys()
+    assert len(own) > 40
+    assert own - documented == set()
 
 
 def test_a_config_is_read_as_it_was_written(tmp_path):

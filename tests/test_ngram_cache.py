@@ -110,7 +110,7 @@ def test_dynamic_history_follows_the_cache(data):
                 mirror.rows = [list(row) for row in mirror.rows for _ in range(repeats)]
             case "select":
                 chosen = draw_rows(data, batch, data.draw(st.integers(1, batch)))
-                cache.batch_select_indices(torch.tensor(chosen))
+                cache.batch_select_indices(data.draw(st.sampled_from([torch.tensor, list, tuple]))(chosen))
                 mirror.rows = [list(mirror.rows[i]) for i in chosen]
             case "reset":
                 cache.reset()

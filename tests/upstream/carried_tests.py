@@ -31,7 +31,7 @@ ONE_IN_TESTS = re.compile(r"[^/]+/tests/([^/]+\.py)")
 
 
 def unpack_carried_tests(checkout: Path) -> Path:
-    """The folder of the package and of what it needs to be imported, made once for each version of it and of this file."""
+    """The folder of the package and of what it needs to be imported. It is made once."""
     folder = checkout / FOLDER
     done = folder / "done"
     if done.exists() and done.stat().st_mtime > Path(__file__).stat().st_mtime:
