@@ -12,8 +12,15 @@ from dataclasses import dataclass
 import torch
 from transformers.core_model_loading import revert_weight_conversion
 
-from eval.checkpoint_files import CheckpointFiles, values_of
-from modeling_longcat_lite import FLOAT_DTYPES, LongCatLiteConfig, LongCatLiteForCausalLM, StoredTensor
+from eval.checkpoint_files import CheckpointFiles
+from modeling_longcat_lite import (
+    FLOAT_DTYPES,
+    WHOLE_FILE,
+    LongCatLiteConfig,
+    LongCatLiteForCausalLM,
+    StoredTensor,
+    read_weights,
+)
 
 OPTIONAL = ("model.embedding_amplification.norm.",)
 INDEXER = ".indexer."
@@ -52,37 +59,8 @@ def released_name(name: str) -> str:
 
 def read_headers(files: CheckpointFiles) -> Headers:
     """Headers of all weight files; what is cut off, missing or elsewhere than the index says."""
-    names, index = files.weight_files()
-    places: dict[str, tuple[str, StoredTensor]] = {}
-    problems, unreadable = [], set()
-    for name in names:
-        try:
-            if name not in files:
-                raise ValueError(f"{name} is missing. Download it.")
-            tensors = files.header(name)
-        except ValueError as error:
-            unreadable.add(name)
-            problems.append(Problem(name, "the file", "a whole safetensors file", str(error), "Download it again."))
-            continue
-        for tensor, place in tensors.items():
-            if tensor in places:
-                other = places[tensor][0]
-                problems.append(Problem(name, f"`{tensor}`", "one file", f"in {other} too", "Remove it from one."))
-            places[tensor] = name, place
-            if place.dtype in FLOAT_DTYPES and place.shape and not values_of(place):
-                found = f"{place.num_bytes} bytes"
-                expected = f"as many bytes as {list(place.shape)} {place.dtype} takes"
-                problems.append(Problem(name, f"`{tensor}`", expected, found, "Download the file again."))
-    for tensor, name in index.items():
-        if name not in unreadable and places.get(tensor, ("",))[0] != name:
-            there = f"in {places[tensor][0]}" if tensor in places else "in no file"
-            problems.append(Problem(name, f"`{tensor}`", "there, as the index says", there, "Download both again."))
-    for tensor, (name, _) in places.items():
-        if index and tensor not in index:
-            problems.append(
-                Problem(name, f"`{tensor}`", "an entry in the index", "none: it is read by no loader", "Add it.")
-            )
-    return Headers(places, problems)
+    weights = read_weights(*files.weight_files(), files.header)
+    return Headers(weights.places, [Problem(*fault) for fault in weights.faults])
 
 
 def needed_tensors(config: LongCatLiteConfig, has_draft_head: bool) -> dict[str, torch.Tensor]:
@@ -99,7 +77,7 @@ def tensor_problems(config: LongCatLiteConfig, headers: Headers) -> list[Problem
     is_fp8 = (getattr(config, "quantization_config", None) or {}).get("quant_method") == "fp8"
     has_draft_head = any(name.startswith("model.mtp.") for name in found)
     needed = needed_tensors(config, has_draft_head)
-    unreadable = any(problem.where == "the file" for problem in headers.problems)
+    unreadable = any(problem.where == WHOLE_FILE for problem in headers.problems)
     problems = []
     for name, tensor in needed.items():
         shape = list(tensor.shape)

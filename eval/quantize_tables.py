@@ -15,7 +15,7 @@ import argparse
 import json
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO
@@ -29,7 +29,9 @@ from eval.units import parse_size
 from modeling_longcat_lite import (
     FLOAT_DTYPES,
     LongCatLiteConfig,
+    LongCatLiteForCausalLM,
     StoredTensor,
+    folder_weights,
     packed_width,
     quantize_rows,
     read_safetensors_header,
@@ -106,14 +108,14 @@ def convert(source: Path, target: Path, bits: int, memory: int):
     """Writes the checkpoint `source` to the new folder `target`.
 
     Raises:
-        `ValueError`: naming file and table; what was written by then is removed.
+        `ValueError`: naming file and tensor, of what loading would refuse too; what was written by then is removed.
     """
     if target.exists():
         raise ValueError(f"{target} exists already; give another `--output`, or remove it.")
     config = checked_config(source, bits)
-    files = sorted(source.glob("*.safetensors"))
-    if not files:
-        raise ValueError(f"{source} has no *.safetensors file.")
+    weights = folder_weights(source)
+    LongCatLiteForCausalLM.check_weights(LongCatLiteConfig.from_pretrained(source), weights.places)
+    files = [Path(path) for path in weights.files]
     entries = {path: read_safetensors_header(path)[0] for path in files}
     changes = {path: replacements_of(entries[path], bits, memory, path) for path in files}
     sizes = {
@@ -142,9 +144,11 @@ def convert(source: Path, target: Path, bits: int, memory: int):
 def copy_the_rest(
     source: Path, target: Path, changes: dict[Path, dict[str, Replacement]], sizes: dict[Path, int], config: dict
 ):
-    """Config and index as they are now; tokenizer, template, code and card as they were."""
+    """Config and index as they are now; tokenizer, template, code, card and changed rows as they were."""
     for path in source.iterdir():
-        if path.is_file() and path.suffix != ".safetensors":
+        if path.is_file() and path not in changes:
+            if path.suffix == ".safetensors":
+                read_safetensors_header(path)  # raises: a damaged file is not passed on
             shutil.copy2(path, target)
     (target / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     if (source / INDEX).exists():

@@ -17,6 +17,7 @@ from .ngram_row_delta import ROW_DELTA_FILE, changed_rows_by_order, read_row_del
 from .ngram_row_overlay import RowOverlay
 from .ngram_tables import NgramTables, find_tables
 from .safetensors_header import FLOAT_DTYPES, StoredTensor, parse_safetensors_header, read_safetensors_header
+from .weight_files import WHOLE_FILE, choose_weight_files, folder_weights, parse_index, read_weights
 
 # `exist_ok`: another package may have registered the same model type before.
 AutoConfig.register(LongCatLiteConfig.model_type, LongCatLiteConfig, exist_ok=True)
@@ -30,6 +31,7 @@ LongCatLiteForCausalLM.register_for_auto_class("AutoModelForCausalLM")
 __all__ = [
     "FLOAT_DTYPES",
     "ROW_DELTA_FILE",
+    "WHOLE_FILE",
     "LongCatLiteConfig",
     "LongCatLiteDynamicCache",
     "LongCatLiteForCausalLM",
@@ -41,16 +43,20 @@ __all__ = [
     "RowOverlay",
     "StoredTensor",
     "changed_rows_by_order",
+    "choose_weight_files",
     "dequantize_rows",
     "find_tables",
+    "folder_weights",
     "ngram_row_ids",
     "ngram_tokens",
     "packed_width",
+    "parse_index",
     "parse_safetensors_header",
     "quantize_rows",
     "read_hot_rows",
     "read_row_delta",
     "read_safetensors_header",
+    "read_weights",
     "segment_ends",
     "write_hot_rows",
     "write_row_delta",

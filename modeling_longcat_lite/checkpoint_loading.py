@@ -6,6 +6,7 @@ that fine-tuning changed may come in a file of their own (`ngram_row_delta.py`);
 them.
 """
 
+import copy
 import os
 from pathlib import Path
 from typing import Any
@@ -17,22 +18,25 @@ from transformers.core_model_loading import revert_weight_conversion
 from transformers.utils import cached_file
 
 from .checkpoint_layout import (
+    DRAFT_HEAD_PREFIX,
     HUB_ARGUMENTS,
     carries_draft_head,
     check_against_model,
-    checkpoint_shapes,
+    check_dtypes,
     oe_name,
     spelling_of,
 )
 from .configuration_longcat_lite import LongCatLiteConfig
-from .fp8_blocks import check_scales, read_cut_blocks
+from .fp8_blocks import BLOCK, check_scales, read_cut_blocks
 from .mtp import freeze_draft_head
 from .ngram_hot_rows import read_hot_rows
 from .ngram_quantization import packed_width
 from .ngram_row_cache import RowCache
 from .ngram_row_delta import ROW_DELTA_FILE, find_row_delta, read_row_delta, write_row_delta
 from .ngram_tables import PLACEMENTS, NgramTables, StoredTable, find_tables
+from .safetensors_header import read_safetensors_header
 from .sparse_attention import leave_indexer, warn_of_lost_indexer
+from .weight_files import Places, check_folder, described, read_weights
 
 TABLES = "ngram_embeddings.embedders."
 
@@ -63,6 +67,9 @@ class CheckpointLoadingMixin(PreTrainedModel):
         changed_rows = None
         if pretrained_model_name_or_path is not None and kwargs.get("state_dict") is None:
             hub_arguments = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
+            folder = Path(pretrained_model_name_or_path, kwargs.get("subfolder") or "")
+            if folder.is_dir() and kwargs.get("use_safetensors") is not False:
+                check_folder(folder, kwargs.get("variant"))
             kwargs["has_draft_head"] = carries_draft_head(
                 pretrained_model_name_or_path, hub_arguments, kwargs.get("variant")
             )
@@ -84,20 +91,12 @@ class CheckpointLoadingMixin(PreTrainedModel):
     @staticmethod
     def _load_pretrained_model(model, state_dict, checkpoint_files, load_config, expected_keys=None):
         readable = checkpoint_files is not None and checkpoint_files[0].endswith(".safetensors")
-        # A quantizer changes names and shapes, and `load_adapter` names the keys that it expects: theirs to check.
-        is_whole = expected_keys is None and not load_config.is_quantized
-        found = checkpoint_shapes(checkpoint_files) if readable and expected_keys is None else {}
-        indexer = leave_indexer(found, model.config.index_topk)
-        if readable and is_whole and not load_config.ignore_mismatched_sizes:
-            found = {name: where for name, where in found.items() if name not in indexer}
-            if not any(name.startswith("model.") for name in found):  # written by the trunk alone
-                found = {f"model.{name}": shape for name, shape in found.items()}
-            check_against_model(found, *model._expected_tensors())
+        # `load_adapter` names the keys that it expects: theirs to check.
+        found = None if expected_keys is not None else model._stored_tensors(state_dict, checkpoint_files, load_config)
+        indexer = leave_indexer(found or (), model.config.index_topk)
         was_fp8 = read_cut_blocks(load_config.weight_mapping or ())
-        if was_fp8:
-            check_scales(
-                checkpoint_shapes(checkpoint_files), load_config.hf_quantizer.quantization_config.weight_block_size
-            )
+        if found is not None:
+            model._check_tensors({n: where for n, where in found.items() if n not in indexer}, load_config, was_fp8)
         stored = model._find_ngram_tables(checkpoint_files if readable else None) if expected_keys is None else []
         loaded = PreTrainedModel._load_pretrained_model(
             model, state_dict, checkpoint_files, load_config, expected_keys
@@ -109,6 +108,64 @@ class CheckpointLoadingMixin(PreTrainedModel):
         if stored:  # not before: while loading, all of a state dict is taken for parameters
             model._open_ngram_tables(stored)
         return loaded
+
+    @staticmethod
+    def _stored_tensors(state_dict, checkpoint_files, load_config) -> Places | None:
+        """File, dtype and shape of every tensor that is going to be loaded, checked against each other."""
+        if state_dict is not None:
+            return {name: ("`state_dict`", described(name, tensor, "")) for name, tensor in state_dict.items()}
+        if not checkpoint_files or not checkpoint_files[0].endswith((".safetensors", ".bin")):
+            return None
+        weight_map = (load_config.sharded_metadata or {}).get("weight_map", {})
+        return read_weights(checkpoint_files, weight_map).checked().places
+
+    def _check_tensors(self, found: Places, load_config, was_fp8: bool):
+        """Raises a `ValueError` that names the tensor that does not fit this model."""
+        quantizer = load_config.hf_quantizer
+        if was_fp8:
+            found = check_scales(found, quantizer.quantization_config.weight_block_size)
+        elif quantizer is not None:  # it changes names and shapes, and where it finds them changed, dtypes
+            if not quantizer.pre_quantized:
+                plain = {
+                    name: torch.empty(0, dtype=torch.uint8 if name.endswith(".packed") else None) for name in found
+                }
+                check_dtypes(found, plain)
+            return
+        if not any(name.startswith("model.") for name in found):  # written by the trunk alone
+            found = {f"model.{name}": where for name, where in found.items()}
+        released, fused, optional = self._expected_tensors()
+        if load_config.ignore_mismatched_sizes:
+            check_dtypes(found, {**fused, **released}, was_fp8)
+        else:
+            check_against_model(found, released, fused, optional, was_fp8)
+
+    @classmethod
+    def check_weights(cls, config: LongCatLiteConfig, found: Places):
+        """Compares the tensors of a checkpoint with what loading a model of `config` from it would ask for.
+
+        Args:
+            config (`LongCatLiteConfig`): Of the checkpoint.
+            found (`Mapping[str, tuple[str, StoredTensor]]`): Of every tensor its file, and its entry in the header.
+
+        Raises:
+            `ValueError`: naming the tensor that is missing, of another shape or dtype, or not part of the model.
+        """
+        is_trunk = not any(name.startswith("model.") for name in found)
+        found = {f"model.{name}" if is_trunk else name: where for name, where in found.items()}
+        quantization = getattr(config, "quantization_config", None) or {}
+        method = quantization.get("quant_method")
+        if method not in (None, "fp8"):
+            return  # names and shapes are the quantizer's
+        if method == "fp8":
+            found = check_scales(found, quantization.get("weight_block_size") or BLOCK)
+        indexer = leave_indexer(found, config.index_topk)
+        with torch.device("meta"):
+            model = cls(
+                copy.deepcopy(config), has_draft_head=any(name.startswith(DRAFT_HEAD_PREFIX) for name in found)
+            )
+        released, fused, optional = model._expected_tensors()
+        found = {name: where for name, where in found.items() if name not in indexer}
+        check_against_model(found, released, fused, [*optional, "lm_head."] if is_trunk else optional, method == "fp8")
 
     def _expected_tensors(self):
         """Arguments of `check_against_model`: released names, fused names, optional prefixes; all with `model.`."""
@@ -140,7 +197,7 @@ class CheckpointLoadingMixin(PreTrainedModel):
             raise ValueError(f'`ngram_tables="{embedding.placement}"` reads safetensors files, which are not there.')
         sizes, width, bits = self.config.subtable_sizes, self.config.subtable_width, self.config.ngram_table_bits
         kind, columns = ("weight", width) if bits == 16 else ("packed", packed_width(width, bits))
-        found = checkpoint_shapes(files)
+        found = {name for file in files for name in read_safetensors_header(file)[0]}
         tables = spelling_of(found)(TABLES)
         in_whole, in_trunk = ([f"{p}{tables}{i}.{kind}" for i in range(len(sizes))] for p in ("model.", ""))
         names = in_trunk if in_trunk[0] in found else in_whole
