@@ -15,7 +15,7 @@ import argparse
 import json
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO
@@ -50,6 +50,8 @@ def quantized(file: BinaryIO, entry: StoredTensor, bits: int, block: int, name: 
     for begin in range(0, rows, block):
         count = min(block, rows - begin)
         data = bytearray(file.read(count * entry.num_bytes // rows))
+        if len(data) < count * entry.num_bytes // rows:
+            raise ValueError(f"`{name}` was cut off while it was read.")
         try:
             packed = quantize_rows(torch.frombuffer(data, dtype=FLOAT_DTYPES[entry.dtype]).view(count, width), bits)
         except ValueError as error:
@@ -146,16 +148,16 @@ def copy_the_rest(
 ):
     """Config and index as they are now; tokenizer, template, code, card and changed rows as they were."""
     for path in source.iterdir():
-        if path.is_file() and path not in changes:
+        if path.is_file() and path not in changes and path.name != INDEX:
             if path.suffix == ".safetensors":
                 read_safetensors_header(path)  # raises: a damaged file is not passed on
             shutil.copy2(path, target)
     (target / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    if (source / INDEX).exists():
-        index = json.loads((source / INDEX).read_text(encoding="utf-8"))
+    index = json.loads((source / INDEX).read_bytes()) if (source / INDEX).exists() else {"weight_map": {}}
+    if set(index["weight_map"].values()) == {path.name for path in changes}:  # not one that an earlier save left
         renamed = {old: new.name for of_file in changes.values() for old, new in of_file.items()}
         index["weight_map"] = {renamed.get(name, name): file for name, file in index["weight_map"].items()}
-        index["metadata"] = {**index.get("metadata", {}), "total_size": sum(sizes.values())}
+        index["metadata"] = {**index["metadata"], "total_size": sum(sizes.values())}
         (target / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 

@@ -20,10 +20,12 @@ import torch
 from modeling_longcat_lite import (
     ROW_DELTA_FILE,
     LongCatLiteConfig,
+    LongCatLiteForCausalLM,
     find_tables,
+    folder_weights,
     read_row_delta,
-    read_safetensors_header,
 )
+from training.folder_replacement import replaced_folder
 
 TABLE = "ngram_embeddings.embedders.{}.weight"
 
@@ -32,7 +34,7 @@ def merge(model: Path, deltas: Sequence[Path], output: Path) -> int:
     """Writes the folder `output`; returns how many rows were set. Beside its place first, then renamed.
 
     Raises:
-        `ValueError`: naming the option, file, field or row that does not fit.
+        `ValueError`: naming the option, file, field, tensor or row that does not fit; nothing is left of the copy.
     """
     config = LongCatLiteConfig.from_pretrained(model)
     own = [model / ROW_DELTA_FILE] if (model / ROW_DELTA_FILE).is_file() else []
@@ -46,18 +48,18 @@ def merge(model: Path, deltas: Sequence[Path], output: Path) -> int:
             "rounded; merge into the model they were made from, then quantize"
         )
     changes = [read_row_delta(delta, config) for delta in [*own, *deltas]]  # before anything is written
-    beside = output.with_name(output.name + ".partial")
-    shutil.rmtree(beside, ignore_errors=True)
-    shutil.copytree(model, beside, ignore=shutil.ignore_patterns(ROW_DELTA_FILE, "checkpoint-*"))
-    files = [str(path) for path in sorted(beside.glob("*.safetensors"))]
-    stored = {name for file in files for name in read_safetensors_header(file)[0]}
-    prefix = "model." if f"model.{TABLE.format(0)}" in stored else ""
+    weights = folder_weights(model)
+    LongCatLiteForCausalLM.check_weights(config, weights.places)
+    prefix = "model." if f"model.{TABLE.format(0)}" in weights.places else ""
     names = [prefix + TABLE.format(i) for i in range(config.num_subtables)]
-    tables = find_tables(files, names, config.subtable_sizes, config.subtable_width)
-    for changed in changes:
-        for table, (row_ids, rows) in zip(tables, changed, strict=True):
-            overwrite(Path(table.path), table.offset, row_ids, rows.to(table.dtype))
-    beside.replace(output)
+    with replaced_folder(output) as beside:
+        left_out = shutil.ignore_patterns(ROW_DELTA_FILE, "checkpoint-*")
+        shutil.copytree(model, beside, ignore=left_out, dirs_exist_ok=True)
+        files = [str(beside / Path(file).name) for file in weights.files]
+        tables = find_tables(files, names, config.subtable_sizes, config.subtable_width)
+        for changed in changes:
+            for table, (row_ids, rows) in zip(tables, changed, strict=True):
+                overwrite(Path(table.path), table.offset, row_ids, rows.to(table.dtype))
     return sum(len(row_ids) for changed in changes for row_ids, _ in changed)
 
 
