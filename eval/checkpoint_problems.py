@@ -19,6 +19,7 @@ from modeling_longcat_lite import (
     LongCatLiteConfig,
     LongCatLiteForCausalLM,
     StoredTensor,
+    of_another_format,
     read_weights,
 )
 
@@ -95,6 +96,10 @@ def tensor_problems(config: LongCatLiteConfig, headers: Headers) -> list[Problem
             problems.append(Problem(file, f"`{own_name}`", " or ".join(dtypes), stored.dtype, fix))
         if stored.dtype == FP8:
             problems += scale_problems(config, found, name)
+    for name, others in of_another_format(headers.places).items():
+        file, stored = headers.places[name]
+        fix = "Take the file from the original repository, or convert it to one 16-bit format."
+        problems.append(Problem(file, f"`{name}`", f"{others}, as the other tensors", stored.dtype, fix))
     for name, (own_name, file, _) in found.items():
         belongs = name in needed or INDEXER in name or (is_fp8 and name.removesuffix(SCALES) in needed)
         if not belongs and not (name.startswith("model.mtp.") and config.num_nextn_predict_layers == 0):

@@ -7,6 +7,7 @@ and `push_to_hub` ship the code with the weights.
 
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
+from .checkpoint_layout import of_another_format
 from .configuration_longcat_lite import LongCatLiteConfig
 from .modeling_longcat_lite import LongCatLiteForCausalLM, LongCatLiteModel, LongCatLitePreTrainedModel
 from .ngram_cache import LongCatLiteDynamicCache, LongCatLiteQuantizedCache, LongCatLiteStaticCache
@@ -49,6 +50,7 @@ __all__ = [
     "folder_weights",
     "ngram_row_ids",
     "ngram_tokens",
+    "of_another_format",
     "packed_width",
     "parse_index",
     "parse_safetensors_header",

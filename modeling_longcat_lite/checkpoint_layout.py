@@ -114,7 +114,6 @@ def check_dtypes(found: Places, expected: Mapping[str, torch.Tensor], is_fp8: bo
     Raises:
         `ValueError`: naming the tensor that holds other numbers than weights, or one of two 16-bit formats.
     """
-    halves: dict[tuple[bool, str], str] = {}
     for name, (path, stored) in found.items():
         if name not in expected:
             continue
@@ -125,16 +124,29 @@ def check_dtypes(found: Places, expected: Mapping[str, torch.Tensor], is_fp8: bo
                 f"`{name}` in {path} is stored as {stored.dtype}{scales}; it must be {' or '.join(dtypes)}. Take the "
                 "file from the original checkpoint."
             )
-        if stored.dtype in ("F16", "BF16"):
-            halves.setdefault((is_table(name), stored.dtype), name)
-    for table in (True, False):
-        # Read as the other format, bytes are other numbers; a conversion writes one of the two, a damaged header both.
-        if len(both := [(name, dtype) for (of_table, dtype), name in halves.items() if of_table == table]) > 1:
-            (first, dtype), (second, other) = both
-            raise ValueError(
-                f"`{first}` in {found[first][0]} is stored as {dtype}, `{second}` in {found[second][0]} as {other}: a "
-                "checkpoint has one 16-bit format. Take the file from the original checkpoint, or convert it to one."
-            )
+    for name, others in of_another_format(found).items():
+        path, stored = found[name]
+        raise ValueError(
+            f"`{name}` in {path} is stored as {stored.dtype}, the others as {others}: a checkpoint has one 16-bit "
+            "format. Take the file from the original checkpoint, or convert it to one."
+        )
+
+
+def of_another_format(found: Places) -> dict[str, str]:
+    """Tensors in the rarer of two 16-bit formats, with the format of the others; tables may have one of their own.
+
+    Bytes of one format are other numbers in the other. A conversion writes one; both are in files whose header is
+    damaged.
+    """
+    rare: dict[str, str] = {}
+    for of_tables in (True, False):
+        names: dict[str, list[str]] = {"F16": [], "BF16": []}
+        for name, (_, stored) in found.items():
+            if stored.dtype in names and is_table(name) == of_tables:
+                names[stored.dtype].append(name)
+        few, many = sorted(names, key=lambda dtype: len(names[dtype]))
+        rare |= dict.fromkeys(names[few], many)
+    return rare
 
 
 def is_table(name: str) -> bool:
@@ -192,6 +204,7 @@ __all__ = [
     "check_dtypes",
     "checkpoint_conversions",
     "oe_name",
+    "of_another_format",
     "register_checkpoint_layout",
     "spelling_of",
 ]

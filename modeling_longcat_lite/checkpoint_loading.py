@@ -36,7 +36,7 @@ from .ngram_row_delta import ROW_DELTA_FILE, find_row_delta, read_row_delta, wri
 from .ngram_tables import PLACEMENTS, NgramTables, StoredTable, find_tables
 from .safetensors_header import read_safetensors_header
 from .sparse_attention import leave_indexer, warn_of_lost_indexer
-from .weight_files import Places, check_folder, described, read_weights
+from .weight_files import Places, check_folder, described, loaded_weights
 
 TABLES = "ngram_embeddings.embedders."
 
@@ -64,6 +64,8 @@ class CheckpointLoadingMixin(PreTrainedModel):
             if kwargs.get("state_dict") is not None:
                 raise ValueError(f'`ngram_tables="{ngram_tables}"` reads files, and `state_dict` has none: drop one.')
             kwargs["ngram_tables"] = ngram_tables
+        if isinstance(config := kwargs.get("config"), LongCatLiteConfig):  # it may have changed since it was made
+            config.validate_architecture()
         changed_rows = None
         if pretrained_model_name_or_path is not None and kwargs.get("state_dict") is None:
             hub_arguments = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
@@ -116,8 +118,7 @@ class CheckpointLoadingMixin(PreTrainedModel):
             return {name: ("`state_dict`", described(name, tensor, "")) for name, tensor in state_dict.items()}
         if not checkpoint_files or not checkpoint_files[0].endswith((".safetensors", ".bin")):
             return None
-        weight_map = (load_config.sharded_metadata or {}).get("weight_map", {})
-        return read_weights(checkpoint_files, weight_map).checked().places
+        return loaded_weights(checkpoint_files, (load_config.sharded_metadata or {}).get("weight_map")).places
 
     def _check_tensors(self, found: Places, load_config, was_fp8: bool):
         """Raises a `ValueError` that names the tensor that does not fit this model."""

@@ -216,6 +216,21 @@ def folder_weights(folder: str | os.PathLike, variant: str | None = None) -> Wei
     return read_weights([str(folder / name) for name in files], weight_map).checked()
 
 
+def loaded_weights(files: Sequence[str], weight_map: Mapping[str, str] | None) -> Weights:
+    """The weights in the files that transformers chose on this machine; `weight_map` is of the index that it read.
+
+    Raises:
+        `ValueError`: naming file, tensor and field of what is missing or contradicts itself.
+    """
+    folder = Path(files[0]).parent
+    if weight_map is None and files[0].endswith(".safetensors"):  # an index beside a single file may know it too
+        variant = Path(files[0]).name.removeprefix("model").removesuffix("safetensors").strip(".")
+        index = folder / with_variant(SAFE_WEIGHTS_INDEX_NAME, variant)
+        weight_map = parse_index(index.read_bytes(), index) if index.is_file() else {}
+        weight_map = weight_map if {*weight_map.values()} == {Path(files[0]).name} else {}
+    return read_weights(files, weight_map or {}).checked()
+
+
 def check_folder(folder: str | os.PathLike, variant: str | None = None):
     """What transformers would meet with a raw error, or not at all, when it chooses files in a folder.
 
@@ -251,6 +266,7 @@ __all__ = [
     "choose_weight_files",
     "described",
     "folder_weights",
+    "loaded_weights",
     "parse_index",
     "read_weights",
     "with_variant",
