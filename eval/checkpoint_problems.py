@@ -94,7 +94,7 @@ def tensor_problems(config: LongCatLiteConfig, headers: Headers) -> list[Problem
         if stored.dtype not in (dtypes := dtypes_of(name, tensor.dtype, is_fp8)):
             fix = "Take the file from the original repository: the conversion rounded it."
             problems.append(Problem(file, f"`{own_name}`", " or ".join(dtypes), stored.dtype, fix))
-        if stored.dtype == FP8:
+        if is_fp8 and stored.dtype == FP8:
             problems += scale_problems(config, found, name)
     for name, others in of_another_format(headers.places).items():
         file, stored = headers.places[name]
@@ -112,7 +112,7 @@ def scale_problems(config: LongCatLiteConfig, found: Mapping[str, tuple], name: 
     """What is wrong with the scales of an FP8 weight, one a block."""
     block = config.quantization_config.get("weight_block_size") or [128, 128]
     _, file, weight = found[name]
-    grid = [-(-size // of_block) for size, of_block in zip(weight.shape, block, strict=True)]
+    grid = [-(-size // of_block) for size, of_block in zip(weight.shape, block, strict=False)]
     _, _, scales = found.get(name + SCALES, (None, None, None))
     if scales is not None and list(scales.shape) == grid:
         return []

@@ -259,7 +259,7 @@ def _validate_types(config: PreTrainedConfig):
     for name in SWITCHES:
         if not isinstance(getattr(config, name), bool):
             raise ValueError(f"`{name}` must be true or false, got {getattr(config, name)!r}.")
-    for name in (*INTEGERS, *POSITIVE_INTEGERS):
+    for name in (*POSITIVE_INTEGERS, *INTEGERS):
         value, positive = getattr(config, name), name in POSITIVE_INTEGERS
         if not is_integer(value) or value > LARGEST_INTEGER or (positive and value < 1):
             least = " of at least 1" if positive else ""
