@@ -73,7 +73,7 @@ def carries_draft_head(
     checkpoint: str | os.PathLike, hub_arguments: Mapping[str, object], variant: str | None = None
 ) -> bool:
     """Whether a folder or Hub repository holds the `model.mtp.*` tensors; reads the index or one header only."""
-    for filename in (SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME):
+    for filename in (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME):
         if variant:
             stem, _, ending = filename.rpartition(".")
             filename = f"{stem}.{variant}.{ending}"
@@ -167,7 +167,7 @@ def check_against_model(
         found: File of every tensor in the checkpoint, and its dtype and shape there.
         released: The model's tensors under released names.
         fused: The model's tensors under this package's names (`save_original_format=False` writes those).
-        optional: Prefixes of tensors that a checkpoint may lack or carry in vain.
+        optional: Tensors that a checkpoint may lack or carry in vain; all of a module where a name ends in a dot.
         is_fp8: Whether weights may be FP8, which are read with scales; those are not in `found`.
 
     Raises:
@@ -175,6 +175,11 @@ def check_against_model(
     """
     expected = fused if found.keys() & (fused.keys() - released.keys()) else released
     spelled = spelling_of(found)
+    modules, names = tuple(name for name in optional if name.endswith(".")), set(optional)
+
+    def is_optional(name: str) -> bool:
+        return name in names or name.startswith(modules)
+
     expected = {spelled(name): tensor for name, tensor in expected.items()}
     for name, tensor in expected.items():
         if name in found:
@@ -183,12 +188,12 @@ def check_against_model(
                 raise ValueError(
                     f"`{name}` in {path} has shape {list(stored.shape)}, but the config asks for {list(tensor.shape)}."
                 )
-        elif not name.startswith(tuple(optional)):
+        elif not is_optional(name):
             raise ValueError(
                 f"The checkpoint has no tensor `{name}` (shape {list(tensor.shape)}), which the model needs."
             )
     for name, (path, _) in found.items():
-        if name not in expected and not name.startswith(tuple(optional)):
+        if name not in expected and not is_optional(name):
             fix = " `num_nextn_predict_layers=0` loads the rest." if name.startswith(DRAFT_HEAD_PREFIX) else ""
             raise ValueError(
                 f"`{name}` in {path} has no place in a model of this config: is a field of it wrong?{fix}"

@@ -181,13 +181,19 @@ class CheckpointLoadingMixin(PreTrainedModel):
         if not self.config.num_nextn_predict_layers:
             optional.append("model.mtp.")
         if self._offloaded_ngram_embedding() is not None:
-            optional += [f"model.{TABLES}", f"model.{oe_name(TABLES)}"]  # checked when they are opened
+            for name in self._table_names():  # checked when they are opened
+                optional += [f"model.{name}", f"model.{oe_name(name)}"]
         return released, fused, optional
 
     def _offloaded_ngram_embedding(self) -> Any:
         """The n-gram embedding if its tables are no parameters of the model."""
         embedding: Any = self.base_model.ngram_embeddings
         return None if embedding is None or embedding.placement == "resident" else embedding
+
+    def _table_names(self) -> list[str]:
+        """The tables in a checkpoint of the trunk alone, under released names."""
+        kind = "weight" if self.config.ngram_table_bits == 16 else "packed"
+        return [f"{TABLES}{i}.{kind}" for i in range(self.config.num_subtables)]
 
     def _find_ngram_tables(self, files: list[str] | None) -> list[StoredTable]:
         """Where the tables are that are no parameters; none if they are."""
@@ -197,11 +203,10 @@ class CheckpointLoadingMixin(PreTrainedModel):
         if files is None:
             raise ValueError(f'`ngram_tables="{embedding.placement}"` reads safetensors files, which are not there.')
         sizes, width, bits = self.config.subtable_sizes, self.config.subtable_width, self.config.ngram_table_bits
-        kind, columns = ("weight", width) if bits == 16 else ("packed", packed_width(width, bits))
+        columns = width if bits == 16 else packed_width(width, bits)
         found = {name for file in files for name in read_safetensors_header(file)[0]}
-        tables = spelling_of(found)(TABLES)
-        in_whole, in_trunk = ([f"{p}{tables}{i}.{kind}" for i in range(len(sizes))] for p in ("model.", ""))
-        names = in_trunk if in_trunk[0] in found else in_whole
+        in_trunk = [spelling_of(found)(name) for name in self._table_names()]
+        names = in_trunk if in_trunk[0] in found else [f"model.{name}" for name in in_trunk]
         return find_tables(files, names, sizes, columns, packed=bits < 16)
 
     def _open_ngram_tables(self, stored: list[StoredTable]):

@@ -5,6 +5,7 @@ transformers' own `@strict` validation raises errors of another kind, which no c
 """
 
 import math
+import sys
 from typing import Any
 
 from transformers import PreTrainedConfig
@@ -251,7 +252,7 @@ def _validate_relatives(config: PreTrainedConfig):
 def _validate_types(config: PreTrainedConfig):
     for name, (least, most) in NUMBERS.items():
         value = getattr(config, name)
-        if not is_number(value, -math.inf, math.inf) or not math.isfinite(value):
+        if not is_number(value, -sys.float_info.max, sys.float_info.max):
             raise ValueError(f"`{name}` must be a finite number, got {value!r}.")
         if not least <= value <= most:
             below = "below 1" if most == BELOW_ONE else f"{most:g}"

@@ -77,7 +77,8 @@ def parse_safetensors_header(
             first one raises.
     """
     header, start = _read_object(file, size, path)
-    metadata = header.pop(METADATA, None) or {}
+    metadata = header.pop(METADATA, None)
+    metadata = {} if metadata is None else metadata
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise ValueError(f"{path}: `{METADATA}` must be an object of strings. Download the file again.")
     entries = [(name, _checked_entry(name, entry, start, path)) for name, entry in header.items()]
@@ -111,10 +112,13 @@ def _read_object(file: BinaryIO, size: int, path: str | os.PathLike) -> tuple[di
         fields = len(header) + sum(len(entry) for entry in header.values() if isinstance(entry, dict))
         if content.count(":") != fields:  # one in a string, or a name that is there twice: `json` keeps the last
             json.loads(content, object_pairs_hook=fields_once)
-        "\n".join(header).encode()  # half a surrogate pair is no text
-    except (ValueError, RecursionError) as error:
+        if "\\u" in content:  # half a surrogate pair, which no file can hold, is text to `json`
+            json.dumps(header, ensure_ascii=False).encode()
+    except RecursionError as error:
+        raise ValueError(f"{path}: the header is nested too deep. Download it again.") from error
+    except ValueError as error:
         raise ValueError(
-            f"{path} is truncated or not a safetensors file ({error or 'nested too deep'}). Download it again."
+            f"{path} is truncated or not a safetensors file ({str(error)[:200]}). Download it again."
         ) from error
     return header, 8 + length
 

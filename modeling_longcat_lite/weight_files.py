@@ -80,9 +80,7 @@ def parse_index(content: bytes, path: str | os.PathLike) -> dict[str, str]:
     try:
         index = json.loads(content.decode("utf-8"), object_pairs_hook=fields_once)
     except (ValueError, RecursionError) as error:
-        raise ValueError(
-            f"{path} cannot be read as an index ({error or 'nested too deep'}). Download it again."
-        ) from error
+        raise ValueError(f"{path} cannot be read as an index ({str(error)[:200]}). Download it again.") from error
     weight_map = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(weight_map, dict) or not weight_map:
         raise ValueError(f"{path} has no `weight_map` of tensors to files. Download it again.")
