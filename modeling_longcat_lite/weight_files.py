@@ -112,7 +112,7 @@ def choose_weight_files(
     single, index = (with_variant(name, variant) for name in (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME))
     if single not in names and index not in names:
         where = f"{folder} has" if str(folder) else "There is"
-        raise ValueError(f"{where} neither {index} nor {single}.")
+        raise ValueError(f"{where} no {single} and no {index}.")
     weight_map = parse_index(read(index), Path(folder, index)) if index in names else {}
     if single not in names:
         return sorted(set(weight_map.values())), weight_map
