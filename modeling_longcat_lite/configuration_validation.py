@@ -140,13 +140,15 @@ def is_integer(value: Any) -> bool:
 
 
 def _validate_activation(name: Any):
+    if not isinstance(name, str):
+        raise ValueError(f"`hidden_act` must be the name of an activation, got {name!r}.")
     if name == "silu":
         return
     try:
         from transformers.activations import ACT2FN
-    except ImportError:  # without torch, a config is read for a runtime that has its own
-        ACT2FN = {name: None} if isinstance(name, str) else {}
-    if not isinstance(name, str) or name not in ACT2FN:
+    except ImportError:  # without torch, a config is read for a runtime that has activations of its own
+        return
+    if name not in ACT2FN:
         raise ValueError(f"`hidden_act` must be one of {tuple(ACT2FN)}, got {name!r}.")
 
 
@@ -263,8 +265,8 @@ def _validate_types(config: PreTrainedConfig):
     for name in (*POSITIVE_INTEGERS, *INTEGERS):
         value, positive = getattr(config, name), name in POSITIVE_INTEGERS
         if not is_integer(value) or value > LARGEST_INTEGER or (positive and value < 1):
-            least = " of at least 1" if positive else ""
-            raise ValueError(f"`{name}` must be an integer{least}, below 2^31, got {value!r}.")
+            wanted = "an integer of at least 1" if positive else "an integer"
+            raise ValueError(f"`{name}` must be {wanted}, below 2^31, got {value!r}.")
     for name in ("bos_token_id", "eos_token_id", "pad_token_id", "ngram_eos_token_id"):
         value = getattr(config, name)
         ids = value if isinstance(value, list) and name.endswith("eos_token_id") else [0 if value is None else value]

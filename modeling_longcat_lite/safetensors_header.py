@@ -52,8 +52,15 @@ class Contradiction(NamedTuple):
     found: str
 
 
-def read_safetensors_header(path: str | os.PathLike) -> tuple[dict[str, StoredTensor], dict[str, str]]:
+def read_safetensors_header(
+    path: str | os.PathLike, contradictions: list[Contradiction] | None = None
+) -> tuple[dict[str, StoredTensor], dict[str, str]]:
     """Tensors, in the order of their data, and metadata of a file.
+
+    Args:
+        contradictions (`list[Contradiction]`, *optional*):
+            Takes what is wrong with sizes and offsets of single tensors, for a report of all of it. Without it, the
+            first one raises.
 
     Raises:
         `ValueError`: naming the file, and the tensor and field that are wrong, if the file is cut off, is not a
@@ -61,7 +68,7 @@ def read_safetensors_header(path: str | os.PathLike) -> tuple[dict[str, StoredTe
     """
     try:
         with Path(path).open("rb") as file:
-            return parse_safetensors_header(file, os.fstat(file.fileno()).st_size, path)
+            return parse_safetensors_header(file, os.fstat(file.fileno()).st_size, path, contradictions)
     except (FileNotFoundError, IsADirectoryError) as error:
         raise ValueError(f"{path} is missing. Download it.") from error
 
@@ -69,13 +76,7 @@ def read_safetensors_header(path: str | os.PathLike) -> tuple[dict[str, StoredTe
 def parse_safetensors_header(
     file: BinaryIO, size: int, path: str | os.PathLike, contradictions: list[Contradiction] | None = None
 ) -> tuple[dict[str, StoredTensor], dict[str, str]]:
-    """As [`read_safetensors_header`], of an open file of `size` bytes, wherever it lies; `path` is what errors say.
-
-    Args:
-        contradictions (`list[Contradiction]`, *optional*):
-            Takes what is wrong with sizes and offsets of single tensors, for a report of all of it. Without it, the
-            first one raises.
-    """
+    """As [`read_safetensors_header`], of an open file of `size` bytes, wherever it lies; `path` is what errors say."""
     header, start = _read_object(file, size, path)
     metadata = header.pop(METADATA, None)
     metadata = {} if metadata is None else metadata
@@ -87,17 +88,22 @@ def parse_safetensors_header(
         if tensor.end > size:
             raise ValueError(f"{path} is truncated inside `{name}`. Download it again.")
     found = _contradictions(tensors, start, size)
-    if found and contradictions is None:
-        tensor, expected, there = found[0]
-        raise ValueError(f"{path}: `{tensor}` must have {expected}, but has {there}. Download the file again.")
     if contradictions is not None:
         contradictions += found
+    else:
+        raise_first(found, path)
     last = max((tensor.end for tensor in tensors.values()), default=start)
     if last != size:
         raise ValueError(
             f"{path} has {size - last} bytes after the `data_offsets` of its last tensor. Download it again."
         )
     return tensors, metadata
+
+
+def raise_first(contradictions: list[Contradiction], path: str | os.PathLike):
+    """Raises a `ValueError` if there is a contradiction."""
+    for tensor, expected, found in contradictions:
+        raise ValueError(f"{path}: `{tensor}` must have {expected}, but has {found}. Download the file again.")
 
 
 def _read_object(file: BinaryIO, size: int, path: str | os.PathLike) -> tuple[dict[str, Any], int]:
@@ -196,5 +202,6 @@ __all__ = [
     "StoredTensor",
     "fields_once",
     "parse_safetensors_header",
+    "raise_first",
     "read_safetensors_header",
 ]

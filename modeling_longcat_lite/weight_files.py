@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import torch
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_INDEX_NAME, WEIGHTS_NAME
 
-from .safetensors_header import Contradiction, StoredTensor, fields_once, parse_safetensors_header
+from .safetensors_header import Contradiction, StoredTensor, fields_once, read_safetensors_header
 
 WHOLE_FILE = "the file"
 PICKLED_DTYPES = {
@@ -136,8 +136,7 @@ def local_header(path: str, contradictions: list[Contradiction]) -> dict[str, St
     """The tensors of a file on this machine: a safetensors file, or one of older torch checkpoints."""
     if path.endswith(".bin"):
         return pickled_tensors(path)
-    with Path(path).open("rb") as file:
-        return parse_safetensors_header(file, os.fstat(file.fileno()).st_size, path, contradictions)[0]
+    return read_safetensors_header(path, contradictions)[0]
 
 
 def pickled_tensors(path: str) -> dict[str, StoredTensor]:
