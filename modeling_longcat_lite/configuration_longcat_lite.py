@@ -301,7 +301,9 @@ class LongCatLiteConfig(PreTrainedConfig):
     def from_dict(cls, config_dict: dict[str, Any], **kwargs):
         """As [`PreTrainedConfig.from_dict`]; two names of one field must agree."""
         validate_oe_fields(config_dict)
-        return super().from_dict(config_dict, **kwargs)
+        found = super().from_dict(config_dict, **kwargs)
+        (found[0] if isinstance(found, tuple) else found).validate_architecture()  # fields of `kwargs` came later
+        return found
 
     def to_vanilla(self) -> "LongCatLiteConfig":
         """The twin with the same total parameters and no n-gram embedding (the paper's "Vanilla", section 6).
