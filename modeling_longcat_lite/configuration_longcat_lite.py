@@ -321,10 +321,11 @@ class LongCatLiteConfig(PreTrainedConfig):
         changed = "index_topk" in kwargs
         index_topk = kwargs.pop("index_topk", None)
         loaded = super().from_dict(config_dict, **kwargs)
+        config = loaded[0] if isinstance(loaded, tuple) else loaded
         if changed:  # transformers changes only fields that the config has already, and this one may be absent
-            fields = vars(loaded[0] if isinstance(loaded, tuple) else loaded)
-            fields.pop("index_topk", None)
-            fields |= {} if index_topk is None else {"index_topk": index_topk}
+            vars(config).pop("index_topk", None)
+            vars(config).update({} if index_topk is None else {"index_topk": index_topk})
+        config.validate_architecture()  # fields of `kwargs` came later
         return loaded
 
     def to_vanilla(self) -> "LongCatLiteConfig":
