@@ -75,7 +75,14 @@ MAY_IMPORT = {
     "decoder_layer": {"configuration_longcat_lite", "rms_norm", "mla", "moe"},
     "mtp": {"configuration_longcat_lite", "rms_norm", "rotary_embedding", "decoder_layer", "document_mask", "mla"},
     "draft_candidates": {"mtp", "transformers_versions"},
-    "generation_longcat_lite": {"draft_candidates", "ngram_cache", "sparse_attention", "transformers_versions"},
+    "model_inputs": {"configuration_longcat_lite", "ngram_cache", "ngram_hashing", "visible_tokens"},
+    "generation_longcat_lite": {
+        "draft_candidates",
+        "model_inputs",
+        "ngram_cache",
+        "sparse_attention",
+        "transformers_versions",
+    },
 }
 MAY_IMPORT["modeling_longcat_lite"] = set(MAY_IMPORT)
 FOLDERS_MAY_IMPORT = {
