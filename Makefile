@@ -7,7 +7,7 @@ BIN := .venv/bin
 RUN_TESTS := -m pytest -n 2 --dist loadfile --durations 10
 PYTEST := HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python $(RUN_TESTS)
 # Markers of tests that have a target of their own.
-ELSEWHERE := not mlx and not vllm and not upstream and not random and not kills
+ELSEWHERE := not mlx and not vllm and not upstream and not random and not kills and not mutations
 NOT_HERE := not full and $(ELSEWHERE)
 # Versions of transformers that the package is tested with besides that of constraints.txt. The newest is asked for at
 # every run; TORCH is the CPU build for all of them, since other builds bring gigabytes.
@@ -20,10 +20,10 @@ ALL_BUT_TRAINING_TESTS := $(CORE_TESTS) $(addprefix tests/test_,assisted_generat
 	moe.py ngram_embedding.py ngram_tables.py ngram_quantization.py quantized_backbones.py sparse_attention.py \
 	document_mask.py export.py rotary_embedding.py decoder_layer.py oe_configs.py row_deltas.py serve.py gradients.py \
 	untrusted_tokenizer.py configuration_rope.py interrupted_forward.py unknown_inputs.py random_generation.py \
-	saved_folders.py whole_saves.py adapter_rows.py)
+	saved_folders.py whole_saves.py adapter_rows.py weight_files.py mutations.py)
 
-.PHONY: install demo draft bits yarn study tools test test-fast test-full test-random test-kills test-latest test-oldest \
-	test-mlx test-vllm test-upstream eval-smoke lint typing format bench clean
+.PHONY: install demo draft bits yarn study tools test test-fast test-full test-random test-kills test-mutations \
+	test-latest test-oldest test-mlx test-vllm test-upstream eval-smoke lint typing format bench clean
 
 install: .venv/.installed
 
@@ -94,6 +94,10 @@ test-full: install
 # Saves over a folder with a model, killed at 200 random moments and at every file operation.
 test-kills: install
 	$(PYTEST) -m kills tests/test_whole_saves.py
+
+# 2,000 damaged checkpoints, in some four minutes: loaded with the right numbers, or refused.
+test-mutations: install
+	$(PYTEST) -m mutations tests/test_mutations.py
 
 # A thousand random generation cases against each row alone; `--random-seed` draws others.
 test-random: install

@@ -11,10 +11,9 @@ import fsspec
 import torch
 from huggingface_hub import HfFileSystem
 from huggingface_hub.errors import HfHubHTTPError
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from eval.model_identity import ADAPTER_CONFIG
-from modeling_longcat_lite import FLOAT_DTYPES, StoredTensor, parse_safetensors_header
+from modeling_longcat_lite import FLOAT_DTYPES, StoredTensor, choose_weight_files, parse_safetensors_header
 
 
 def file_system_of(checkpoint: str, revision: str | None) -> tuple[fsspec.AbstractFileSystem, str]:
@@ -83,14 +82,12 @@ class CheckpointFiles:
             raise ValueError(f"{name} holds {type(content).__name__}, not an object of fields.")
         return content
 
-    def header(self, name: str) -> dict[str, StoredTensor]:
-        """The tensors of a safetensors file.
-
-        Raises:
-            `ValueError`: naming the file that is cut off or no safetensors file.
-        """
+    def header(self, name: str, contradictions: list | None = None) -> dict[str, StoredTensor]:
+        """The tensors of a safetensors file; as of [`parse_safetensors_header`], with its errors."""
+        if name not in self:
+            raise ValueError(f"{name} is missing. Download it.")
         with self._open(name) as file:
-            tensors, _ = parse_safetensors_header(file, self.sizes[name], name)
+            tensors, _ = parse_safetensors_header(file, self.sizes[name], name, contradictions)
             self.bytes_read += file.tell()
         return tensors
 
@@ -98,16 +95,9 @@ class CheckpointFiles:
         """The files that `from_pretrained` reads, and for each tensor the one in which an index says it is.
 
         Raises:
-            `ValueError`: if there are none, or the index has no `weight_map`.
+            `ValueError`: if there are none, or the index is wrong.
         """
-        if SAFE_WEIGHTS_INDEX_NAME in self:
-            index = self.read_json(SAFE_WEIGHTS_INDEX_NAME).get("weight_map")
-            if not isinstance(index, dict) or not all(isinstance(name, str) for name in index.values()):
-                raise ValueError(f"{SAFE_WEIGHTS_INDEX_NAME} has no `weight_map` of tensors to files.")
-            return sorted(set(index.values())), index
-        if SAFE_WEIGHTS_NAME not in self:
-            raise ValueError(f"There is neither {SAFE_WEIGHTS_INDEX_NAME} nor {SAFE_WEIGHTS_NAME}.")
-        return [SAFE_WEIGHTS_NAME], {}
+        return choose_weight_files(self.sizes, lambda name: self.read(name, 0, self.sizes[name]))
 
     def _open(self, name: str):
         # Without a cache: what is asked for is fetched, not the 5 MB around it.

@@ -12,8 +12,16 @@ from dataclasses import dataclass
 import torch
 from transformers.core_model_loading import revert_weight_conversion
 
-from eval.checkpoint_files import CheckpointFiles, values_of
-from modeling_longcat_lite import FLOAT_DTYPES, LongCatLiteConfig, LongCatLiteForCausalLM, StoredTensor
+from eval.checkpoint_files import CheckpointFiles
+from modeling_longcat_lite import (
+    FLOAT_DTYPES,
+    WHOLE_FILE,
+    LongCatLiteConfig,
+    LongCatLiteForCausalLM,
+    StoredTensor,
+    of_another_format,
+    read_weights,
+)
 
 OPTIONAL = ("model.embedding_amplification.norm.",)
 INDEXER = ".indexer."
@@ -52,37 +60,8 @@ def released_name(name: str) -> str:
 
 def read_headers(files: CheckpointFiles) -> Headers:
     """Headers of all weight files; what is cut off, missing or elsewhere than the index says."""
-    names, index = files.weight_files()
-    places: dict[str, tuple[str, StoredTensor]] = {}
-    problems, unreadable = [], set()
-    for name in names:
-        try:
-            if name not in files:
-                raise ValueError(f"{name} is missing. Download it.")
-            tensors = files.header(name)
-        except ValueError as error:
-            unreadable.add(name)
-            problems.append(Problem(name, "the file", "a whole safetensors file", str(error), "Download it again."))
-            continue
-        for tensor, place in tensors.items():
-            if tensor in places:
-                other = places[tensor][0]
-                problems.append(Problem(name, f"`{tensor}`", "one file", f"in {other} too", "Remove it from one."))
-            places[tensor] = name, place
-            if place.dtype in FLOAT_DTYPES and place.shape and not values_of(place):
-                found = f"{place.num_bytes} bytes"
-                expected = f"as many bytes as {list(place.shape)} {place.dtype} takes"
-                problems.append(Problem(name, f"`{tensor}`", expected, found, "Download the file again."))
-    for tensor, name in index.items():
-        if name not in unreadable and places.get(tensor, ("",))[0] != name:
-            there = f"in {places[tensor][0]}" if tensor in places else "in no file"
-            problems.append(Problem(name, f"`{tensor}`", "there, as the index says", there, "Download both again."))
-    for tensor, (name, _) in places.items():
-        if index and tensor not in index:
-            problems.append(
-                Problem(name, f"`{tensor}`", "an entry in the index", "none: it is read by no loader", "Add it.")
-            )
-    return Headers(places, problems)
+    weights = read_weights(*files.weight_files(), files.header)
+    return Headers(weights.places, [Problem(*fault) for fault in weights.faults])
 
 
 def needed_tensors(config: LongCatLiteConfig, has_draft_head: bool) -> dict[str, torch.Tensor]:
@@ -99,7 +78,7 @@ def tensor_problems(config: LongCatLiteConfig, headers: Headers) -> list[Problem
     is_fp8 = (getattr(config, "quantization_config", None) or {}).get("quant_method") == "fp8"
     has_draft_head = any(name.startswith("model.mtp.") for name in found)
     needed = needed_tensors(config, has_draft_head)
-    unreadable = any(problem.where == "the file" for problem in headers.problems)
+    unreadable = any(problem.where == WHOLE_FILE for problem in headers.problems)
     problems = []
     for name, tensor in needed.items():
         shape = list(tensor.shape)
@@ -115,8 +94,12 @@ def tensor_problems(config: LongCatLiteConfig, headers: Headers) -> list[Problem
         if stored.dtype not in (dtypes := dtypes_of(name, tensor.dtype, is_fp8)):
             fix = "Take the file from the original repository: the conversion rounded it."
             problems.append(Problem(file, f"`{own_name}`", " or ".join(dtypes), stored.dtype, fix))
-        if stored.dtype == FP8:
+        if is_fp8 and stored.dtype == FP8:
             problems += scale_problems(config, found, name)
+    for name, others in of_another_format(headers.places).items():
+        file, stored = headers.places[name]
+        fix = "Take the file from the original repository, or convert it to one 16-bit format."
+        problems.append(Problem(file, f"`{name}`", f"{others}, as the other tensors", stored.dtype, fix))
     for name, (own_name, file, _) in found.items():
         belongs = name in needed or INDEXER in name or (is_fp8 and name.removesuffix(SCALES) in needed)
         if not belongs and not (name.startswith("model.mtp.") and config.num_nextn_predict_layers == 0):
@@ -129,7 +112,7 @@ def scale_problems(config: LongCatLiteConfig, found: Mapping[str, tuple], name: 
     """What is wrong with the scales of an FP8 weight, one a block."""
     block = config.quantization_config.get("weight_block_size") or [128, 128]
     _, file, weight = found[name]
-    grid = [-(-size // of_block) for size, of_block in zip(weight.shape, block, strict=True)]
+    grid = [-(-size // of_block) for size, of_block in zip(weight.shape, block, strict=False)]
     _, _, scales = found.get(name + SCALES, (None, None, None))
     if scales is not None and list(scales.shape) == grid:
         return []

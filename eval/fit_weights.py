@@ -6,7 +6,6 @@ everything else down to its leaves. They are counted on the meta device; no weig
 """
 
 import copy
-import json
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -14,11 +13,17 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, cached_file
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
 
 from eval.parameter_report import PARTS
 from eval.table_reads import load_config, spoken_path
-from modeling_longcat_lite import FLOAT_DTYPES, LongCatLiteConfig, LongCatLiteForCausalLM, read_safetensors_header
+from modeling_longcat_lite import (
+    FLOAT_DTYPES,
+    LongCatLiteConfig,
+    LongCatLiteForCausalLM,
+    folder_weights,
+    parse_index,
+)
 
 RELEASED = "meituan-longcat/LongCat-Flash-Lite"
 TABLES, BUFFERS = "n-gram tables", "buffers"
@@ -56,17 +61,15 @@ def torch_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
 
 
 def header_dtypes(folder: Path) -> dict[str, torch.dtype]:
-    """Dtype of every floating tensor in the safetensors files of a folder, from the headers alone.
+    """Dtype of every floating tensor of the checkpoint in a folder, from the headers alone; none without weights.
 
     Raises:
-        `ValueError`: naming the file that cannot be read.
+        `ValueError`: naming the file that cannot be read, or contradicts the index.
     """
-    return {
-        name: FLOAT_DTYPES[tensor.dtype]
-        for path in sorted(folder.glob("*.safetensors"))
-        for name, tensor in read_safetensors_header(path)[0].items()
-        if tensor.dtype in FLOAT_DTYPES
-    }
+    if not any((folder / name).is_file() for name in (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME)):
+        return {}
+    places = folder_weights(folder).places
+    return {name: FLOAT_DTYPES[one.dtype] for name, (_, one) in places.items() if one.dtype in FLOAT_DTYPES}
 
 
 def hub_names(name: str) -> list[str]:
@@ -77,7 +80,7 @@ def hub_names(name: str) -> list[str]:
         _raise_exceptions_for_missing_entries=False,
         _raise_exceptions_for_connection_errors=False,
     )
-    return [] if path is None else list(json.loads(Path(path).read_text(encoding="utf-8"))["weight_map"])
+    return [] if path is None else list(parse_index(Path(path).read_bytes(), path))
 
 
 def read_checkpoint(model: str | None, dtype: str | None = None) -> Checkpoint:

@@ -9,7 +9,7 @@ import hashlib
 import json
 from pathlib import Path
 
-from modeling_longcat_lite import ROW_DELTA_FILE, LongCatLiteConfig, read_safetensors_header
+from modeling_longcat_lite import ROW_DELTA_FILE, LongCatLiteConfig, folder_weights, read_safetensors_header
 
 # What differs between two copies of one model: who wrote it, as what it was read, how it is run.
 NOT_ARCHITECTURE = frozenset(
@@ -63,13 +63,14 @@ def weights_hash(folder: Path) -> str:
     sampled, 64 MiB of a table: a few thousand changed rows of ten million, and nothing else, may go unnoticed.
 
     Raises:
-        `ValueError`: no safetensors file there, or one that is cut off.
+        `ValueError`: no safetensors file there, or one that is cut off or contradicts the index.
     """
-    is_adapter = (folder / ADAPTER_CONFIG).is_file()
-    pattern = ADAPTER_WEIGHTS if is_adapter else "model*.safetensors"
-    files = sorted(folder.glob(pattern))
-    if not files:
-        raise ValueError(f"`model` {folder} has no {pattern}")
+    if not (folder / ADAPTER_CONFIG).is_file():
+        files = [Path(file) for file in folder_weights(folder).files]
+    elif (folder / ADAPTER_WEIGHTS).is_file():
+        files = [folder / ADAPTER_WEIGHTS]
+    else:
+        raise ValueError(f"`model` {folder} has no {ADAPTER_WEIGHTS}")
     files += folder.glob(ROW_DELTA_FILE)
     tensors = {name: (path, entry) for path in files for name, entry in read_safetensors_header(path)[0].items()}
     whole = sum(entry.num_bytes for _, entry in tensors.values()) <= READ_WHOLE

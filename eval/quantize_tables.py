@@ -29,8 +29,10 @@ from eval.units import parse_size
 from modeling_longcat_lite import (
     FLOAT_DTYPES,
     LongCatLiteConfig,
+    LongCatLiteForCausalLM,
     StoredTensor,
     check_finished,
+    folder_weights,
     packed_width,
     quantize_rows,
     read_safetensors_header,
@@ -49,6 +51,8 @@ def quantized(file: BinaryIO, entry: StoredTensor, bits: int, block: int, name: 
     for begin in range(0, rows, block):
         count = min(block, rows - begin)
         data = bytearray(file.read(count * entry.num_bytes // rows))
+        if len(data) < count * entry.num_bytes // rows:
+            raise ValueError(f"`{name}` was cut off while it was read.")
         try:
             packed = quantize_rows(torch.frombuffer(data, dtype=FLOAT_DTYPES[entry.dtype]).view(count, width), bits)
         except ValueError as error:
@@ -107,15 +111,15 @@ def convert(source: Path, target: Path, bits: int, memory: int):
     """Writes the checkpoint `source` to the new folder `target`.
 
     Raises:
-        `ValueError`: naming file and table; what was written by then is removed.
+        `ValueError`: naming file and tensor, of what loading would refuse too; what was written by then is removed.
     """
     if target.exists():
         raise ValueError(f"{target} exists already; give another `--output`, or remove it.")
     check_finished(source)
     config = checked_config(source, bits)
-    files = sorted(source.glob("*.safetensors"))
-    if not files:
-        raise ValueError(f"{source} has no *.safetensors file.")
+    weights = folder_weights(source)
+    LongCatLiteForCausalLM.check_weights(LongCatLiteConfig.from_pretrained(source), weights.places)
+    files = [Path(path) for path in weights.files]
     entries = {path: read_safetensors_header(path)[0] for path in files}
     changes = {path: replacements_of(entries[path], bits, memory, path) for path in files}
     sizes = {
@@ -144,16 +148,18 @@ def convert(source: Path, target: Path, bits: int, memory: int):
 def copy_the_rest(
     source: Path, target: Path, changes: dict[Path, dict[str, Replacement]], sizes: dict[Path, int], config: dict
 ):
-    """Config and index as they are now; tokenizer, template, code and card as they were."""
+    """Config and index as they are now; tokenizer, template, code, card and changed rows as they were."""
     for path in source.iterdir():
-        if path.is_file() and path.suffix != ".safetensors":
+        if path.is_file() and path not in changes and path.name != INDEX:
+            if path.suffix == ".safetensors":
+                read_safetensors_header(path)  # raises: a damaged file is not passed on
             shutil.copy2(path, target)
     (target / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    if (source / INDEX).exists():
-        index = json.loads((source / INDEX).read_text(encoding="utf-8"))
+    index = json.loads((source / INDEX).read_bytes()) if (source / INDEX).exists() else {"weight_map": {}}
+    if set(index["weight_map"].values()) == {path.name for path in changes}:  # not one that an earlier save left
         renamed = {old: new.name for of_file in changes.values() for old, new in of_file.items()}
         index["weight_map"] = {renamed.get(name, name): file for name, file in index["weight_map"].items()}
-        index["metadata"] = {**index.get("metadata", {}), "total_size": sum(sizes.values())}
+        index["metadata"] = {**index["metadata"], "total_size": sum(sizes.values())}
         (target / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 

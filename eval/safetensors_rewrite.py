@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Writes a safetensors file anew, tensor by tensor, some of them changed: no tensor is ever held whole."""
 
+import errno
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -32,6 +33,8 @@ def rewritten_header(
     for name, entry in entries.items():
         new = replacements.get(name)
         name, dtype, shape, num_bytes = new[:4] if new else (name, entry.dtype, entry.shape, entry.num_bytes)
+        if name in header:
+            raise ValueError(f"`{name}` would be there twice: the file has a tensor of that name already.")
         header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [offset, offset + num_bytes]}
         offset += num_bytes
     text = json.dumps(header, separators=(",", ":")).encode()
@@ -43,7 +46,10 @@ def copied(file: BinaryIO, entry: StoredTensor) -> Iterator[bytes]:
     """The bytes of a tensor that stays as it is."""
     file.seek(entry.begin)
     for begin in range(entry.begin, entry.end, COPIED_AT_ONCE):
-        yield file.read(min(COPIED_AT_ONCE, entry.end - begin))
+        piece = file.read(min(COPIED_AT_ONCE, entry.end - begin))
+        if len(piece) < min(COPIED_AT_ONCE, entry.end - begin):
+            raise OSError(errno.EIO, "the file was cut off while it was read")
+        yield piece
 
 
 def rewrite(

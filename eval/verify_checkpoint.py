@@ -71,7 +71,10 @@ def verify(files: CheckpointFiles, rows: int) -> dict[str, Any]:
         facts["generation_config"] = files.read_json("generation_config.json")
     return {
         "problems": [asdict(problem) for problem in grouped(problems)],
-        "runtimes": runtime_findings(fields, tensors_of(headers)),
+        # Of a config that is refused, sizes may be anything.
+        "runtimes": {runtime: ["not asked: config.json does not load"] for runtime in RUNTIMES}
+        if config is None
+        else runtime_findings(fields, tensors_of(headers)),
         "facts": facts,
         "bytes_read": files.bytes_read,
         "bytes_in_all": files.total_bytes,

@@ -17,7 +17,13 @@ from eval.runtime_differences import differences
 from eval.runtime_expectations import RUNTIMES, config_problems
 from eval.units import format_size
 from model_cards.training_record import formatted, read_json
-from modeling_longcat_lite import ROW_DELTA_FILE, LongCatLiteConfig, changed_rows_by_order, read_safetensors_header
+from modeling_longcat_lite import (
+    ROW_DELTA_FILE,
+    LongCatLiteConfig,
+    changed_rows_by_order,
+    folder_weights,
+    read_safetensors_header,
+)
 
 
 @dataclass(frozen=True)
@@ -135,12 +141,8 @@ def memory_rows(config: LongCatLiteConfig, tables: int, others: int) -> list[tup
 def stored_bytes(folder: Path) -> tuple[int, int]:
     """Bytes of the n-gram tables and of all other tensors."""
     sizes = {True: 0, False: 0}
-    files = sorted(folder.glob("model*.safetensors"))
-    if not files:
-        raise ValueError(f"`model` {folder} has no model*.safetensors")
-    for path in files:
-        for name, entry in read_safetensors_header(path)[0].items():
-            sizes[".embedders." in name] += entry.num_bytes
+    for name, (_, entry) in folder_weights(folder).places.items():
+        sizes[".embedders." in name] += entry.num_bytes
     return sizes[True], sizes[False]
 
 

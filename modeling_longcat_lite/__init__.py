@@ -7,6 +7,7 @@ and `push_to_hub` ship the code with the weights.
 
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
+from .checkpoint_layout import of_another_format
 from .checkpoint_saving import superseded
 from .configuration_longcat_lite import LongCatLiteConfig
 from .modeling_longcat_lite import LongCatLiteForCausalLM, LongCatLiteModel, LongCatLitePreTrainedModel
@@ -25,6 +26,7 @@ from .ngram_row_delta import (
 from .ngram_row_overlay import RowOverlay
 from .ngram_tables import NgramTables, find_tables
 from .safetensors_header import FLOAT_DTYPES, StoredTensor, parse_safetensors_header, read_safetensors_header
+from .weight_files import WHOLE_FILE, choose_weight_files, folder_weights, parse_index, read_weights
 from .whole_files import check_finished, staged_files, whole_file, write_whole
 
 # `exist_ok`: another package may have registered the same model type before.
@@ -39,6 +41,7 @@ LongCatLiteForCausalLM.register_for_auto_class("AutoModelForCausalLM")
 __all__ = [
     "FLOAT_DTYPES",
     "ROW_DELTA_FILE",
+    "WHOLE_FILE",
     "LongCatLiteConfig",
     "LongCatLiteDynamicCache",
     "LongCatLiteForCausalLM",
@@ -51,17 +54,22 @@ __all__ = [
     "StoredTensor",
     "changed_rows_by_order",
     "check_finished",
+    "choose_weight_files",
     "dequantize_rows",
     "find_tables",
+    "folder_weights",
     "ngram_row_ids",
     "ngram_tokens",
+    "of_another_format",
     "other_base",
     "packed_width",
+    "parse_index",
     "parse_safetensors_header",
     "quantize_rows",
     "read_hot_rows",
     "read_row_delta",
     "read_safetensors_header",
+    "read_weights",
     "sample_base",
     "segment_ends",
     "staged_files",

@@ -6,7 +6,6 @@ of meituan-longcat/LongCat-Flash-Lite. Names not listed are the same on both sid
 LongCat-Flash-Lite-Sparse and LongCat-2.0 have other names, which are read and never written.
 """
 
-import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -22,7 +21,9 @@ from transformers.core_model_loading import (
 )
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
 
-from .safetensors_header import read_safetensors_header
+from .fp8_blocks import FP8
+from .safetensors_header import FLOAT_DTYPES, read_safetensors_header
+from .weight_files import Places, parse_index
 
 DRAFT_HEAD_PREFIX = "model.mtp."
 SAVE_ID = "save_id"  # in the metadata of every shard and of the index
@@ -88,8 +89,8 @@ def carries_draft_head(
 
 def _tensor_names(path: str) -> list[str]:
     if path.endswith(".json"):
-        return list(json.loads(Path(path).read_text(encoding="utf-8"))["weight_map"])
-    return list(checkpoint_shapes([path]))
+        return list(parse_index(Path(path).read_bytes(), path))
+    return list(read_safetensors_header(path)[0])
 
 
 def oe_name(name: str) -> str:
@@ -104,15 +105,57 @@ def spelling_of(found: Iterable[str]) -> Callable[[str], str]:
     return oe_name if has_oe_names else str
 
 
-def checkpoint_shapes(files: Sequence[str]) -> dict[str, tuple[list[int], str]]:
-    """Shape and file of every tensor, from the headers alone.
+def stored_dtypes(tensor: torch.Tensor, is_fp8: bool = False) -> tuple[str, ...]:
+    """What a tensor of the model may be stored as, by the names of safetensors; `is_fp8` where scales are read too."""
+    if not tensor.is_floating_point():
+        return ("U8",)  # packed rows of a table
+    return (*FLOAT_DTYPES, "F64", *([FP8] if is_fp8 else []))
+
+
+def check_dtypes(found: Places, expected: Mapping[str, torch.Tensor], is_fp8: bool = False):
+    """Compares dtypes in a checkpoint with those of the model's tensors of the same names.
 
     Raises:
-        `ValueError`: naming the file that is truncated or no safetensors file.
+        `ValueError`: naming the tensor that holds other numbers than weights, or one of two 16-bit formats.
     """
-    return {
-        name: (list(tensor.shape), path) for path in files for name, tensor in read_safetensors_header(path)[0].items()
-    }
+    for name, (path, stored) in found.items():
+        if name not in expected:
+            continue
+        dtypes = stored_dtypes(expected[name], is_fp8)
+        if stored.dtype not in dtypes:
+            scales = " without a quantizer that reads its scales" if stored.dtype == FP8 else ""
+            raise ValueError(
+                f"`{name}` in {path} is stored as {stored.dtype}{scales}; it must be {' or '.join(dtypes)}. Take the "
+                "file from the original checkpoint."
+            )
+    for name, others in of_another_format(found).items():
+        path, stored = found[name]
+        raise ValueError(
+            f"`{name}` in {path} is stored as {stored.dtype}, the others as {others}: a checkpoint has one 16-bit "
+            "format. Take the file from the original checkpoint, or convert it to one."
+        )
+
+
+def of_another_format(found: Places) -> dict[str, str]:
+    """Tensors in the rarer of two 16-bit formats, with the format of the others; tables may have one of their own.
+
+    Bytes of one format are other numbers in the other. A conversion writes one; both are in files whose header is
+    damaged.
+    """
+    rare: dict[str, str] = {}
+    for of_tables in (True, False):
+        names: dict[str, list[str]] = {"F16": [], "BF16": []}
+        for name, (_, stored) in found.items():
+            if stored.dtype in names and is_table(name) == of_tables:
+                names[stored.dtype].append(name)
+        few, many = sorted(names, key=lambda dtype: len(names[dtype]))
+        rare |= dict.fromkeys(names[few], many)
+    return rare
+
+
+def is_table(name: str) -> bool:
+    """Whether a tensor is an n-gram table, by any of its names."""
+    return "ngram_embeddings.embedders." in name or "oe_embed_tokens" in name
 
 
 def check_same_save(files: Sequence[str], index_metadata: Mapping[str, object] | None):
@@ -139,53 +182,63 @@ def check_same_save(files: Sequence[str], index_metadata: Mapping[str, object] |
 
 
 def check_against_model(
-    found: Mapping[str, tuple[list[int], str]],
+    found: Places,
     released: Mapping[str, torch.Tensor],
     fused: Mapping[str, torch.Tensor],
     optional: Sequence[str] = (),
+    is_fp8: bool = False,
 ):
     """Compares a checkpoint with what the model needs before a byte of it is loaded.
 
     Args:
-        found: Shape and file of every tensor in the checkpoint.
+        found: File of every tensor in the checkpoint, and its dtype and shape there.
         released: The model's tensors under released names.
         fused: The model's tensors under this package's names (`save_original_format=False` writes those).
-        optional: Prefixes of tensors that a checkpoint may lack or carry in vain.
+        optional: Tensors that a checkpoint may lack or carry in vain; all of a module where a name ends in a dot.
+        is_fp8: Whether weights may be FP8, which are read with scales; those are not in `found`.
 
     Raises:
-        `ValueError`: naming the tensor that is missing, of another shape, or not part of the model.
+        `ValueError`: naming the tensor that is missing, of another shape or dtype, or not part of the model.
     """
     expected = fused if found.keys() & (fused.keys() - released.keys()) else released
     spelled = spelling_of(found)
+    modules, names = tuple(name for name in optional if name.endswith(".")), set(optional)
+
+    def is_optional(name: str) -> bool:
+        return name in names or name.startswith(modules)
+
     expected = {spelled(name): tensor for name, tensor in expected.items()}
     for name, tensor in expected.items():
         if name in found:
-            shape, path = found[name]
-            if list(tensor.shape) != shape:
+            path, stored = found[name]
+            if tensor.shape != stored.shape:
                 raise ValueError(
-                    f"`{name}` in {path} has shape {shape}, but the config asks for {list(tensor.shape)}."
+                    f"`{name}` in {path} has shape {list(stored.shape)}, but the config asks for {list(tensor.shape)}."
                 )
-        elif not name.startswith(tuple(optional)):
+        elif not is_optional(name):
             raise ValueError(
                 f"The checkpoint has no tensor `{name}` (shape {list(tensor.shape)}), which the model needs."
             )
-    for name, (_, path) in found.items():
-        if name not in expected and not name.startswith(tuple(optional)):
+    for name, (path, _) in found.items():
+        if name not in expected and not is_optional(name):
             fix = " `num_nextn_predict_layers=0` loads the rest." if name.startswith(DRAFT_HEAD_PREFIX) else ""
             raise ValueError(
                 f"`{name}` in {path} has no place in a model of this config: is a field of it wrong?{fix}"
             )
+    check_dtypes(found, expected, is_fp8)
 
 
 __all__ = [
+    "DRAFT_HEAD_PREFIX",
     "HUB_ARGUMENTS",
     "SAVE_ID",
     "carries_draft_head",
     "check_against_model",
+    "check_dtypes",
     "check_same_save",
     "checkpoint_conversions",
-    "checkpoint_shapes",
     "oe_name",
+    "of_another_format",
     "register_checkpoint_layout",
     "spelling_of",
 ]

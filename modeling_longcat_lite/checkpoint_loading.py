@@ -6,6 +6,7 @@ that fine-tuning changed may come in a file of their own (`ngram_row_delta.py`);
 them.
 """
 
+import copy
 import os
 from pathlib import Path
 from typing import Any
@@ -19,16 +20,17 @@ from transformers.utils import cached_file, logging
 
 from .adapter_rows import AdapterRowsMixin, base_of_adapter
 from .checkpoint_layout import (
+    DRAFT_HEAD_PREFIX,
     HUB_ARGUMENTS,
     carries_draft_head,
     check_against_model,
+    check_dtypes,
     check_same_save,
-    checkpoint_shapes,
     oe_name,
     spelling_of,
 )
 from .configuration_longcat_lite import LongCatLiteConfig
-from .fp8_blocks import check_scales, read_cut_blocks
+from .fp8_blocks import BLOCK, check_scales, read_cut_blocks
 from .mtp import freeze_draft_head
 from .ngram_hot_rows import read_hot_rows
 from .ngram_quantization import packed_width
@@ -43,7 +45,9 @@ from .ngram_row_delta import (
     write_row_delta,
 )
 from .ngram_tables import PLACEMENTS, NgramTables, StoredTable, find_tables
+from .safetensors_header import read_safetensors_header
 from .sparse_attention import leave_indexer
+from .weight_files import Places, check_folder, described, loaded_weights
 from .whole_files import check_finished
 
 TABLES = "ngram_embeddings.embedders."
@@ -74,11 +78,16 @@ class CheckpointLoadingMixin(AdapterRowsMixin):
             if kwargs.get("state_dict") is not None:
                 raise ValueError(f'`ngram_tables="{ngram_tables}"` reads files, and `state_dict` has none: drop one.')
             kwargs["ngram_tables"] = ngram_tables
+        if isinstance(config := kwargs.get("config"), LongCatLiteConfig):  # it may have changed since it was made
+            config.validate_architecture()
         changed_rows = None
         if pretrained_model_name_or_path is not None and kwargs.get("state_dict") is None:
             hub_arguments = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
             checkpoint = base_of_adapter(pretrained_model_name_or_path, hub_arguments)
-            check_finished(Path(checkpoint) / (kwargs.get("subfolder") or ""))
+            folder = Path(checkpoint, kwargs.get("subfolder") or "")
+            check_finished(folder)
+            if folder.is_dir() and kwargs.get("use_safetensors") is not False:
+                check_folder(folder, kwargs.get("variant"))
             kwargs["has_draft_head"] = carries_draft_head(checkpoint, hub_arguments, kwargs.get("variant"))
             changed_rows = cached_file(
                 checkpoint,
@@ -99,22 +108,14 @@ class CheckpointLoadingMixin(AdapterRowsMixin):
     @staticmethod
     def _load_pretrained_model(model, state_dict, checkpoint_files, load_config, expected_keys=None):
         readable = checkpoint_files is not None and checkpoint_files[0].endswith(".safetensors")
-        # A quantizer changes names and shapes, and `load_adapter` names the keys that it expects: theirs to check.
-        is_whole = expected_keys is None and not load_config.is_quantized
-        found = checkpoint_shapes(checkpoint_files) if readable and expected_keys is None else {}
-        indexer = leave_indexer(found, model.config.dense_attention_limit)
-        if readable and is_whole and not load_config.ignore_mismatched_sizes:
-            found = {name: where for name, where in found.items() if name not in indexer}
-            if not any(name.startswith("model.") for name in found):  # written by the trunk alone
-                found = {f"model.{name}": shape for name, shape in found.items()}
-            check_against_model(found, *model._expected_tensors())
+        # `load_adapter` names the keys that it expects: theirs to check.
+        found = None if expected_keys is not None else model._stored_tensors(state_dict, checkpoint_files, load_config)
         if readable:
             check_same_save(checkpoint_files, load_config.sharded_metadata)
+        indexer = leave_indexer(found or (), model.config.dense_attention_limit)
         was_fp8 = read_cut_blocks(load_config.weight_mapping or ())
-        if was_fp8:
-            check_scales(
-                checkpoint_shapes(checkpoint_files), load_config.hf_quantizer.quantization_config.weight_block_size
-            )
+        if found is not None:
+            model._check_tensors({n: where for n, where in found.items() if n not in indexer}, load_config, was_fp8)
         stored = model._find_ngram_tables(checkpoint_files if readable else None) if expected_keys is None else []
         loaded = PreTrainedModel._load_pretrained_model(
             model, state_dict, checkpoint_files, load_config, expected_keys
@@ -126,6 +127,63 @@ class CheckpointLoadingMixin(AdapterRowsMixin):
         if stored:  # not before: while loading, all of a state dict is taken for parameters
             model._open_ngram_tables(stored)
         return loaded
+
+    @staticmethod
+    def _stored_tensors(state_dict, checkpoint_files, load_config) -> Places | None:
+        """File, dtype and shape of every tensor that is going to be loaded, checked against each other."""
+        if state_dict is not None:
+            return {name: ("`state_dict`", described(name, tensor, "")) for name, tensor in state_dict.items()}
+        if not checkpoint_files or not checkpoint_files[0].endswith((".safetensors", ".bin")):
+            return None
+        return loaded_weights(checkpoint_files, (load_config.sharded_metadata or {}).get("weight_map")).places
+
+    def _check_tensors(self, found: Places, load_config, was_fp8: bool):
+        """Raises a `ValueError` that names the tensor that does not fit this model."""
+        quantizer = load_config.hf_quantizer
+        if was_fp8:
+            found = check_scales(found, quantizer.quantization_config.weight_block_size)
+        elif quantizer is not None:  # it changes names and shapes, and where it finds them changed, dtypes
+            if not quantizer.pre_quantized:
+                plain = {
+                    name: torch.empty(0, dtype=torch.uint8 if name.endswith(".packed") else None) for name in found
+                }
+                check_dtypes(found, plain)
+            return
+        if not any(name.startswith("model.") for name in found):  # written by the trunk alone
+            found = {f"model.{name}": where for name, where in found.items()}
+        released, fused, optional = self._expected_tensors()
+        if load_config.ignore_mismatched_sizes:
+            check_dtypes(found, {**fused, **released}, was_fp8)
+        else:
+            check_against_model(found, released, fused, optional, was_fp8)
+
+    @classmethod
+    def check_weights(cls, config: LongCatLiteConfig, found: Places):
+        """Compares the tensors of a checkpoint with what loading a model of `config` from it would ask for.
+
+        Args:
+            config (`LongCatLiteConfig`): Of the checkpoint.
+            found (`Mapping[str, tuple[str, StoredTensor]]`): Of every tensor its file, and its entry in the header.
+
+        Raises:
+            `ValueError`: naming the tensor that is missing, of another shape or dtype, or not part of the model.
+        """
+        is_trunk = not any(name.startswith("model.") for name in found)
+        found = {f"model.{name}" if is_trunk else name: where for name, where in found.items()}
+        quantization = vars(config).get("quantization_config") or {}
+        method = quantization.get("quant_method")
+        if method not in (None, "fp8"):
+            return  # names and shapes are the quantizer's
+        if method == "fp8":
+            found = check_scales(found, quantization.get("weight_block_size") or BLOCK)
+        indexer = leave_indexer(found, config.dense_attention_limit)
+        with torch.device("meta"):
+            model = cls(
+                copy.deepcopy(config), has_draft_head=any(name.startswith(DRAFT_HEAD_PREFIX) for name in found)
+            )
+        released, fused, optional = model._expected_tensors()
+        found = {name: where for name, where in found.items() if name not in indexer}
+        check_against_model(found, released, fused, [*optional, "lm_head."] if is_trunk else optional, method == "fp8")
 
     def _expected_tensors(self):
         """Arguments of `check_against_model`: released names, fused names, optional prefixes; all with `model.`."""
@@ -140,13 +198,19 @@ class CheckpointLoadingMixin(AdapterRowsMixin):
         if not self.config.num_nextn_predict_layers:
             optional.append("model.mtp.")
         if self._offloaded_ngram_embedding() is not None:
-            optional += [f"model.{TABLES}", f"model.{oe_name(TABLES)}"]  # checked when they are opened
+            for name in self._table_names():  # checked when they are opened
+                optional += [f"model.{name}", f"model.{oe_name(name)}"]
         return released, fused, optional
 
     def _offloaded_ngram_embedding(self) -> Any:
         """The n-gram embedding if its tables are no parameters of the model."""
         embedding: Any = self.base_model.ngram_embeddings
         return None if embedding is None or embedding.placement == "resident" else embedding
+
+    def _table_names(self) -> list[str]:
+        """The tables in a checkpoint of the trunk alone, under released names."""
+        kind = "weight" if self.config.ngram_table_bits == 16 else "packed"
+        return [f"{TABLES}{i}.{kind}" for i in range(self.config.num_subtables)]
 
     def _find_ngram_tables(self, files: list[str] | None) -> list[StoredTable]:
         """Where the tables are that are no parameters; none if they are."""
@@ -156,11 +220,10 @@ class CheckpointLoadingMixin(AdapterRowsMixin):
         if files is None:
             raise ValueError(f'`ngram_tables="{embedding.placement}"` reads safetensors files, which are not there.')
         sizes, width, bits = self.config.subtable_sizes, self.config.subtable_width, self.config.ngram_table_bits
-        kind, columns = ("weight", width) if bits == 16 else ("packed", packed_width(width, bits))
-        found = checkpoint_shapes(files)
-        tables = spelling_of(found)(TABLES)
-        in_whole, in_trunk = ([f"{p}{tables}{i}.{kind}" for i in range(len(sizes))] for p in ("model.", ""))
-        names = in_trunk if in_trunk[0] in found else in_whole
+        columns = width if bits == 16 else packed_width(width, bits)
+        found = {name for file in files for name in read_safetensors_header(file)[0]}
+        in_trunk = [spelling_of(found)(name) for name in self._table_names()]
+        names = in_trunk if in_trunk[0] in found else [f"model.{name}" for name in in_trunk]
         return find_tables(files, names, sizes, columns, packed=bits < 16)
 
     def _open_ngram_tables(self, stored: list[StoredTable]):

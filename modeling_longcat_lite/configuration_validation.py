@@ -5,24 +5,18 @@ transformers' own `@strict` validation raises errors of another kind, which no c
 """
 
 import math
+import sys
 from typing import Any
 
 from transformers import PreTrainedConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
-
-ACTIVATIONS: tuple[str, ...] = ()  # unknown without torch, as with mlx-lm, where a config can be read all the same
-try:
-    from transformers.activations import ACT2FN
-
-    ACTIVATIONS = tuple(ACT2FN)
-except ImportError:
-    pass
 
 POSITIVE_INTEGERS = (
     "vocab_size",
     "hidden_size",
     "num_layers",
     "num_attention_heads",
+    "num_key_value_heads",
     "ffn_hidden_size",
     "expert_ffn_hidden_size",
     "q_lora_rank",
@@ -30,20 +24,42 @@ POSITIVE_INTEGERS = (
     "qk_nope_head_dim",
     "qk_rope_head_dim",
     "v_head_dim",
+    "head_dim",
     "n_routed_experts",
     "moe_topk",
     "max_position_embeddings",
     "num_draft_tokens",
 )
 INTEGERS = ("zero_expert_num", "emb_neighbor_num", "emb_split_num", "ngram_base_vocab_size")
-NUMBERS = (
-    "ngram_vocab_size_ratio",
-    "routed_scaling_factor",
-    "rms_norm_eps",
-    "latent_norm_eps",
-    "initializer_range",
-    "attention_dropout",
-)
+LARGEST_INTEGER = 2**31 - 1
+# Every expert of every layer is a tensor of the released layout, which is listed before a file is opened.
+MOST_EXPERTS = 2**18
+MOST_ROWS = 2**40  # of a table: row ids are numbered so (`ngram_tables.py`)
+BELOW_ONE = math.nextafter(1, 0)
+# Outside these, numbers overflow, divide by zero or mean nothing. An epsilon below the least float32 is zero.
+NUMBERS = {
+    "ngram_vocab_size_ratio": (-math.inf, math.inf),  # where there are tables, `_validate_ngram` asks for more
+    "routed_scaling_factor": (1e-6, 1e6),
+    "rms_norm_eps": (1e-30, 1),
+    "latent_norm_eps": (1e-30, 1),
+    "initializer_range": (0, 1e3),
+    "attention_dropout": (0, BELOW_ONE),
+}
+ROPE_NUMBERS = {
+    "rope_theta": (1 + 1e-6, 1e18),  # YaRN divides by its logarithm
+    "factor": (1, 1e6),
+    "original_max_position_embeddings": (1, LARGEST_INTEGER),
+    "attention_factor": (1e-6, 1e6),
+    "beta_fast": (1e-6, 1e6),
+    "beta_slow": (1e-6, 1e6),
+    "mscale": (0, 1e3),
+    "mscale_all_dim": (0, 1e3),
+    "low_freq_factor": (1e-6, 1e6),
+    "high_freq_factor": (1e-6, 1e6),
+    "partial_rotary_factor": (1, 1),  # a head's rotated part is `qk_rope_head_dim`, all of it
+}
+# The same of `short_factor` and `long_factor`, lists of them. Null is as good as absent for these:
+ROPE_OPTIONAL = ("attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "partial_rotary_factor")
 SWITCHES = (
     "use_ngram_embedding",
     "mtp_use_ngram_embedding",
@@ -62,7 +78,6 @@ CHOICES: dict[str, tuple] = {
     "zero_expert_type": ("identity", "drop"),
     "attention_method": ("MLA", "LSA"),
     "num_nextn_predict_layers": (None, 0, 1),
-    "hidden_act": ACTIVATIONS,
 }
 # The same fields in LongCat-Flash-Lite-Sparse and LongCat-2.0.
 OE_FIELDS = {
@@ -104,12 +119,57 @@ def validate_fields(config: PreTrainedConfig):
     _validate_relatives(config)
     _validate_sizes(config)
     for name, allowed in CHOICES.items():
-        if allowed and getattr(config, name) not in allowed:
-            raise ValueError(f"`{name}` must be one of {allowed}, got {getattr(config, name)!r}.")
+        value = getattr(config, name)
+        if value not in allowed or isinstance(value, bool | float):  # True and 1.0 are equal to 1
+            raise ValueError(f"`{name}` must be one of {allowed}, got {value!r}.")
+    _validate_activation(config.hidden_act)
+    _validate_rope_numbers(config.rope_parameters)
     if config.use_ngram_embedding:
         _validate_ngram(config)
     elif config.mtp_use_ngram_embedding:
         raise ValueError("`mtp_use_ngram_embedding` needs n-gram tables, but `use_ngram_embedding` is False.")
+
+
+def is_number(value: Any, least: float, most: float) -> bool:
+    """Whether a value is a number from `least` to `most`, both included; True and NaN are none."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and least <= value <= most
+
+
+def is_integer(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _validate_activation(name: Any):
+    if not isinstance(name, str):
+        raise ValueError(f"`hidden_act` must be the name of an activation, got {name!r}.")
+    if name == "silu":
+        return
+    try:
+        from transformers.activations import ACT2FN
+    except ImportError:  # without torch, a config is read for a runtime that has activations of its own
+        return
+    if name not in ACT2FN:
+        raise ValueError(f"`hidden_act` must be one of {tuple(ACT2FN)}, got {name!r}.")
+
+
+def _validate_rope_numbers(rope: dict[str, Any]):
+    """Numbers that make angles NaN or infinite; transformers only warns of them."""
+    for name, (least, most) in ROPE_NUMBERS.items():
+        value = rope.get(name)
+        if value is None and (name not in rope or name in ROPE_OPTIONAL or rope.get("rope_type") == "longrope"):
+            continue
+        if not is_number(value, least, most):
+            wanted = f"a number from {least:g} to {most:g}" if least < most else f"{most:g}"
+            raise ValueError(f"`{name}` in `rope_parameters` must be {wanted}, got {value!r}.")
+    for name in ("short_factor", "long_factor"):
+        values = rope.get(name, [])
+        if not isinstance(values, list) or not all(is_number(value, 1e-6, 1e6) for value in values):
+            raise ValueError(f"`{name}` in `rope_parameters` must be a list of numbers from 1e-06 to 1e+06.")
+    for below, above in (("beta_slow", "beta_fast"), ("low_freq_factor", "high_freq_factor")):
+        if rope.get(below) is not None and rope.get(above) is not None and rope[below] >= rope[above]:
+            raise ValueError(
+                f"`{below}` ({rope[below]}) in `rope_parameters` must be below `{above}` ({rope[above]})."
+            )
 
 
 def validate_rope_fields(config: PreTrainedConfig):
@@ -188,7 +248,7 @@ def _validate_relatives(config: PreTrainedConfig):
             "which is what runs here, stands in for sparse."
         )
     blocks, shared = stated.get("mtp_num_layers") or 0, stated.get("mtp_replicate_modules", False)
-    if not isinstance(blocks, int):
+    if not is_integer(blocks):
         raise ValueError(f"`mtp_num_layers` must be an integer, got {blocks!r}.")
     if blocks > 1 and not shared and config.num_nextn_predict_layers != 0:
         raise ValueError(
@@ -198,22 +258,26 @@ def _validate_relatives(config: PreTrainedConfig):
 
 
 def _validate_types(config: PreTrainedConfig):
-    for names, types, kind in (
-        (INTEGERS, int, "an integer"),
-        (NUMBERS, int | float, "a finite number"),
-        (SWITCHES, bool, "true or false"),
-    ):
-        for name in names:
-            value = getattr(config, name)
-            if not isinstance(value, types) or (isinstance(value, float) and not math.isfinite(value)):
-                raise ValueError(f"`{name}` must be {kind}, got {value!r}.")
-    for name in POSITIVE_INTEGERS:
+    for name, (least, most) in NUMBERS.items():
         value = getattr(config, name)
-        if not isinstance(value, int) or value < 1:
-            raise ValueError(f"`{name}` must be an integer of at least 1, got {value!r}.")
-    eos = config.ngram_eos_token_id
-    if not all(isinstance(token, int) for token in (eos if isinstance(eos, list) else [eos or 0])):
-        raise ValueError(f"`ngram_eos_token_id` must be a token id or a list of them, got {eos!r}.")
+        if not is_number(value, -sys.float_info.max, sys.float_info.max):
+            raise ValueError(f"`{name}` must be a finite number, got {value!r}.")
+        if not least <= value <= most:
+            below = "below 1" if most == BELOW_ONE else f"{most:g}"
+            raise ValueError(f"`{name}` must be a number from {least:g} to {below}, got {value!r}.")
+    for name in SWITCHES:
+        if not isinstance(getattr(config, name), bool):
+            raise ValueError(f"`{name}` must be true or false, got {getattr(config, name)!r}.")
+    for name in (*POSITIVE_INTEGERS, *INTEGERS):
+        value, positive = getattr(config, name), name in POSITIVE_INTEGERS
+        if not is_integer(value) or value > LARGEST_INTEGER or (positive and value < 1):
+            wanted = "an integer of at least 1" if positive else "an integer"
+            raise ValueError(f"`{name}` must be {wanted}, below 2^31, got {value!r}.")
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id", "ngram_eos_token_id"):
+        value = getattr(config, name)
+        ids = value if isinstance(value, list) and name.endswith("eos_token_id") else [0 if value is None else value]
+        if not all(is_integer(token) for token in ids):
+            raise ValueError(f"`{name}` must be a token id or a list of them, got {value!r}.")
 
 
 def _validate_sizes(config: PreTrainedConfig):
@@ -222,6 +286,11 @@ def _validate_sizes(config: PreTrainedConfig):
     if config.pad_token_id is not None and not 0 <= config.pad_token_id < config.vocab_size:
         raise ValueError(
             f"`pad_token_id` must be below `vocab_size` ({config.vocab_size}), got {config.pad_token_id}."
+        )
+    if config.num_layers * config.n_routed_experts > MOST_EXPERTS:
+        raise ValueError(
+            f"`num_layers` ({config.num_layers}) times `n_routed_experts` ({config.n_routed_experts}) must be at most "
+            f"{MOST_EXPERTS}."
         )
     experts = config.n_routed_experts + config.zero_expert_num
     if config.moe_topk > experts:
@@ -256,6 +325,11 @@ def _validate_ngram(config: PreTrainedConfig):
         raise ValueError(
             f"`hidden_size` ({config.hidden_size}) must be divisible by the number of sub-tables, "
             f"`emb_split_num` * (`emb_neighbor_num` - 1) = {config.num_subtables}."
+        )
+    if config.subtable_sizes[-1] > MOST_ROWS:
+        raise ValueError(
+            f"`ngram_vocab_size_ratio` ({config.ngram_vocab_size_ratio}) times `ngram_base_vocab_size` "
+            f"({config.ngram_base_vocab_size}) must be below 2^40, the rows of a table."
         )
     if config.ngram_table_bits == 4 and config.subtable_width % 2:
         raise ValueError(f"`ngram_table_bits` of 4 packs pairs, but a table row has {config.subtable_width} values.")

@@ -5,13 +5,18 @@ transformers takes the block's size from the shape of the scales, which is right
 Those of the released `kv_a_proj_with_mqa`, `[576, 3072]` in blocks of 128, do not: its last row of blocks has 64 rows.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from transformers.core_model_loading import WeightConverter
 from transformers.integrations.finegrained_fp8 import Fp8Dequantize
 
+from .safetensors_header import FLOAT_DTYPES, StoredTensor
+from .weight_files import Places
+
 SCALES = "_scale_inv"
+FP8 = "F8_E4M3"
+BLOCK = (128, 128)  # `weight_block_size` where a config states none
 
 
 class BlockDequantize(Fp8Dequantize):
@@ -29,24 +34,40 @@ class BlockDequantize(Fp8Dequantize):
         return (quantized.float() * each).to(output_dtype or torch.bfloat16)
 
 
-def check_scales(found: Mapping[str, tuple[list[int], str]], block: Sequence[int]):
-    """Compares the scales in a checkpoint (shape and file of every tensor) with what the block's size asks for.
+def check_scales(found: Places, block: Sequence[int]) -> dict[str, tuple[str, StoredTensor]]:
+    """Compares scales and FP8 weights of a checkpoint with each other and with the block's size.
+
+    Returns:
+        `dict[str, tuple[str, StoredTensor]]`: the tensors that are not scales.
 
     Raises:
-        `ValueError`: naming the tensor whose scales are missing, or belong to blocks of another size.
+        `ValueError`: naming the tensor whose scales are missing, belong to blocks of another size, or to a weight of
+            another dtype.
     """
-    for name, (shape, path) in found.items():
+    for name, (path, scales) in found.items():
         weight = name.removesuffix(SCALES)
         if weight == name:
+            if scales.dtype == FP8 and name + SCALES not in found:
+                raise ValueError(
+                    f"`{name}` in {path} is stored as {FP8}, but the checkpoint lacks its `{name}{SCALES}`."
+                )
             continue
         if weight not in found:
             raise ValueError(f"`{name}` in {path} belongs to `{weight}`, which the checkpoint lacks.")
-        grid = [-(-size // of_block) for size, of_block in zip(found[weight][0], block, strict=True)]
-        if shape != grid:
+        stored = found[weight][1]
+        if stored.dtype != FP8 or scales.dtype not in FLOAT_DTYPES:
             raise ValueError(
-                f"`{name}` in {path} has shape {shape}, but a weight of shape {found[weight][0]} in blocks of "
+                f"`{name}` in {path} is stored as {scales.dtype}, for a weight of {stored.dtype}; scales are "
+                f"{' or '.join(FLOAT_DTYPES)}, for a weight of {FP8}."
+            )
+        shape = list(scales.shape)
+        grid = [-(-size // of_block) for size, of_block in zip(stored.shape, block, strict=False)]
+        if shape != grid or len(stored.shape) != len(block):
+            raise ValueError(
+                f"`{name}` in {path} has shape {shape}, but a weight of shape {list(stored.shape)} in blocks of "
                 f"{list(block)} (`weight_block_size`) asks for {grid}."
             )
+    return {name: where for name, where in found.items() if not name.endswith(SCALES)}
 
 
 def read_cut_blocks(conversions: Iterable) -> bool:
@@ -64,4 +85,4 @@ def read_cut_blocks(conversions: Iterable) -> bool:
     return found
 
 
-__all__ = ["BlockDequantize", "check_scales", "read_cut_blocks"]
+__all__ = ["BLOCK", "FP8", "BlockDequantize", "check_scales", "read_cut_blocks"]

@@ -7,6 +7,7 @@ from transformers.cache_utils import Cache, QuantizedCache, StaticCache
 from transformers.generation import GenerationMode
 
 from .draft_candidates import DraftCandidateGenerator, DraftStatistics
+from .model_inputs import check_token_ids
 from .ngram_cache import check_fits, with_token_history
 from .sparse_attention import check_length
 from .transformers_versions import CACHE, CACHE_NAMES, check_prepared_cache, the_cache
@@ -169,17 +170,4 @@ def check_assisted_embeddings(input_ids: torch.Tensor, model_kwargs: dict, is_dr
             )
 
 
-def check_token_ids(input_ids: torch.Tensor, vocab_size: int):
-    """Raises a `ValueError` that names the first id outside the vocabulary. Never inside a compiled region, where the
-    comparison would cost a synchronisation."""
-    if torch.compiler.is_compiling() or input_ids.numel() == 0:
-        return
-    lowest, highest = torch.aminmax(input_ids)
-    if lowest < 0 or highest >= vocab_size:
-        row, column = torch.nonzero((input_ids < 0) | (input_ids >= vocab_size))[0].tolist()
-        raise ValueError(
-            f"`input_ids[{row}, {column}]` is {int(input_ids[row, column])}, outside the vocabulary of {vocab_size}."
-        )
-
-
-__all__ = ["LongCatLiteGenerationMixin", "check_token_ids"]
+__all__ = ["LongCatLiteGenerationMixin"]

@@ -22,13 +22,13 @@ from .checkpoint_saving import CheckpointSavingMixin
 from .configuration_longcat_lite import LongCatLiteConfig
 from .decoder_layer import LongCatLiteDecoderLayer
 from .document_mask import causal_mask_arguments
-from .generation_longcat_lite import LongCatLiteGenerationMixin, check_token_ids
+from .generation_longcat_lite import LongCatLiteGenerationMixin
 from .mla import LongCatLiteMLA
+from .model_inputs import check_mask_width, check_row_ids, checked_tokens, last_windows, token_windows
 from .moe import LongCatLiteExperts, LongCatLiteRouter
 from .mtp import LongCatLiteDraftHead, freeze_draft_head, resolve_draft_head, with_idle_parameters
 from .ngram_cache import CacheLayout, LongCatLiteDynamicCache, check_fits, with_token_history
 from .ngram_embedding import EmbeddingAmplification, NgramEmbedding
-from .ngram_hashing import HIDDEN, encode_tokens, visible_windows
 from .rms_norm import LongCatLiteRMSNorm
 from .rotary_embedding import LongCatLiteRotaryEmbedding
 from .sparse_attention import INDEXER, check_length, longest_sequence
@@ -40,7 +40,6 @@ from .transformers_versions import (
     the_cache,
     warn_of_an_unknown_version,
 )
-from .visible_tokens import lookback_slots, own_keys, visible_keys
 
 register_checkpoint_layout(LongCatLiteConfig.model_type)
 warn_of_an_unknown_version()
@@ -184,7 +183,7 @@ class LongCatLiteModel(LongCatLitePreTrainedModel):
                 longer than `config.index_topk`, or a cache or tensor comes under an unknown name.
         """
         check_unread_inputs(kwargs)
-        tokens = self._checked_tokens(input_ids, inputs_embeds, ngram_input_ids)
+        tokens = checked_tokens(self.config, input_ids, inputs_embeds, ngram_input_ids)
         word_embeds = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
         cache = self._cache_with_history(the_cache(cache, past_key_values), use_cache, word_embeds)
         check_mask_width(attention_mask, cache, word_embeds.shape[1])
@@ -196,11 +195,11 @@ class LongCatLiteModel(LongCatLitePreTrainedModel):
 
         codes = None
         if ngram_row_ids is not None:
-            self._check_row_ids(ngram_row_ids, word_embeds, cache)
+            check_row_ids(self.config, ngram_row_ids, word_embeds, cache)
         elif self.ngram_embeddings is not None:
             # Before the layers fill the cache: the window is what it held, then this forward's tokens.
             visible = attention_mask if ngram_attention_mask is None else ngram_attention_mask
-            codes = self._token_window(tokens, visible, position_ids, cache)
+            codes = token_windows(self.config, tokens, visible, position_ids, cache)  # type: ignore[arg-type]
         hidden_states = self.embed(word_embeds, codes, ngram_row_ids) if trunk_embeds is None else trunk_embeds
 
         if position_ids is None:
@@ -240,42 +239,15 @@ class LongCatLiteModel(LongCatLitePreTrainedModel):
 
         A mask, `[B, <= L]`, tells which of the L are hidden; what it does not reach is visible.
         """
-        lookback, length = self.config.max_ngram_order - 1, input_ids.shape[1]
-        window = codes[:, -(lookback + length) :]
-        if attention_mask is not None:
-            whole = codes.shape[1] - lookback
-            visible = nn.functional.pad(attention_mask.bool(), (0, whole - attention_mask.shape[1]), value=True)
-            slots = torch.arange(whole - length, whole, device=codes.device)
-            window = visible_windows(codes, slots, lookback_slots(visible, slots, lookback))
-        return self.embed(self.embed_tokens(input_ids), window)
+        windows = last_windows(self.config, codes, input_ids.shape[1], attention_mask)
+        return self.embed(self.embed_tokens(input_ids), windows)
 
     def prefetch_ngram_rows(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None):
         """Asks for the n-gram rows of a prompt `[B, T]` that are on disk, without waiting for them."""
         if self.ngram_embeddings is None or self.ngram_embeddings.placement != "disk":
             return
         mask = attention_mask if attention_mask is not None and attention_mask.shape == input_ids.shape else None
-        self.ngram_embeddings.prefetch(self._token_window(input_ids, mask, None, None))
-
-    def _checked_tokens(self, input_ids, inputs_embeds, ngram_input_ids) -> torch.Tensor | None:
-        """The tokens that n-grams are made of, `[B, T]`."""
-        if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("Pass exactly one of `input_ids` and `inputs_embeds`.")
-        tokens = input_ids if ngram_input_ids is None else ngram_input_ids
-        if self.ngram_embeddings is not None and tokens is None:
-            raise ValueError("`inputs_embeds` cannot tell n-grams: pass its tokens too, as `ngram_input_ids`.")
-        if tokens is not None:
-            shape = (input_ids if inputs_embeds is None else inputs_embeds).shape[:2]
-            if tokens.shape != shape:
-                raise ValueError(f"`ngram_input_ids` has shape {list(tokens.shape)}, the other input {list(shape)}.")
-            check_token_ids(tokens, self.config.vocab_size)
-        return tokens
-
-    def _check_row_ids(self, row_ids: torch.Tensor, word_embeds: torch.Tensor, cache: Cache | None):
-        wanted = [*word_embeds.shape[:2], self.config.num_subtables]
-        if self.ngram_embeddings is None or list(row_ids.shape) != wanted:
-            raise ValueError(f"`ngram_row_ids` has shape {list(row_ids.shape)}, this model and input want {wanted}.")
-        if cache is not None:
-            raise ValueError("`ngram_row_ids` gives a cache no tokens to go on from: pass `use_cache=False`.")
+        self.ngram_embeddings.prefetch(token_windows(self.config, input_ids, mask))
 
     def _cache_with_history(self, cache: Cache | None, use_cache, word_embeds) -> Cache | None:
         if self.gradient_checkpointing and self.training and torch.is_grad_enabled() and cache is not None:
@@ -289,45 +261,6 @@ class LongCatLiteModel(LongCatLitePreTrainedModel):
             return with_token_history(cache)
         check_fits(cache, self.cache_layout, len(word_embeds), new_tokens=word_embeds.shape[1])
         return with_token_history(cache, self.cache_layout)
-
-    def _token_window(self, tokens, attention_mask, position_ids, cache) -> torch.Tensor:
-        """Codes of the tokens, after the codes that their n-grams look back at.
-
-        Without a mask, `[B, N - 1 + T]`: a row's tokens after the N-1 before them. With one, a window for each token,
-        `[B T, N]`, of the last visible ones.
-        """
-        lookback, device = self.config.max_ngram_order - 1, tokens.device
-        if attention_mask is None:
-            codes = encode_tokens(tokens, position_ids)
-            if cache is not None:
-                return cache.append_tokens(codes, lookback)
-            return nn.functional.pad(codes, (lookback, 0), value=HIDDEN)
-
-        length = tokens.shape[1]
-        slots = torch.arange(length, device=device) if cache is None else cache.next_slots(length, lookback, device)
-        visible = visible_keys(attention_mask, tokens)
-        earlier = lookback_slots(visible, slots, lookback)  # [B, T, N - 1]
-        own = own_keys(visible, slots)
-        codes = encode_tokens(tokens, position_ids, own, previous=earlier[..., 0] - slots[0])
-        if cache is None:
-            return visible_windows(nn.functional.pad(codes, (lookback, 0), value=HIDDEN), slots, earlier)
-        cache.append_tokens(codes, lookback)
-        return visible_windows(cache.token_history, slots, earlier)
-
-
-def check_mask_width(attention_mask: torch.Tensor | None, cache: Cache | None, new_tokens: int):
-    """Raises a `ValueError` if a mask does not cover the tokens in the cache and the new ones."""
-    if attention_mask is None or torch.compiler.is_compiling():
-        return
-    seen = 0 if cache is None else cache.get_seq_length()
-    if isinstance(seen, torch.Tensor) and seen.device.type != "cpu" and new_tokens == 1:
-        return  # decoding on an accelerator does not wait for the count to be read
-    width, needed = attention_mask.shape[-1], int(seen) + new_tokens
-    if width < needed:
-        raise ValueError(
-            f"`attention_mask` has {width} columns, but the cache holds {int(seen)} tokens and {new_tokens} are new: "
-            f"it needs {needed}, one for each token from the first one on."
-        )
 
 
 class LongCatLiteForCausalLM(LongCatLitePreTrainedModel, LongCatLiteGenerationMixin):

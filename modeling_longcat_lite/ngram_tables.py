@@ -32,7 +32,7 @@ import torch
 from .ngram_quantization import dequantize_rows
 from .ngram_row_cache import RowCache
 from .ngram_row_overlay import RowOverlay
-from .safetensors_header import FLOAT_DTYPES, read_safetensors_header
+from .safetensors_header import FLOAT_DTYPES, Contradiction, raise_first, read_safetensors_header
 
 PLACEMENTS = ("resident", "host", "disk")
 PACKED = {"U8": torch.uint8}
@@ -65,11 +65,13 @@ def find_tables(
     """The tables called `names`, `[rows, columns]`, in safetensors `files`, from the headers alone.
 
     Raises:
-        `ValueError`: naming file and table: missing, of another shape or dtype, or cut off.
+        `ValueError`: naming file and table: missing, of another shape or dtype, or cut off; or what else contradicts
+            itself in a header.
     """
     found, dtypes = {}, PACKED if packed else FLOAT_DTYPES
+    contradictions: dict[str, list[Contradiction]] = {path: [] for path in files}
     for path in files:
-        tensors, _ = read_safetensors_header(path)
+        tensors, _ = read_safetensors_header(path, contradictions[path])
         for name in set(names) & tensors.keys():
             stored = tensors[name]
             if stored.dtype not in dtypes:
@@ -84,6 +86,8 @@ def find_tables(
         if found[name].shape != (count, columns):
             shape, path = list(found[name].shape), found[name].path
             raise ValueError(f"`{name}` in {path} has shape {shape}, but the config asks for {[count, columns]}.")
+    for path, of_file in contradictions.items():  # last: what is said of a table is plainer
+        raise_first(of_file, path)
     return [found[name] for name in names]
 
 

@@ -92,21 +92,18 @@ def lookback_slots(visible: torch.Tensor, slots: torch.Tensor, count: int) -> to
         slots (`torch.Tensor` of shape `[T]`, int64): The slots of this forward's tokens.
         count (`int`): N - 1.
     """
-    found = []
-    if visible.ndim == 2:
-        previous = previous_visible(visible)
+    if visible.ndim == 2 and len(slots) > 1:
+        # The mask is the same for all tokens: from each slot to the one before it, and on from there.
+        previous, found = previous_visible(visible), []
         slot = slots.expand(visible.shape[0], -1)  # [B, T]
         for _ in range(count):
             slot = torch.where(slot >= 0, previous.gather(1, slot.clamp(min=0)), -1)
             found.append(slot)
         return torch.stack(found, dim=-1)
-    keys = torch.arange(visible.shape[-1], device=visible.device)
-    left = torch.where(visible & (keys < slots[:, None]), keys, -1)  # [B, T, L]
-    for _ in range(count):
-        slot = left.amax(dim=-1)
-        found.append(slot)
-        left = torch.where(left == slot[..., None], -1, left)
-    return torch.stack(found, dim=-1)
+    rows = visible[:, None] if visible.ndim == 2 else visible  # [B, T, L]
+    keys = torch.arange(rows.shape[-1], device=rows.device)
+    earlier = torch.where(rows & (keys < slots[:, None]), keys, -1)
+    return torch.nn.functional.pad(earlier, (count, 0), value=-1).topk(count, dim=-1).values
 
 
 __all__ = [

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, CompileConfig
 
 from modeling_longcat_lite import LongCatLiteForCausalLM, LongCatLiteModel, ngram_row_ids
+from modeling_longcat_lite.model_inputs import token_windows
 from modeling_longcat_lite.ngram_tables import NgramTables, find_tables
 
 CASES = sorted(path.name for path in CONFORMANCE.iterdir() if path.is_dir())
@@ -39,7 +40,7 @@ def golden(case: str) -> dict[str, torch.Tensor]:
 def test_rows_and_logits_are_those_of_resident_tables(case, placement):
     ids, resident, offloaded = golden(case)["input_ids"], load(case), load(case, placement)
     assert not any("embedders" in name for name, _ in offloaded.named_parameters())
-    codes = resident.model._token_window(ids, None, None, None)
+    codes = token_windows(resident.config, ids)
     row_ids = resident.model.ngram_embeddings.ids(codes)
     each = [
         table(of_table) for table, of_table in zip(resident.model.ngram_embeddings.embedders, row_ids, strict=True)

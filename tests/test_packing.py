@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 from trl.trainer.utils import add_fused_lm_head
 
 from modeling_longcat_lite import LongCatLiteForCausalLM
+from modeling_longcat_lite.model_inputs import token_windows
 
 BASE = Path(__file__).parent / "conformance" / "base"
 TOLERANCE = 1e-5
@@ -129,7 +130,7 @@ def test_a_boundary_inside_an_earlier_chunk_still_holds(documents):
     first, second = documents[0], documents[1]
     ids, position_ids, _ = packed([first, second], (0, 20))
     cut = len(first) + 2
-    whole = model.model.ngram_embeddings.ids(model.model._token_window(ids, None, position_ids, None))
+    whole = model.model.ngram_embeddings.ids(token_windows(model.config, ids, position_ids=position_ids))
     cache = model(ids[:, :cut], position_ids=position_ids[:, :cut], use_cache=True).past_key_values
     window = cache.append_tokens(ids[:, cut:], lookback=3)
     assert torch.equal(model.model.ngram_embeddings.ids(window), whole[..., cut:])

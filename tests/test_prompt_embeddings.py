@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A prompt given as embeddings, with its tokens for the n-grams: the same tokens as from ids, in every way to say it."""
+"""A prompt given as embeddings, with its tokens for the n-grams, goes on as the same prompt given as ids."""
 
 import pytest
 import torch

@@ -12,7 +12,7 @@ model's own folder is the first of them. An adapter is not merged: that is PEFT'
 import argparse
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -22,13 +22,15 @@ from transformers.utils import logging
 from modeling_longcat_lite import (
     ROW_DELTA_FILE,
     LongCatLiteConfig,
+    LongCatLiteForCausalLM,
     check_finished,
     find_tables,
+    folder_weights,
     other_base,
     read_row_delta,
-    read_safetensors_header,
     sample_base,
 )
+from training.folder_replacement import replaced_folder
 
 logger = logging.get_logger(__name__)
 
@@ -39,7 +41,7 @@ def merge(model: Path, deltas: Sequence[Path], output: Path) -> int:
     """Writes the folder `output`; returns how many rows were set. Beside its place first, then renamed.
 
     Raises:
-        `ValueError`: naming the option, file, field or row that does not fit.
+        `ValueError`: naming the option, file, field, tensor or row that does not fit; nothing is left of the copy.
     """
     check_finished(model)
     config = LongCatLiteConfig.from_pretrained(model)
@@ -54,26 +56,25 @@ def merge(model: Path, deltas: Sequence[Path], output: Path) -> int:
             "rounded; merge into the model they were made from, then quantize"
         )
     changes = [read_row_delta(delta, config) for delta in [*own, *deltas]]  # before anything is written
-    tell_other_bases(model, config, [*own, *deltas])
-    beside = output.with_name(output.name + ".partial")
-    shutil.rmtree(beside, ignore_errors=True)
-    shutil.copytree(model, beside, ignore=shutil.ignore_patterns(ROW_DELTA_FILE, "checkpoint-*", "*.partial"))
-    files = [str(path) for path in sorted(beside.glob("*.safetensors"))]
-    stored = {name for file in files for name in read_safetensors_header(file)[0]}
-    prefix = "model." if f"model.{TABLE.format(0)}" in stored else ""
+    weights = folder_weights(model)
+    LongCatLiteForCausalLM.check_weights(config, weights.places)
+    where = {name: Path(file) for name, (file, _) in weights.places.items()}
+    tell_other_bases(where, config, [*own, *deltas])
+    prefix = "model." if f"model.{TABLE.format(0)}" in weights.places else ""
     names = [prefix + TABLE.format(i) for i in range(config.num_subtables)]
-    tables = find_tables(files, names, config.subtable_sizes, config.subtable_width)
-    for changed in changes:
-        for table, (row_ids, rows) in zip(tables, changed, strict=True):
-            overwrite(Path(table.path), table.offset, row_ids, rows.to(table.dtype))
-    beside.replace(output)
+    with replaced_folder(output) as beside:
+        left_out = shutil.ignore_patterns(ROW_DELTA_FILE, "checkpoint-*", "*.partial")
+        shutil.copytree(model, beside, ignore=left_out, dirs_exist_ok=True)
+        files = [str(beside / Path(file).name) for file in weights.files]
+        tables = find_tables(files, names, config.subtable_sizes, config.subtable_width)
+        for changed in changes:
+            for table, (row_ids, rows) in zip(tables, changed, strict=True):
+                overwrite(Path(table.path), table.offset, row_ids, rows.to(table.dtype))
     return sum(len(row_ids) for changed in changes for row_ids, _ in changed)
 
 
-def tell_other_bases(model: Path, config: LongCatLiteConfig, deltas: Sequence[Path]) -> None:
-    """Warns of deltas that were made from another model than this one."""
-    files = [path for path in sorted(model.glob("*.safetensors")) if path.name != ROW_DELTA_FILE]
-    where = {name: path for path in files for name in read_safetensors_header(path)[0]}
+def tell_other_bases(where: Mapping[str, Path], config: LongCatLiteConfig, deltas: Sequence[Path]) -> None:
+    """Warns of deltas that were made from another model than this one, whose tensors are in the files `where`."""
 
     def read(name: str, ids: torch.Tensor) -> torch.Tensor | None:
         name = "embed_tokens.weight" if name == "words" else TABLE.format(name.removeprefix("table_"))

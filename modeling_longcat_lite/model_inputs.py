@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a forward is given: checked, and made into the codes that n-grams are hashed from.
+
+Shapes: B batch, T tokens of this forward, L tokens with history, D hidden, N highest n-gram order, S sub-tables.
+"""
+
+import torch
+from torch import nn
+from transformers.cache_utils import Cache
+
+from .configuration_longcat_lite import LongCatLiteConfig
+from .ngram_cache import TokenHistoryMixin
+from .ngram_hashing import HIDDEN, encode_tokens, visible_windows
+from .visible_tokens import lookback_slots, own_keys, visible_keys
+
+
+def check_token_ids(input_ids: torch.Tensor, vocab_size: int):
+    """Raises a `ValueError` that names the first id outside the vocabulary. Never inside a compiled region, where the
+    comparison would cost a synchronisation."""
+    if torch.compiler.is_compiling() or input_ids.numel() == 0:
+        return
+    lowest, highest = torch.aminmax(input_ids)
+    if lowest < 0 or highest >= vocab_size:
+        row, column = torch.nonzero((input_ids < 0) | (input_ids >= vocab_size))[0].tolist()
+        raise ValueError(
+            f"`input_ids[{row}, {column}]` is {int(input_ids[row, column])}, outside the vocabulary of {vocab_size}."
+        )
+
+
+def checked_tokens(
+    config: LongCatLiteConfig,
+    input_ids: torch.Tensor | None,
+    inputs_embeds: torch.Tensor | None,
+    ngram_input_ids: torch.Tensor | None,
+) -> torch.Tensor | None:
+    """The tokens that n-grams are made of, `[B, T]`; `None` for embeddings in a model without n-grams.
+
+    Raises:
+        `ValueError`: if the inputs contradict each other, or a token id is outside the vocabulary.
+    """
+    if (input_ids is None) == (inputs_embeds is None):
+        raise ValueError("Pass exactly one of `input_ids` and `inputs_embeds`.")
+    tokens = input_ids if ngram_input_ids is None else ngram_input_ids
+    if config.use_ngram_embedding and tokens is None:
+        raise ValueError("`inputs_embeds` cannot tell n-grams: pass its tokens too, as `ngram_input_ids`.")
+    if tokens is not None:
+        other = input_ids if inputs_embeds is None else inputs_embeds
+        if other is not None and tokens.shape != other.shape[:2]:
+            raise ValueError(
+                f"`ngram_input_ids` has shape {list(tokens.shape)}, the other input {list(other.shape[:2])}."
+            )
+        check_token_ids(tokens, config.vocab_size)
+    return tokens
+
+
+def check_row_ids(config: LongCatLiteConfig, row_ids: torch.Tensor, word_embeds: torch.Tensor, cache: Cache | None):
+    """Raises a `ValueError` unless row ids `[B, T, S]` can stand for the tokens of `word_embeds` `[B, T, D]`."""
+    wanted = [*word_embeds.shape[:2], config.num_subtables]
+    if not config.use_ngram_embedding or list(row_ids.shape) != wanted:
+        raise ValueError(f"`ngram_row_ids` has shape {list(row_ids.shape)}, this model and input want {wanted}.")
+    if cache is not None:
+        raise ValueError("`ngram_row_ids` gives a cache no tokens to go on from: pass `use_cache=False`.")
+
+
+def check_mask_width(attention_mask: torch.Tensor | None, cache: Cache | None, new_tokens: int):
+    """Raises a `ValueError` if a mask does not cover the tokens in the cache and the new ones."""
+    if attention_mask is None or torch.compiler.is_compiling():
+        return
+    seen = 0 if cache is None else cache.get_seq_length()
+    if isinstance(seen, torch.Tensor) and seen.device.type != "cpu" and new_tokens == 1:
+        return  # decoding on an accelerator does not wait for the count to be read
+    width, needed = attention_mask.shape[-1], int(seen) + new_tokens
+    if width < needed:
+        raise ValueError(
+            f"`attention_mask` has {width} columns, but the cache holds {int(seen)} tokens and {new_tokens} are new: "
+            f"it needs {needed}, one for each token from the first one on."
+        )
+
+
+def token_windows(
+    config: LongCatLiteConfig,
+    tokens: torch.Tensor,
+    attention_mask: torch.Tensor | None = None,
+    position_ids: torch.Tensor | None = None,
+    cache: TokenHistoryMixin | None = None,
+) -> torch.Tensor:
+    """Codes of tokens `[B, T]`, after the codes that their n-grams look back at; a cache takes the new ones in.
+
+    Without a mask, `[B, N - 1 + T]`: a row's tokens after the N-1 before them. With one, a window for each token,
+    `[B T, N]`, of the last visible ones.
+    """
+    lookback, length = config.max_ngram_order - 1, tokens.shape[1]
+    if attention_mask is None:
+        codes = encode_tokens(tokens, position_ids)
+        if cache is not None:
+            return cache.append_tokens(codes, lookback)
+        return nn.functional.pad(codes, (lookback, 0), value=HIDDEN)
+
+    device = tokens.device
+    slots = torch.arange(length, device=device) if cache is None else cache.next_slots(length, lookback, device)
+    visible = visible_keys(attention_mask, tokens)
+    earlier = lookback_slots(visible, slots, lookback)  # [B, T, N - 1]
+    codes = encode_tokens(tokens, position_ids, own_keys(visible, slots), previous=earlier[..., 0] - slots[0])
+    if cache is None:
+        return visible_windows(nn.functional.pad(codes, (lookback, 0), value=HIDDEN), slots, earlier)
+    cache.append_tokens(codes, lookback)
+    history: torch.Tensor = cache.token_history  # type: ignore[assignment]
+    return visible_windows(history, slots, earlier)
+
+
+def last_windows(
+    config: LongCatLiteConfig, codes: torch.Tensor, length: int, attention_mask: torch.Tensor | None
+) -> torch.Tensor:
+    """Windows, as of [`token_windows`], of the last `length` of a history of codes `[B, N - 1 + L]`.
+
+    A mask, `[B, <= L]`, tells which of the L are hidden; what it does not reach is visible.
+    """
+    lookback = config.max_ngram_order - 1
+    if attention_mask is None:
+        return codes[:, -(lookback + length) :]
+    whole = codes.shape[1] - lookback
+    visible = nn.functional.pad(attention_mask.bool(), (0, whole - attention_mask.shape[1]), value=True)
+    slots = torch.arange(whole - length, whole, device=codes.device)
+    return visible_windows(codes, slots, lookback_slots(visible, slots, lookback))
+
+
+__all__ = [
+    "check_mask_width",
+    "check_row_ids",
+    "check_token_ids",
+    "checked_tokens",
+    "last_windows",
+    "token_windows",
+]
