@@ -20,7 +20,7 @@ ALL_BUT_TRAINING_TESTS := $(CORE_TESTS) $(addprefix tests/test_,assisted_generat
 	moe.py ngram_embedding.py ngram_tables.py ngram_quantization.py quantized_backbones.py sparse_attention.py \
 	document_mask.py export.py rotary_embedding.py decoder_layer.py oe_configs.py row_deltas.py serve.py gradients.py \
 	untrusted_tokenizer.py configuration_rope.py interrupted_forward.py unknown_inputs.py random_generation.py \
-	saved_folders.py whole_saves.py adapter_rows.py weight_files.py mutations.py)
+	saved_folders.py whole_saves.py adapter_rows.py weight_files.py mutations.py prompt_embeddings.py)
 
 .PHONY: install demo draft bits yarn study tools test test-fast test-full test-random test-kills test-mutations \
 	test-latest test-oldest test-mlx test-vllm test-upstream eval-smoke lint typing format bench clean
