@@ -222,6 +222,7 @@ def check_against_model(
     for name, (path, _) in found.items():
         if name not in expected and not is_optional(name):
             fix = " `num_nextn_predict_layers=0` loads the rest." if name.startswith(DRAFT_HEAD_PREFIX) else ""
+            fix = " Tables of few bits need `ngram_table_bits` 8 or 4." if name.endswith(".packed") else fix
             raise ValueError(
                 f"`{name}` in {path} has no place in a model of this config: is a field of it wrong?{fix}"
             )

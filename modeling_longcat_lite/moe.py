@@ -12,6 +12,7 @@ Shapes: M tokens (batch and time together), D hidden, I expert width, E routed e
 import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from transformers.activations import ACT2FN
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS, use_experts_implementation
 
@@ -93,8 +94,7 @@ class LongCatLiteExperts(StackedExperts):
     def forward(self, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor):
         """`[M, D]` states, `[M, K]` ids and weights to `[M, D]`."""
         weights = (self.gate_up_proj, self.down_proj)
-        is_plain = all(type(weight.data) in (torch.Tensor, DTensor) for weight in weights)
-        if not is_plain and not torch.compiler.is_exporting():  # exporting puts stand-ins in place of plain tensors
+        if any(is_traceable_wrapper_subclass(w.data) and not isinstance(w.data, DTensor) for w in weights):
             # Quantized (torchao): the other implementations take rows of a weight, or hand it to a kernel, as it is.
             return StackedExperts.forward.__wrapped__(  # type: ignore[attr-defined]
                 self, hidden_states, top_k_index, top_k_weights

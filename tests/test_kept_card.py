@@ -27,7 +27,11 @@ def pushed(monkeypatch):
     def upload_folder(folder_path, **options):
         cards.append(ModelCard.load(f"{folder_path}/README.md").content)
 
-    hub = SimpleNamespace(create_repo=lambda name, **_: SimpleNamespace(repo_id=name), upload_folder=upload_folder)
+    hub = SimpleNamespace(
+        create_repo=lambda name, **_: SimpleNamespace(repo_id=name),
+        list_repo_files=lambda repo_id, **_: [],
+        upload_folder=upload_folder,
+    )
     monkeypatch.setattr(transformers.trainer, "hf_api", lambda: hub)
     return cards
 

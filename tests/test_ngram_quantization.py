@@ -83,6 +83,11 @@ def few_bit_checkpoint(case: str, bits: int, folder) -> dict[str, torch.Tensor]:
             tensors[name.replace(".weight", ".packed")] = packed
             tables[name] = dequantize_rows(packed, bits, torch.float32)
         save_file(tensors, path, metadata={"format": "pt"})
+    for path in folder.glob("*.index.json"):
+        index = json.loads(path.read_text())
+        places = index["weight_map"].items()
+        index["weight_map"] = {n.replace(".weight", ".packed") if n in tables else n: file for n, file in places}
+        path.write_text(json.dumps(index))
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"ngram_table_bits": bits}))
     return tables
@@ -154,7 +159,7 @@ def test_packed_tables_are_named_where_the_config_knows_none(tmp_path):
     del config["ngram_table_bits"]
     (tmp_path / "config.json").write_text(json.dumps(config))
     for placement in PLACEMENTS:
-        with pytest.raises(ValueError, match=r"embedders\.0\.weight"):
+        with pytest.raises(ValueError, match=r"embedders\.0\.(weight|packed)"):
             LongCatLiteForCausalLM.from_pretrained(tmp_path, ngram_tables=placement)
 
 
