@@ -26,7 +26,7 @@ from model_cards.upload_checks import check_text
 from training.folder_replacement import write_beside
 
 TEMPLATES = Path(__file__).parent
-REQUIREMENT = "transformers>=5.23,<6"  # as in pyproject.toml
+REQUIREMENT = "transformers>=5.16,<6"  # as in pyproject.toml
 SHOWN_ANSWERS = 2  # of each kind of question
 CARD, RESULTS_FOLDER = "README.md", ".eval_results"
 
