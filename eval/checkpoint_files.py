@@ -37,6 +37,7 @@ class CheckpointFiles:
     def __init__(self, checkpoint: str, revision: str | None = None):
         self.system, self.root = file_system_of(checkpoint, revision)
         self.bytes_read = 0
+        self.metadata: dict[str, dict[str, str]] = {}  # of the headers read so far
         try:
             entries = self.system.ls(self.root, detail=True)
         except (OSError, ValueError, HfHubHTTPError) as error:  # no such repository, no network, no permission
@@ -87,7 +88,7 @@ class CheckpointFiles:
         if name not in self:
             raise ValueError(f"{name} is missing. Download it.")
         with self._open(name) as file:
-            tensors, _ = parse_safetensors_header(file, self.sizes[name], name, contradictions)
+            tensors, self.metadata[name] = parse_safetensors_header(file, self.sizes[name], name, contradictions)
             self.bytes_read += file.tell()
         return tensors
 

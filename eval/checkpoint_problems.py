@@ -11,14 +11,17 @@ from dataclasses import dataclass
 
 import torch
 from transformers.core_model_loading import revert_weight_conversion
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME
 
 from eval.checkpoint_files import CheckpointFiles
 from modeling_longcat_lite import (
     FLOAT_DTYPES,
+    SAVE_ID,
     WHOLE_FILE,
     LongCatLiteConfig,
     LongCatLiteForCausalLM,
     StoredTensor,
+    check_same_save,
     of_another_format,
     read_weights,
 )
@@ -60,8 +63,16 @@ def released_name(name: str) -> str:
 
 def read_headers(files: CheckpointFiles) -> Headers:
     """Headers of all weight files; what is cut off, missing or elsewhere than the index says."""
-    weights = read_weights(*files.weight_files(), files.header)
-    return Headers(weights.places, [Problem(*fault) for fault in weights.faults])
+    names, weight_map = files.weight_files()
+    weights = read_weights(names, weight_map, files.header)
+    problems = [Problem(*fault) for fault in weights.faults]
+    if weight_map and not problems:
+        ids = {name: files.metadata[name].get(SAVE_ID) for name in names}
+        try:
+            check_same_save(ids, files.read_json(SAFE_WEIGHTS_INDEX_NAME)["metadata"])
+        except ValueError as error:
+            problems.append(Problem("-", WHOLE_FILE, "shards of one save", str(error), "Copy all shards again."))
+    return Headers(weights.places, problems)
 
 
 def needed_tensors(config: LongCatLiteConfig, has_draft_head: bool) -> dict[str, torch.Tensor]:

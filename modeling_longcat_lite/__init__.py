@@ -26,7 +26,15 @@ from .ngram_row_delta import (
 from .ngram_row_overlay import RowOverlay
 from .ngram_tables import NgramTables, find_tables
 from .safetensors_header import FLOAT_DTYPES, StoredTensor, parse_safetensors_header, read_safetensors_header
-from .weight_files import WHOLE_FILE, choose_weight_files, folder_weights, parse_index, read_weights
+from .weight_files import (
+    SAVE_ID,
+    WHOLE_FILE,
+    check_same_save,
+    choose_weight_files,
+    folder_weights,
+    parse_index,
+    read_weights,
+)
 from .whole_files import check_finished, staged_files, whole_file, write_whole
 
 # `exist_ok`: another package may have registered the same model type before.
@@ -41,6 +49,7 @@ LongCatLiteForCausalLM.register_for_auto_class("AutoModelForCausalLM")
 __all__ = [
     "FLOAT_DTYPES",
     "ROW_DELTA_FILE",
+    "SAVE_ID",
     "WHOLE_FILE",
     "LongCatLiteConfig",
     "LongCatLiteDynamicCache",
@@ -54,6 +63,7 @@ __all__ = [
     "StoredTensor",
     "changed_rows_by_order",
     "check_finished",
+    "check_same_save",
     "choose_weight_files",
     "dequantize_rows",
     "find_tables",

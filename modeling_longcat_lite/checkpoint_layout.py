@@ -26,7 +26,6 @@ from .safetensors_header import FLOAT_DTYPES, read_safetensors_header
 from .weight_files import Places, parse_index
 
 DRAFT_HEAD_PREFIX = "model.mtp."
-SAVE_ID = "save_id"  # in the metadata of every shard and of the index
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
 
 
@@ -158,29 +157,6 @@ def is_table(name: str) -> bool:
     return "ngram_embeddings.embedders." in name or "oe_embed_tokens" in name
 
 
-def check_same_save(files: Sequence[str], index_metadata: Mapping[str, object] | None):
-    """Compares the `save_id` that `save_pretrained` writes into the metadata of every shard and of the index.
-
-    Checkpoints that were saved otherwise have none, and nothing is compared.
-
-    Raises:
-        `ValueError`: naming two shards of different saves.
-    """
-    index_metadata = index_metadata or {}
-    if len(files) < 2 or index_metadata.get(SAVE_ID, "") is None:
-        return
-    ids = {path: read_safetensors_header(path)[1].get(SAVE_ID) for path in files}
-    wanted = index_metadata.get(SAVE_ID) or next(filter(None, ids.values()), None)
-    strange = [path for path, save_id in ids.items() if save_id != wanted]
-    if strange:
-        fitting = next((path for path, save_id in ids.items() if save_id == wanted), SAFE_WEIGHTS_INDEX_NAME)
-        raise ValueError(
-            f"{strange[0]} and {fitting} are not of the same save, so that the checkpoint mixes two models: copy all "
-            f"of its files again. If you changed the file yourself, set `{SAVE_ID}` to null in the `metadata` of "
-            f"{SAFE_WEIGHTS_INDEX_NAME}."
-        )
-
-
 def check_against_model(
     found: Places,
     released: Mapping[str, torch.Tensor],
@@ -232,11 +208,9 @@ def check_against_model(
 __all__ = [
     "DRAFT_HEAD_PREFIX",
     "HUB_ARGUMENTS",
-    "SAVE_ID",
     "carries_draft_head",
     "check_against_model",
     "check_dtypes",
-    "check_same_save",
     "checkpoint_conversions",
     "oe_name",
     "of_another_format",

@@ -25,7 +25,6 @@ from .checkpoint_layout import (
     carries_draft_head,
     check_against_model,
     check_dtypes,
-    check_same_save,
     oe_name,
     spelling_of,
 )
@@ -47,7 +46,7 @@ from .ngram_row_delta import (
 from .ngram_tables import PLACEMENTS, NgramTables, StoredTable, find_tables
 from .safetensors_header import read_safetensors_header
 from .sparse_attention import leave_indexer
-from .weight_files import Places, check_folder, described, loaded_weights
+from .weight_files import Places, check_folder, check_same_save, described, loaded_weights, save_ids
 from .whole_files import check_finished
 
 TABLES = "ngram_embeddings.embedders."
@@ -111,7 +110,7 @@ class CheckpointLoadingMixin(AdapterRowsMixin):
         # `load_adapter` names the keys that it expects: theirs to check.
         found = None if expected_keys is not None else model._stored_tensors(state_dict, checkpoint_files, load_config)
         if readable:
-            check_same_save(checkpoint_files, load_config.sharded_metadata)
+            check_same_save(save_ids(checkpoint_files), load_config.sharded_metadata)
         indexer = leave_indexer(found or (), model.config.dense_attention_limit)
         was_fp8 = read_cut_blocks(load_config.weight_mapping or ())
         if found is not None:

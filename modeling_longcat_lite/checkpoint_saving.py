@@ -24,11 +24,11 @@ from safetensors import SafetensorError
 from transformers import modeling_utils
 from transformers.utils import ADAPTER_CONFIG_NAME, CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, logging
 
-from .checkpoint_layout import SAVE_ID
 from .checkpoint_loading import CheckpointLoadingMixin
 from .ngram_row_delta import ROW_DELTA_FILE
 from .safetensors_header import sort_metadata
 from .sparse_attention import warn_of_lost_indexer
+from .weight_files import SAVE_ID, with_variant
 from .whole_files import StagedFiles, staged_files, write_whole
 
 SAMPLED_VALUES = 1024  # of a tensor, for the save id
@@ -95,7 +95,7 @@ class CheckpointSavingMixin(CheckpointLoadingMixin):
         tables = None if embedding is None else embedding.tables
         if tables is not None and tables.overlay is not None:
             self.save_ngram_rows(staged.new)
-        index = staged.new / add_variant(SAFE_WEIGHTS_INDEX_NAME, variant)
+        index = staged.new / with_variant(SAFE_WEIGHTS_INDEX_NAME, variant)
         if index.exists():
             content = json.loads(index.read_text(encoding="utf-8"))
             content["metadata"][SAVE_ID] = save_id
@@ -164,12 +164,6 @@ class CheckpointSavingMixin(CheckpointLoadingMixin):
         )
 
 
-def add_variant(name: str, variant: str | None) -> str:
-    """Where transformers puts a variant in the name of a file."""
-    stem, _, ending = name.rpartition(".")
-    return f"{stem}.{variant}.{ending}" if variant else name
-
-
 def superseded(
     saved: Iterable[str], there: Iterable[str], variant: str | None = None, index: Mapping[str, Any] | None = None
 ) -> list[str]:
@@ -185,7 +179,7 @@ def superseded(
     saved, there, stale = set(saved), set(there), set[str]()
     for stem in ("model", "adapter_model"):
         name = re.escape(f"{stem}.{variant}" if variant else stem)
-        index_name = re.escape(add_variant(f"{stem}.safetensors.index.json", variant))
+        index_name = re.escape(with_variant(f"{stem}.safetensors.index.json", variant))
         form = re.compile(rf"{name}(-\d{{5}}-of-\d{{5}})?\.safetensors|{index_name}")
         if any(map(form.fullmatch, saved)):
             stale |= set(filter(form.fullmatch, there))

@@ -22,6 +22,7 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGH
 from .safetensors_header import Contradiction, StoredTensor, fields_once, read_safetensors_header
 
 WHOLE_FILE = "the file"
+SAVE_ID = "save_id"  # in the metadata of every shard and of the index
 PICKLED_DTYPES = {
     torch.float64: "F64",
     torch.float32: "F32",
@@ -210,7 +211,11 @@ def folder_weights(folder: str | os.PathLike, variant: str | None = None) -> Wei
     """
     folder, names = Path(folder), names_in(Path(folder))
     files, weight_map = choose_weight_files(names, lambda name: (folder / name).read_bytes(), folder, variant)
-    return read_weights([str(folder / name) for name in files], weight_map).checked()
+    weights = read_weights([str(folder / name) for name in files], weight_map).checked()
+    if weight_map:
+        index = json.loads((folder / with_variant(SAFE_WEIGHTS_INDEX_NAME, variant)).read_bytes())
+        check_same_save(save_ids(weights.files), index["metadata"])
+    return weights
 
 
 def loaded_weights(files: Sequence[str], weight_map: Mapping[str, str] | None) -> Weights:
@@ -226,6 +231,37 @@ def loaded_weights(files: Sequence[str], weight_map: Mapping[str, str] | None) -
         weight_map = parse_index(index.read_bytes(), index) if index.is_file() else {}
         weight_map = weight_map if {*weight_map.values()} == {Path(files[0]).name} else {}
     return read_weights(files, weight_map or {}).checked()
+
+
+def save_ids(files: Sequence[str]) -> dict[str, str | None]:
+    """The `save_id` in the metadata of each file."""
+    return {path: read_safetensors_header(path)[1].get(SAVE_ID) for path in files}
+
+
+def check_same_save(ids: Mapping[str, str | None], index_metadata: Mapping[str, object] | None):
+    """Compares the `save_id` that `save_pretrained` writes into the metadata of every shard and of the index.
+
+    Checkpoints that were saved otherwise have none, and nothing is compared.
+
+    Args:
+        ids (`Mapping[str, str | None]`): Of every file, as [`save_ids`] reads them.
+        index_metadata (`Mapping`, *optional*): The `metadata` of the index.
+
+    Raises:
+        `ValueError`: naming two shards of different saves.
+    """
+    index_metadata = index_metadata or {}
+    if len(ids) < 2 or index_metadata.get(SAVE_ID, "") is None:
+        return
+    wanted = index_metadata.get(SAVE_ID) or next(filter(None, ids.values()), None)
+    strange = [path for path, save_id in ids.items() if save_id != wanted]
+    if strange:
+        fitting = next((path for path, save_id in ids.items() if save_id == wanted), SAFE_WEIGHTS_INDEX_NAME)
+        raise ValueError(
+            f"{strange[0]} and {fitting} are not of the same save, so that the checkpoint mixes two models: copy all "
+            f"of its files again. If you changed the file yourself, set `{SAVE_ID}` to null in the `metadata` of "
+            f"{SAFE_WEIGHTS_INDEX_NAME}."
+        )
 
 
 def check_folder(folder: str | os.PathLike, variant: str | None = None):
@@ -255,16 +291,19 @@ def names_in(folder: Path) -> set[str]:
 
 
 __all__ = [
+    "SAVE_ID",
     "WHOLE_FILE",
     "Fault",
     "Places",
     "Weights",
     "check_folder",
+    "check_same_save",
     "choose_weight_files",
     "described",
     "folder_weights",
     "loaded_weights",
     "parse_index",
     "read_weights",
+    "save_ids",
     "with_variant",
 ]

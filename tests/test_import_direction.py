@@ -52,6 +52,7 @@ MAY_IMPORT = {
         "ngram_row_delta",
         "safetensors_header",
         "sparse_attention",
+        "weight_files",
         "whole_files",
     },
     "checkpoint_loading": {

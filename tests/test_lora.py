@@ -141,7 +141,7 @@ def targets_in_our_pages() -> dict[str, LoraConfig]:
     option = re.compile(r"--lora_target_modules ([\w ]+?)(?: --| \\|\n)")
     lists = {found for page in pages for found in option.findall(page.read_text(encoding="utf-8"))}
     assert len(lists) >= 2
-    return {names: LoraConfig(r=RANK, target_modules=names.split()) for names in lists}
+    return {names: LoraConfig(r=RANK, target_modules=names.split()) for names in sorted(lists)}
 
 
 ON_THE_HEAD_TOO: dict[str, PeftConfig] = {

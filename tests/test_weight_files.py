@@ -8,17 +8,19 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import PLAIN_ROPE, randomize, tiny_config
+from conftest import CONFORMANCE, PLAIN_ROPE, randomize, tiny_config
 from mutated_checkpoints import DELTA, INDEX, SMALL, WEIGHTS, join, shards, split, write_checkpoints
 from safetensors.torch import load_file, save_file
 
 from eval.checkpoint_files import CheckpointFiles
+from eval.checkpoint_problems import read_headers
 from eval.quantize_tables import convert
 from eval.verify_checkpoint import verify
 from modeling_longcat_lite import (
     LongCatLiteConfig,
     LongCatLiteForCausalLM,
     LongCatLiteModel,
+    folder_weights,
     read_safetensors_header,
     write_row_delta,
 )
@@ -324,3 +326,21 @@ def test_trunks_are_quantized_and_merged_too(tmp_path):
     trunk.save_pretrained(tmp_path / "trunk")
     convert(tmp_path / "trunk", tmp_path / "few", 8, 2**20)
     assert LongCatLiteModel.from_pretrained(tmp_path / "few").config.ngram_table_bits == 8
+
+
+def test_shards_of_two_saves_are_refused_by_every_command(tmp_path):
+    model = LongCatLiteForCausalLM.from_pretrained(CONFORMANCE / "bigram")
+    model.save_pretrained(tmp_path / "old", max_shard_size="100KB")
+    with torch.no_grad():
+        model.lm_head.weight.add_(0.1)
+        model.model.embed_tokens.weight.add_(0.1)
+    model.save_pretrained(tmp_path / "model", max_shard_size="100KB")
+    shard = sorted((tmp_path / "model").glob("*.safetensors"))[0].name
+    (tmp_path / "model" / shard).write_bytes((tmp_path / "old" / shard).read_bytes())
+    for read in (LongCatLiteForCausalLM.from_pretrained, folder_weights):
+        with pytest.raises(ValueError, match="not of the same save"):
+            read(tmp_path / "model")
+    with pytest.raises(ValueError, match="not of the same save"):
+        convert(tmp_path / "model", tmp_path / "packed", bits=8, memory=10**9)
+    problems = read_headers(CheckpointFiles(str(tmp_path / "model"))).problems
+    assert any("not of the same save" in problem.found for problem in problems)
