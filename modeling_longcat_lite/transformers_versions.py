@@ -105,6 +105,15 @@ def check_prepared_cache(model_kwargs: Mapping[str, Any], is_wanted: bool) -> Ca
     return cache
 
 
+def check_promise(promised: Cache | None, used: Cache | None):
+    """Raises a `ValueError` if `generate` has prepared a cache and another one, or none, was used."""
+    if promised is not None and used is not promised:
+        raise ValueError(
+            f"`generate` prepared a {type(promised).__name__}, but the model got "
+            f"{'none' if used is None else 'another one'}: something between them renames or drops `{CACHE}`."
+        )
+
+
 def reset_dynamic_cache(cache: DynamicCache):
     """Takes all tokens out of a cache; before 5.23, `DynamicCache.reset` leaves as many tokens of zeros."""
     DynamicCache.reset(cache)
@@ -128,6 +137,7 @@ __all__ = [
     "CACHE",
     "CACHE_NAMES",
     "check_prepared_cache",
+    "check_promise",
     "check_unread_inputs",
     "output_recorder",
     "reset_dynamic_cache",

@@ -101,3 +101,21 @@ def test_both_names_of_a_cache_are_one_argument():
     assert torch.equal(outputs[0].logits, outputs[1].logits)
     with pytest.raises(ValueError, match=r"`cache` and `past_key_values`"):
         model(IDS, cache=DynamicCache(), past_key_values=DynamicCache())
+
+
+class Dropped(LongCatLiteForCausalLM):
+    """As a wrapper makes it that hands on the inputs that it knows, and nothing else."""
+
+    def __call__(self, input_ids=None, attention_mask=None, **others):
+        return super().__call__(input_ids=input_ids, attention_mask=attention_mask)
+
+
+@pytest.mark.parametrize("mode", CALLS)
+def test_a_cache_that_was_dropped_with_all_that_tells_of_it(mode):
+    with pytest.raises(ValueError, match="`generate` prepared a .*, but the model got another one"):
+        generated(make_model(Dropped), **CALLS[mode])
+
+
+def test_a_cache_is_used_unless_it_is_declined():
+    model = make_model()
+    assert generated(model, use_cache=None) == greedy(make_model(), IDS[0].tolist(), 4)[0]

@@ -237,3 +237,20 @@ def test_branches_of_a_mask_are_rows_of_their_own(order, cached, form):
         **holding(cache),
     ).logits[0, 5 - begin :]
     torch.testing.assert_close(found, torch.cat(wanted), atol=2e-4, rtol=0)
+
+
+@every_cache
+@pytest.mark.parametrize("positions", ["given", "counted"])
+@torch.no_grad()
+def test_a_mask_of_one_row_with_columns_for_tokens_to_come(kind, positions):
+    model, cache = make_model(), made_cache(kind, make_model())
+    ids, mask = torch.tensor([some_tokens(9, 1), some_tokens(9, 2)]), torch.tensor([[1, 1, 0, 1, 0, 0, 1, 1, 1]])
+    given = {"position_ids": places(mask).expand(2, -1)} if positions == "given" else {}
+    wanted = model(ids, attention_mask=mask.expand(2, -1), use_cache=False, **given).logits
+    wide, found = torch.nn.functional.pad(mask, (0, 4)), []
+    for begin, end in [(0, 9)] if kind == "none" else [(0, 4), (4, 5), (5, 9)]:
+        inputs = {name: value[:, begin:end] for name, value in given.items()}
+        options = {"use_cache": kind != "none", **holding(cache)}
+        found.append(model(ids[:, begin:end], attention_mask=wide, **inputs, **options).logits)
+    visible = mask[0].bool()
+    torch.testing.assert_close(torch.cat(found, 1)[:, visible], wanted[:, visible], atol=2e-4, rtol=0)
