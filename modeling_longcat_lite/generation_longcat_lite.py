@@ -142,11 +142,13 @@ class LongCatLiteGenerationMixin(GenerationMixin):
         if is_first_iteration and cache is not None:
             inputs["promised_cache"] = cache
         padding_mask, mask = kwargs.get("attention_mask"), inputs.get("attention_mask")
-        is_replaced = mask is not None and mask is not padding_mask and mask.ndim == 4
-        if self.config.use_ngram_embedding and is_replaced and length > 1:
-            # Compilable caches get a 4D mask. A 2D one says the same of a prompt in a fraction of the size.
+        is_replaced = mask is not None and mask is not padding_mask and len(mask.shape) == 4
+        if self.config.use_ngram_embedding and is_replaced and (length > 1 or not isinstance(mask, torch.Tensor)):
+            # Compilable caches get a 4D mask. A 2D one says the same of a prompt in a fraction of the size, and of a
+            # block mask of flex attention, which is a function, all that there is to know.
             if padding_mask is None and cache is not None:
-                padding_mask = mask.new_ones(mask.shape[0], int(cache.get_seq_length()) + length, dtype=torch.bool)
+                columns = int(cache.get_seq_length()) + length
+                padding_mask = torch.ones(mask.shape[0], columns, dtype=torch.bool, device=input_ids.device)
             inputs["ngram_attention_mask"] = padding_mask
         return inputs
 

@@ -26,13 +26,17 @@ CACHE_NAMES = ("cache", "past_key_values")
 # What this version calls a cache, in arguments and in outputs.
 CACHE = "cache" if "cache" in inspect.signature(create_causal_mask).parameters else "past_key_values"
 
-# Tensors that trainers and attention functions pass along with those that the model reads.
+# Tensors that trainers, attention functions and tokenizers give along with those that the model reads.
 KNOWN_TENSORS = frozenset(TransformersKwargs.__annotations__) | {
     "cache_position",
     "labels",
+    "length",
     "logits_to_keep",
     "max_seqlen_in_batch",
+    "offset_mapping",
+    "overflow_to_sample_mapping",
     "shift_labels",
+    "special_tokens_mask",
     "s_aux",
     "token_type_ids",
 }

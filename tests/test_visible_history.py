@@ -6,7 +6,7 @@ The reference of each test is the row without its hidden tokens, without a cache
 
 import pytest
 import torch
-from cache_argument import held, holding, keep_every_number
+from cache_argument import CACHE, held, holding, keep_every_number
 from conftest import randomize, tiny_config
 from rows_alone import greedy, logits_of
 from transformers import DynamicCache, QuantizedCache, StaticCache
@@ -254,3 +254,14 @@ def test_a_mask_of_one_row_with_columns_for_tokens_to_come(kind, positions):
         found.append(model(ids[:, begin:end], attention_mask=wide, **inputs, **options).logits)
     visible = mask[0].bool()
     torch.testing.assert_close(torch.cat(found, 1)[:, visible], wanted[:, visible], atol=2e-4, rtol=0)
+
+
+@pytest.mark.skipif(CACHE == "past_key_values", reason="transformers before 5.24 cannot do this with any model")
+def test_flex_attention_with_a_static_cache():
+    model = make_model()
+    model.set_attn_implementation("flex_attention")
+    rows = [some_tokens(6, 1), some_tokens(3, 2)]
+    ids, mask = left_padded(rows)
+    with torch.compiler.set_stance("force_eager"):  # the compiler for CPUs takes minutes, and has no say here
+        output = generated(model, ids, mask, cache_implementation="static", disable_compile=True)
+        check_rows(model, output.sequences, rows)
