@@ -154,6 +154,9 @@ def _validate_activation(name: Any):
 
 def _validate_rope_numbers(rope: dict[str, Any]):
     """Numbers that make angles NaN or infinite; transformers only warns of them."""
+    for name, value in rope.items():
+        if isinstance(value, dict):  # the settings of a kind of layer: nothing here would read them
+            raise ValueError(f"`{name}` in `rope_parameters` is an object: all layers of this model share one RoPE.")
     for name, (least, most) in ROPE_NUMBERS.items():
         value = rope.get(name)
         is_unread = rope.get("rope_type") in ("default", "longrope") and name != "rope_theta"

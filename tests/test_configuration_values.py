@@ -112,6 +112,11 @@ def test_null_says_nothing_where_a_field_is_not_read(field):
         tiny_config(rope_parameters={**PLAIN_ROPE, "rope_type": "linear", "factor": None})
 
 
+def test_settings_of_a_kind_of_layer_are_not_ignored():
+    with pytest.raises(ValueError, match="`full_attention` in `rope_parameters` is an object"):
+        tiny_config(rope_parameters={"full_attention": dict(PLAIN_ROPE)})
+
+
 def test_values_in_use_are_in_range():
     LongCatLiteConfig(rms_norm_eps=1e-6, attention_dropout=0.1, initializer_range=0, routed_scaling_factor=1)
     LongCatLiteConfig(rope_parameters={**RELEASED_YARN, "factor": 120, "attention_factor": None, "mscale": 0.707})
