@@ -72,17 +72,19 @@ class CheckpointSavingMixin(CheckpointLoadingMixin):
             kwargs.setdefault("repo_id", os.fspath(save_directory).split(os.path.sep)[-1])
         save_id = identify_weights(self.state_dict() if state_dict is None else state_dict, self._tables_on_disk())
         with staged_files(save_directory) as staged:
-            self._put_in_place = _once(lambda: self._settle(staged, save_id, variant))
+            put_in_place = _once(lambda: self._settle(staged, save_id, variant))
             try:
-                with shards_marked(save_id):
-                    super().save_pretrained(staged.new, True, *options, **kwargs)
-                self._put_in_place()
+                with shards_marked(save_id):  # one save at a time, so that threads do not take each other's files
+                    self._put_in_place = put_in_place
+                    try:
+                        super().save_pretrained(staged.new, True, *options, **kwargs)
+                    finally:
+                        del self._put_in_place
+                put_in_place()
             except SafetensorError as error:
                 raise OSError(
                     f"{save_directory}: the model could not be saved ({error}); what was there is as it was."
                 ) from error
-            finally:
-                del self._put_in_place
         # transformers waits for all processes when its files are written; here they are in place.
         self.barrier_after_gathered_checkpoint_save(distributed_config)
         warn_of_lost_indexer(self.num_indexer_tensors, str(save_directory))

@@ -154,9 +154,13 @@ def _validate_activation(name: Any):
 
 def _validate_rope_numbers(rope: dict[str, Any]):
     """Numbers that make angles NaN or infinite; transformers only warns of them."""
+    for name, value in rope.items():
+        if isinstance(value, dict):  # the settings of a kind of layer: nothing here would read them
+            raise ValueError(f"`{name}` in `rope_parameters` is an object: all layers of this model share one RoPE.")
     for name, (least, most) in ROPE_NUMBERS.items():
         value = rope.get(name)
-        if value is None and (name not in rope or name in ROPE_OPTIONAL or rope.get("rope_type") == "longrope"):
+        is_unread = rope.get("rope_type") in ("default", "longrope") and name != "rope_theta"
+        if value is None and (name not in rope or name in ROPE_OPTIONAL or is_unread):
             continue
         if not is_number(value, least, most):
             wanted = f"a number from {least:g} to {most:g}" if least < most else f"{most:g}"

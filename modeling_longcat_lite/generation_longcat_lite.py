@@ -10,7 +10,7 @@ from .draft_candidates import DraftCandidateGenerator, DraftStatistics
 from .model_inputs import check_token_ids
 from .ngram_cache import check_fits, with_token_history
 from .sparse_attention import check_length
-from .transformers_versions import CACHE, CACHE_NAMES, check_prepared_cache, the_cache
+from .transformers_versions import CACHE, CACHE_NAMES, check_prepared_cache, check_promise, the_cache
 
 
 class LongCatLiteGenerationMixin(GenerationMixin):
@@ -62,6 +62,8 @@ class LongCatLiteGenerationMixin(GenerationMixin):
     def _prepare_cache_for_generation(
         self, generation_config, model_kwargs, generation_mode, batch_size, max_cache_length
     ):
+        if generation_config.use_cache is None:  # `generate` prepares a cache then, but hands all tokens on every time
+            generation_config.use_cache = True
         check_length(max_cache_length, self.config.dense_attention_limit, "The prompt with what may be generated")
         layout, cache = self.model.cache_layout, model_kwargs.get(CACHE)
         if cache is not None and self.config.use_ngram_embedding:
@@ -77,9 +79,18 @@ class LongCatLiteGenerationMixin(GenerationMixin):
             # Here rather than in the first forward, which may be compiled.
             with_token_history(cache, layout)
 
+    def _update_model_kwargs_for_generation(self, outputs, model_kwargs, *args, **kwargs):
+        # A wrapper that drops the cache drops what was promised with it: the outputs tell.
+        check_promise(model_kwargs.get(CACHE), outputs.get(CACHE))
+        return super()._update_model_kwargs_for_generation(outputs, model_kwargs, *args, **kwargs)
+
     def _get_candidate_generator(self, generation_config, **kwargs):
         """`use_mtp=True` drafts with the checkpoint's head; `draft_statistics` then tells how that went."""
-        check_assisted_embeddings(kwargs["input_ids"], kwargs["model_kwargs"], bool(generation_config.use_mtp))
+        readers = {
+            "`use_mtp=True`, whose head": bool(generation_config.use_mtp),
+            "an `assistant_model`, which": kwargs.get("assistant_model") is not None,
+        }
+        check_assisted_embeddings(kwargs["input_ids"], kwargs["model_kwargs"], readers)
         generator = (
             self._draft_candidate_generator(generation_config, **kwargs)
             if generation_config.use_mtp
@@ -131,11 +142,13 @@ class LongCatLiteGenerationMixin(GenerationMixin):
         if is_first_iteration and cache is not None:
             inputs["promised_cache"] = cache
         padding_mask, mask = kwargs.get("attention_mask"), inputs.get("attention_mask")
-        is_replaced = mask is not None and mask is not padding_mask and mask.ndim == 4
-        if self.config.use_ngram_embedding and is_replaced and length > 1:
-            # Compilable caches get a 4D mask. A 2D one says the same of a prompt in a fraction of the size.
+        is_replaced = mask is not None and mask is not padding_mask and len(mask.shape) == 4
+        if self.config.use_ngram_embedding and is_replaced and (length > 1 or not isinstance(mask, torch.Tensor)):
+            # Compilable caches get a 4D mask. A 2D one says the same of a prompt in a fraction of the size, and of a
+            # block mask of flex attention, which is a function, all that there is to know.
             if padding_mask is None and cache is not None:
-                padding_mask = mask.new_ones(mask.shape[0], int(cache.get_seq_length()) + length, dtype=torch.bool)
+                columns = int(cache.get_seq_length()) + length
+                padding_mask = torch.ones(mask.shape[0], columns, dtype=torch.bool, device=input_ids.device)
             inputs["ngram_attention_mask"] = padding_mask
         return inputs
 
@@ -151,16 +164,18 @@ def check_can_be_assisted(cache: Cache | None, batch_size: int):
         raise ValueError(f"Assisted decoding takes one row, but the input has {batch_size}.")
 
 
-def check_assisted_embeddings(input_ids: torch.Tensor, model_kwargs: dict, is_drafting: bool):
-    """Raises a `ValueError` for a prompt of embeddings that assisted decoding would lose its place in."""
+def check_assisted_embeddings(input_ids: torch.Tensor, model_kwargs: dict, readers: dict[str, bool]):
+    """Raises a `ValueError` for a prompt of embeddings that assisted decoding would lose its place in.
+
+    `readers` names what may draft, and whether it does; the prompt's tokens, which it needs, are not there.
+    """
     if model_kwargs.get("inputs_embeds") is None:
         return
     cache = model_kwargs.get(CACHE)
-    reasons = {
-        "`use_mtp=True`, whose head reads the prompt's tokens": is_drafting,
+    reasons = {f"{reader} reads the prompt's tokens": drafts for reader, drafts in readers.items()} | {
         "`input_ids` as well": input_ids.shape[1] > 0,
         "a cache that holds tokens": cache is not None and int(cache.get_seq_length()) > 0,
-        "an `attention_mask` with zeros": model_kwargs.get("attention_mask") is not None,
+        "an `attention_mask`": model_kwargs.get("attention_mask") is not None,  # from 5.23 on, none if it is of ones
     }
     for reason, applies in reasons.items():
         if applies:

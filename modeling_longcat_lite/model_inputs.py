@@ -62,19 +62,33 @@ def check_row_ids(config: LongCatLiteConfig, row_ids: torch.Tensor, word_embeds:
         raise ValueError("`ngram_row_ids` gives a cache no tokens to go on from: pass `use_cache=False`.")
 
 
-def check_mask_width(attention_mask: torch.Tensor | None, cache: Cache | None, new_tokens: int):
-    """Raises a `ValueError` if a mask does not cover the tokens in the cache and the new ones."""
-    if attention_mask is None or torch.compiler.is_compiling():
-        return
+def fitted_mask(
+    attention_mask: torch.Tensor | None, cache: Cache | None, rows: int, new_tokens: int
+) -> torch.Tensor | None:
+    """A mask with a row for each row of the input, and without columns for tokens that are not there yet.
+
+    A static cache keeps the columns of its free places. Inside a compiled region nothing is counted.
+
+    Raises:
+        `ValueError`: if the mask does not cover the tokens in the cache and the new ones.
+    """
+    if attention_mask is None:
+        return None
+    if attention_mask.shape[0] == 1 < rows and len(attention_mask.shape) == 2:
+        attention_mask = attention_mask.expand(rows, -1)
+    if torch.compiler.is_compiling():
+        return attention_mask
     seen = 0 if cache is None else cache.get_seq_length()
     if isinstance(seen, torch.Tensor) and seen.device.type != "cpu" and new_tokens == 1:
-        return  # decoding on an accelerator does not wait for the count to be read
+        return attention_mask  # decoding on an accelerator does not wait for the count to be read
     width, needed = attention_mask.shape[-1], int(seen) + new_tokens
     if width < needed:
         raise ValueError(
             f"`attention_mask` has {width} columns, but the cache holds {int(seen)} tokens and {new_tokens} are new: "
             f"it needs {needed}, one for each token from the first one on."
         )
+    has_free_places = cache is not None and cache.is_compileable
+    return attention_mask if width == needed or has_free_places else attention_mask[..., :needed]
 
 
 def token_windows(
@@ -125,10 +139,10 @@ def last_windows(
 
 
 __all__ = [
-    "check_mask_width",
     "check_row_ids",
     "check_token_ids",
     "checked_tokens",
+    "fitted_mask",
     "last_windows",
     "token_windows",
 ]

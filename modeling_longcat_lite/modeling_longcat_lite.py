@@ -24,7 +24,7 @@ from .decoder_layer import LongCatLiteDecoderLayer
 from .document_mask import causal_mask_arguments
 from .generation_longcat_lite import LongCatLiteGenerationMixin
 from .mla import LongCatLiteMLA
-from .model_inputs import check_mask_width, check_row_ids, checked_tokens, last_windows, token_windows
+from .model_inputs import check_row_ids, checked_tokens, fitted_mask, last_windows, token_windows
 from .moe import LongCatLiteExperts, LongCatLiteRouter
 from .mtp import LongCatLiteDraftHead, freeze_draft_head, resolve_draft_head, with_idle_parameters
 from .ngram_cache import CacheLayout, LongCatLiteDynamicCache, check_fits, with_token_history
@@ -35,6 +35,7 @@ from .sparse_attention import INDEXER, check_length, longest_sequence
 from .transformers_versions import (
     CACHE,
     CACHE_NAMES,
+    check_promise,
     check_unread_inputs,
     output_recorder,
     the_cache,
@@ -186,7 +187,7 @@ class LongCatLiteModel(LongCatLitePreTrainedModel):
         tokens = checked_tokens(self.config, input_ids, inputs_embeds, ngram_input_ids)
         word_embeds = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
         cache = self._cache_with_history(the_cache(cache, past_key_values), use_cache, word_embeds)
-        check_mask_width(attention_mask, cache, word_embeds.shape[1])
+        attention_mask = fitted_mask(attention_mask, cache, *word_embeds.shape[:2])
         if (topk := self.config.dense_attention_limit) is not None:
             is_part, length = ngram_row_ids is not None, word_embeds.shape[1]
             length = longest_sequence(length, attention_mask, position_ids, cache, is_part)
@@ -318,12 +319,9 @@ class LongCatLiteForCausalLM(LongCatLitePreTrainedModel, LongCatLiteGenerationMi
         ```
         """
         cache = the_cache(cache, past_key_values)
-        if promised_cache is not None and cache is not promised_cache:
-            check_unread_inputs(kwargs)
-            raise ValueError(
-                f"`generate` prepared a {type(promised_cache).__name__}, but the model got "
-                f"{'none' if cache is None else 'another one'}: something between them renames or drops `{CACHE}`."
-            )
+        if promised_cache is not None and promised_cache is not cache:
+            check_unread_inputs(kwargs)  # which may find it under another name
+        check_promise(promised_cache, cache)
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,

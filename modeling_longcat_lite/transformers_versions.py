@@ -26,13 +26,17 @@ CACHE_NAMES = ("cache", "past_key_values")
 # What this version calls a cache, in arguments and in outputs.
 CACHE = "cache" if "cache" in inspect.signature(create_causal_mask).parameters else "past_key_values"
 
-# Tensors that trainers and attention functions pass along with those that the model reads.
+# Tensors that trainers, attention functions and tokenizers give along with those that the model reads.
 KNOWN_TENSORS = frozenset(TransformersKwargs.__annotations__) | {
     "cache_position",
     "labels",
+    "length",
     "logits_to_keep",
     "max_seqlen_in_batch",
+    "offset_mapping",
+    "overflow_to_sample_mapping",
     "shift_labels",
+    "special_tokens_mask",
     "s_aux",
     "token_type_ids",
 }
@@ -105,6 +109,15 @@ def check_prepared_cache(model_kwargs: Mapping[str, Any], is_wanted: bool) -> Ca
     return cache
 
 
+def check_promise(promised: Cache | None, used: Cache | None):
+    """Raises a `ValueError` if `generate` has prepared a cache and another one, or none, was used."""
+    if promised is not None and used is not promised:
+        raise ValueError(
+            f"`generate` prepared a {type(promised).__name__}, but the model got "
+            f"{'none' if used is None else 'another one'}: something between them renames or drops `{CACHE}`."
+        )
+
+
 def reset_dynamic_cache(cache: DynamicCache):
     """Takes all tokens out of a cache; before 5.23, `DynamicCache.reset` leaves as many tokens of zeros."""
     DynamicCache.reset(cache)
@@ -128,6 +141,7 @@ __all__ = [
     "CACHE",
     "CACHE_NAMES",
     "check_prepared_cache",
+    "check_promise",
     "check_unread_inputs",
     "output_recorder",
     "reset_dynamic_cache",

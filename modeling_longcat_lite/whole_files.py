@@ -23,6 +23,7 @@ import argparse
 import contextlib
 import json
 import os
+import shlex
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -38,7 +39,7 @@ COMPARED_BYTES = 2**20
 STAGED_PREFIX, STAGED_SUFFIX = ".save-", ".partial"
 # As remote code this is a file without its package.
 IN_PACKAGE = __name__ in ("modeling_longcat_lite.whole_files", "__main__")
-COMMAND = "python -m modeling_longcat_lite.whole_files" if IN_PACKAGE else f"python {__file__}"
+COMMAND = "python -m modeling_longcat_lite.whole_files" if IN_PACKAGE else f"python {shlex.quote(__file__)}"
 
 
 @contextlib.contextmanager
@@ -137,9 +138,10 @@ def check_finished(folder: str | os.PathLike):
 
 def unfinished(folder: str | os.PathLike) -> str:
     """What to tell about a folder with a journal."""
+    command = f"{COMMAND} {shlex.quote(str(folder))}"
     return (
         f"{folder}: a save to this folder was not finished, so that it holds files of two models ({JOURNAL} lists "
-        f"them). `{COMMAND} {folder}` completes it; with `--undo` it brings back what was there before."
+        f"them). `{command}` completes it; with `--undo` it brings back what was there before."
     )
 
 

@@ -104,6 +104,7 @@ def test_the_history_after_rejected_drafts(case, assistance):
         ({"prompt_lookup_num_tokens": 2, "input_ids": True}, "input_ids"),
         ({"prompt_lookup_num_tokens": 2, "attention_mask": True}, "attention_mask"),
         ({"prompt_lookup_num_tokens": 2, "cache": True}, "cache"),
+        ({"assistant_model": True}, "assistant_model"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -114,6 +115,7 @@ def test_embeddings_that_assisted_decoding_would_misplace(options, reason):
         "input_ids": ids,
         "attention_mask": torch.arange(ids.shape[1])[None] > 0,
         "cache": model(ids[:, :3], use_cache=True)[CACHE],
+        "assistant_model": model,
     }
     options = {name: given.get(name, value) for name, value in options.items()}
     with pytest.raises(ValueError, match=f"`inputs_embeds` but not with.*{reason}"):

@@ -104,6 +104,19 @@ def test_frequencies_of_llama3_and_longrope_are_in_range():
     tiny_config(rope_parameters={**longrope, "long_factor": [1.0, 2.0], "short_factor": [1.0, 1.0]})
 
 
+@pytest.mark.parametrize("field", ["factor", "original_max_position_embeddings", "beta_fast", "low_freq_factor"])
+def test_null_says_nothing_where_a_field_is_not_read(field):
+    config = tiny_config(rope_parameters={**PLAIN_ROPE, field: None})
+    assert config.rope_parameters["rope_type"] == "default"
+    with pytest.raises(ValueError, match="`factor` in `rope_parameters` must be a number"):
+        tiny_config(rope_parameters={**PLAIN_ROPE, "rope_type": "linear", "factor": None})
+
+
+def test_settings_of_a_kind_of_layer_are_not_ignored():
+    with pytest.raises(ValueError, match="`full_attention` in `rope_parameters` is an object"):
+        tiny_config(rope_parameters={"full_attention": dict(PLAIN_ROPE)})
+
+
 def test_values_in_use_are_in_range():
     LongCatLiteConfig(rms_norm_eps=1e-6, attention_dropout=0.1, initializer_range=0, routed_scaling_factor=1)
     LongCatLiteConfig(rope_parameters={**RELEASED_YARN, "factor": 120, "attention_factor": None, "mscale": 0.707})

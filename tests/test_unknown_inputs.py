@@ -9,7 +9,9 @@ import torch
 from cache_argument import CACHE, held, holding
 from conftest import randomize, tiny_config
 from rows_alone import greedy, logits_of
-from transformers import DynamicCache, StaticCache
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import DynamicCache, PreTrainedTokenizerFast, StaticCache
 
 from modeling_longcat_lite import LongCatLiteForCausalLM
 
@@ -101,3 +103,33 @@ def test_both_names_of_a_cache_are_one_argument():
     assert torch.equal(outputs[0].logits, outputs[1].logits)
     with pytest.raises(ValueError, match=r"`cache` and `past_key_values`"):
         model(IDS, cache=DynamicCache(), past_key_values=DynamicCache())
+
+
+class Dropped(LongCatLiteForCausalLM):
+    """As a wrapper makes it that hands on the inputs that it knows, and nothing else."""
+
+    def __call__(self, input_ids=None, attention_mask=None, **others):
+        return super().__call__(input_ids=input_ids, attention_mask=attention_mask)
+
+
+@pytest.mark.parametrize("mode", CALLS)
+def test_a_cache_that_was_dropped_with_all_that_tells_of_it(mode):
+    with pytest.raises(ValueError, match=r"`generate` prepared a .*, but the model got another one"):
+        generated(make_model(Dropped), **CALLS[mode])
+
+
+def test_a_cache_is_used_unless_it_is_declined():
+    model = make_model()
+    assert generated(model, use_cache=None) == greedy(make_model(), IDS[0].tolist(), 4)[0]
+
+
+@torch.no_grad()
+def test_all_that_a_tokenizer_returns_may_be_handed_on():
+    vocabulary = {f"w{number}": number for number in range(64)}
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel(vocabulary, unk_token="w0")))
+    details = {
+        f"return_{name}": True for name in ("special_tokens_mask", "offsets_mapping", "length", "token_type_ids")
+    }
+    model, inputs = make_model(), tokenizer("w7", return_tensors="pt", return_overflowing_tokens=True, **details)
+    assert len(inputs) > 5
+    assert torch.equal(model(**inputs).logits, model(inputs["input_ids"]).logits)

@@ -6,7 +6,7 @@ The reference of each test is the row without its hidden tokens, without a cache
 
 import pytest
 import torch
-from cache_argument import held, holding, keep_every_number
+from cache_argument import CACHE, held, holding, keep_every_number
 from conftest import randomize, tiny_config
 from rows_alone import greedy, logits_of
 from transformers import DynamicCache, QuantizedCache, StaticCache
@@ -237,3 +237,31 @@ def test_branches_of_a_mask_are_rows_of_their_own(order, cached, form):
         **holding(cache),
     ).logits[0, 5 - begin :]
     torch.testing.assert_close(found, torch.cat(wanted), atol=2e-4, rtol=0)
+
+
+@every_cache
+@pytest.mark.parametrize("positions", ["given", "counted"])
+@torch.no_grad()
+def test_a_mask_of_one_row_with_columns_for_tokens_to_come(kind, positions):
+    model, cache = make_model(), made_cache(kind, make_model())
+    ids, mask = torch.tensor([some_tokens(9, 1), some_tokens(9, 2)]), torch.tensor([[1, 1, 0, 1, 0, 0, 1, 1, 1]])
+    given = {"position_ids": places(mask).expand(2, -1)} if positions == "given" else {}
+    wanted = model(ids, attention_mask=mask.expand(2, -1), use_cache=False, **given).logits
+    wide, found = torch.nn.functional.pad(mask, (0, 4)), []
+    for begin, end in [(0, 9)] if kind == "none" else [(0, 4), (4, 5), (5, 9)]:
+        inputs = {name: value[:, begin:end] for name, value in given.items()}
+        options = {"use_cache": kind != "none", **holding(cache)}
+        found.append(model(ids[:, begin:end], attention_mask=wide, **inputs, **options).logits)
+    visible = mask[0].bool()
+    torch.testing.assert_close(torch.cat(found, 1)[:, visible], wanted[:, visible], atol=2e-4, rtol=0)
+
+
+@pytest.mark.skipif(CACHE == "past_key_values", reason="transformers before 5.24 cannot do this with any model")
+def test_flex_attention_with_a_static_cache():
+    model = make_model()
+    model.set_attn_implementation("flex_attention")
+    rows = [some_tokens(6, 1), some_tokens(3, 2)]
+    ids, mask = left_padded(rows)
+    with torch.compiler.set_stance("force_eager"):  # the compiler for CPUs takes minutes, and has no say here
+        output = generated(model, ids, mask, cache_implementation="static", disable_compile=True)
+        check_rows(model, output.sequences, rows)

@@ -10,6 +10,7 @@ import os
 import random
 import re
 import resource
+import shlex
 import shutil
 import signal
 import subprocess
@@ -17,6 +18,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -29,7 +31,7 @@ from modeling_longcat_lite.whole_files import JOURNAL, finish
 
 FORMS = {"one file": "5GB", "shards": "60KB", "more shards": "20KB"}
 DIRECTIONS = list(itertools.product(FORMS, ["one file", "shards"], ["to a head", "from a head"]))
-UNFINISHED = re.compile(r"(\S+): a save to this folder was not finished.*`(python .*) \1` completes it", re.DOTALL)
+UNFINISHED = re.compile(r"^(.+): a save to this folder was not finished.*`(python .*)` completes it", re.DOTALL)
 # Events of Python's audit hooks, raised right before the operation.
 NAMES_CHANGE = {"os.link", "os.remove", "os.rename"}
 FILE_OPERATIONS = {*NAMES_CHANGE, "open", "os.mkdir", "os.rmdir"}
@@ -208,7 +210,7 @@ def test_a_full_disk_leaves_the_old_model(tmp_path, old_form, new_form, head):
 
 @pytest.mark.slow  # two processes of their own
 def test_the_command_that_the_error_names(tmp_path):
-    case = Case(tmp_path, "shards", "one file", "to a head")
+    case = Case(tmp_path / "a name with spaces", "shards", "one file", "to a head")
     operation, state = 0, "old"
     while state != "unfinished":
         case.renew()
@@ -217,7 +219,7 @@ def test_the_command_that_the_error_names(tmp_path):
     with pytest.raises(ValueError) as refused:
         loaded(case.folder)
     command = UNFINISHED.search(str(refused.value))
-    words = [*command[2].split(), command[1]]
+    words = shlex.split(command[2])
     assert Path(command[1]).samefile(case.folder)
     aside = shutil.copytree(case.folder, tmp_path / "aside", symlinks=True)
     subprocess.run([sys.executable, *words[1:]], check=True, cwd=Path(__file__).parents[1])
@@ -232,3 +234,13 @@ def test_the_command_that_the_error_names(tmp_path):
     case.save()
     assert case.check() == "new"
     assert not [name for name in contents(case.folder) if name.endswith(".partial") or name == JOURNAL or "/" in name]
+
+
+def test_threads_that_save_one_model_at_the_same_time(tmp_path):
+    models = [randomize(LongCatLiteForCausalLM(tiny_config()), seed=seed) for seed in (1, 2)]
+    with ThreadPoolExecutor(4) as threads:
+        saves = [threads.submit(model.save_pretrained, tmp_path / "model") for model in models * 2]
+    assert [save.result() for save in saves] == [None] * 4
+    for seed, model in enumerate(models):
+        model.save_pretrained(tmp_path / str(seed))
+    assert any(same(loaded(tmp_path / "model"), loaded(tmp_path / str(seed))) for seed in (0, 1))
