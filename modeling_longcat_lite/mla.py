@@ -31,6 +31,11 @@ def masked(scores: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.T
     return scores + attention_mask
 
 
+def wide(scores: torch.Tensor) -> torch.dtype:
+    """What a softmax is computed in. float64 stays: its least number, of a masked score, is -inf in float32."""
+    return torch.promote_types(scores.dtype, torch.float32)
+
+
 def eager_attention_forward(
     module: nn.Module,
     query: torch.Tensor,
@@ -51,7 +56,7 @@ def eager_attention_forward(
         Output `[B, T, H, V]` and weights `[B, H, T, L]`.
     """
     scores = masked(torch.matmul(query, key.transpose(2, 3)) * scaling, attention_mask)
-    weights = nn.functional.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
+    weights = nn.functional.softmax(scores, dim=-1, dtype=wide(scores)).to(query.dtype)
     weights = nn.functional.dropout(weights, p=dropout, training=module.training)
     return torch.matmul(weights, value).transpose(1, 2).contiguous(), weights
 
@@ -144,7 +149,7 @@ class LongCatLiteMLA(nn.Module):
         scores = torch.bmm(rotated.reshape(batch, heads * length, -1), rotated_key.transpose(1, 2))
         scores = torch.baddbmm(scores, absorbed, latent.transpose(1, 2)).view(batch, heads, length, -1)
         scores = masked(scores, attention_mask)
-        weights = scores.softmax(dim=-1, dtype=torch.float32).to(query.dtype)  # [B, H, T, L]
+        weights = scores.softmax(dim=-1, dtype=wide(scores)).to(query.dtype)  # [B, H, T, L]
         summed = torch.bmm(weights.view(batch, heads * length, -1), latent).view(batch, heads, length, -1)
         return torch.matmul(summed, to_value.transpose(1, 2)).transpose(1, 2), weights
 

@@ -9,6 +9,7 @@ The cache does not know the model: it stores the codes of `ngram_hashing.encode_
 model fit is asked before either changes, by `check_fits`.
 """
 
+import functools
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -205,15 +206,22 @@ def cache_of_leaves(leaves: Iterable[torch.Tensor | None], layout: tuple[int, ..
     return cache
 
 
-torch.utils._pytree.register_pytree_node(
-    LongCatLiteDynamicCache,
-    cache_leaves,
-    cache_of_leaves,
-    flatten_with_keys_fn=lambda cache: (
-        [(torch.utils._pytree.SequenceKey(i), leaf) for i, leaf in enumerate(cache_leaves(cache)[0])],
-        cache.layout,
-    ),
-)
+@functools.cache
+def allow_export():
+    """Lets `torch.export` take a cache apart.
+
+    Not before that is wanted: what maps a function over all tensors of a call, as mixed precision does, would hand a
+    copy of the cache to the model.
+    """
+    torch.utils._pytree.register_pytree_node(
+        LongCatLiteDynamicCache,
+        cache_leaves,
+        cache_of_leaves,
+        flatten_with_keys_fn=lambda cache: (
+            [(torch.utils._pytree.SequenceKey(i), leaf) for i, leaf in enumerate(cache_leaves(cache)[0])],
+            cache.layout,
+        ),
+    )
 
 
 HISTORY_CACHES: dict[type[Cache], type[Cache]] = {
@@ -309,6 +317,8 @@ def with_token_history(cache: Cache, layout: CacheLayout | None = None) -> Cache
     check_is_supported(cache)
     if not isinstance(cache, TokenHistoryMixin):
         cache.__class__ = HISTORY_CACHES[type(cache)]
+    if torch.compiler.is_exporting():
+        allow_export()
     if layout is not None:
         cache.layout = tuple(layout)  # type: ignore[attr-defined]
     return cache

@@ -194,7 +194,8 @@ def read_weights(
     for name, file in weight_map.items():
         if file not in unreadable and there.get(name) != file:
             found = f"in {there[name]}" if name in there else "in no file"
-            faults.append(Fault(file, f"`{name}`", "there, as the index says", found, "Download both again."))
+            expected = f"its place in {file}, where the index has it"
+            faults.append(Fault(file, f"`{name}`", expected, f"it {found}", "Download index and shards again."))
     for name, (file, _) in places.items():
         if weight_map and name not in weight_map:
             faults.append(

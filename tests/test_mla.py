@@ -7,6 +7,7 @@ from conftest import PLAIN_ROPE, YARN_ROPE, randomize, their_config, tiny_config
 from transformers import DynamicCache
 from transformers.models.longcat_flash.modeling_longcat_flash import LongcatFlashMLA, LongcatFlashRotaryEmbedding
 
+from modeling_longcat_lite import LongCatLiteForCausalLM
 from modeling_longcat_lite.mla import LongCatLiteMLA
 from modeling_longcat_lite.rotary_embedding import LongCatLiteRotaryEmbedding
 from modeling_longcat_lite.transformers_versions import CACHE
@@ -186,3 +187,16 @@ def test_dropout_acts_in_training_alone():
     torch.manual_seed(0)
     assert not torch.equal(run(mla.train(), x)[0], run(mla, x)[0])
     assert torch.equal(run(mla.eval(), x)[0], run(make(), x)[0])
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@torch.no_grad()
+def test_padding_in_float64(attention):
+    model = randomize(LongCatLiteForCausalLM(tiny_config())).double().eval()
+    model.set_attn_implementation(attention)
+    model.set_experts_implementation("eager")  # grouped products know no float64
+    ids = torch.tensor([[3, 3, 5, 6, 7, 8]])
+    mask = torch.tensor([[0, 0, 1, 1, 1, 1]])
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    padded = model(ids, attention_mask=mask, position_ids=positions).logits[:, 2:]
+    torch.testing.assert_close(padded, model(ids[:, 2:]).logits, atol=1e-6, rtol=0)
