@@ -109,11 +109,12 @@ test-latest: .venv-latest/.installed
 	.venv-latest/bin/pip install --quiet --upgrade --constraint .venv-latest/constraints.txt $(NEWEST)
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 .venv-latest/bin/python $(RUN_TESTS) -m "$(NOT_HERE)" $(ALL_BUT_TRAINING_TESTS)
 
-# The oldest supported one. Its dynamic caches are cropped and reset in another way, and it has no FP8 cache.
+# The oldest supported one. Its dynamic caches are cropped and reset in another way, it has no FP8 cache, and it drops
+# the dimensions of experts that are one number wide when it saves.
 test-oldest: .venv-oldest/.installed
 	.venv-oldest/bin/pip install --quiet --constraint .venv-oldest/constraints.txt "$(OLDEST)"
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 .venv-oldest/bin/python $(RUN_TESTS) -m "$(NOT_HERE) and not slow" \
-		-k "not quantized and not follows_the_cache" $(CORE_TESTS)
+		-k "not quantized and not follows_the_cache and not reloads_bit_equal" $(CORE_TESTS)
 
 # The pins of constraints.txt, less those that transformers decides. Tests train small models, hence trl and peft.
 .venv-latest/.installed .venv-oldest/.installed: .venv-%/.installed: constraints.txt
