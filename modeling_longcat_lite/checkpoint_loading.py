@@ -109,7 +109,7 @@ class CheckpointLoadingMixin(AdapterRowsMixin):
         readable = checkpoint_files is not None and checkpoint_files[0].endswith(".safetensors")
         # `load_adapter` names the keys that it expects: theirs to check.
         found = None if expected_keys is not None else model._stored_tensors(state_dict, checkpoint_files, load_config)
-        if readable:
+        if readable and len(checkpoint_files) > 1:
             check_same_save(save_ids(checkpoint_files), load_config.sharded_metadata)
         indexer = leave_indexer(found or (), model.config.dense_attention_limit)
         was_fp8 = read_cut_blocks(load_config.weight_mapping or ())
