@@ -23,7 +23,7 @@ from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cache
 
 from .fp8_blocks import FP8
 from .safetensors_header import FLOAT_DTYPES, read_safetensors_header
-from .weight_files import Places, parse_index
+from .weight_files import Places, parse_index, with_variant
 
 DRAFT_HEAD_PREFIX = "model.mtp."
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
@@ -76,10 +76,8 @@ def carries_draft_head(
 
     Asks the file that is loaded: where there are both, transformers takes the single file.
     """
-    for filename in (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME):
-        if variant:
-            stem, _, ending = filename.rpartition(".")
-            filename = f"{stem}.{variant}.{ending}"
+    for name in (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME):
+        filename = with_variant(name, variant)
         path = cached_file(checkpoint, filename, _raise_exceptions_for_missing_entries=False, **hub_arguments)
         if path is not None:
             return any(name.startswith(DRAFT_HEAD_PREFIX) for name in _tensor_names(path))
