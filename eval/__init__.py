@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reports and benchmarks, run from a checkout: `python -m eval.parameter_report`."""
+"""Reports and benchmarks, run from a checkout: `python -m eval.checkpoints.parameters`."""

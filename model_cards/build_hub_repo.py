@@ -18,15 +18,14 @@ from pathlib import Path
 
 from transformers import GenerationConfig
 
-from eval.model_identity import ADAPTER_CONFIG
+from eval.reports.results import ADAPTER_CONFIG
 from model_cards.adapter_folder import tokenizer_for_use, write_adapter_folder
 from model_cards.card import CardSources, make_card
 from model_cards.card_metadata import is_repo_id
-from model_cards.hub_upload import add_push_options, check_destination
-from model_cards.unfinished_push import UnfinishedPush
+from model_cards.hub_upload import UnfinishedPush, add_push_options, check_destination
 from model_cards.write_card import add_card_arguments, card_sources
 from modeling_longcat_lite import LongCatLiteForCausalLM
-from training.folder_replacement import replaced_folder
+from modeling_longcat_lite.whole_files import replaced_folder
 
 
 def build_hub_repo(

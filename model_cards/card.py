@@ -15,15 +15,15 @@ import yaml
 from huggingface_hub import get_token
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from eval.model_identity import config_hash, model_identity
-from eval.report_files import markdown_table
+from eval.reports.files import markdown_table
+from eval.reports.results import config_hash, model_identity
 from model_cards.card_metadata import check_repo_id, check_round_trip, make_metadata
 from model_cards.card_results import Measured, figures, hub_entries, model_index, read_measured
 from model_cards.described_model import DescribedModel, describe
 from model_cards.facts import no_facts, read_facts
 from model_cards.training_record import formatted, read_training
 from model_cards.upload_checks import check_text
-from training.folder_replacement import write_beside
+from modeling_longcat_lite.whole_files import write_whole
 
 TEMPLATES = Path(__file__).parent
 REQUIREMENT = "transformers>=5.16,<6"  # as in pyproject.toml
@@ -37,7 +37,8 @@ class CardSources:
 
     Args:
         facts (`Path`, *optional*): A facts file, see `model_cards/facts.py`.
-        results (`Sequence[Path]`, *optional*): Result files of evaluations, see `eval/model_results.py`. A PNG of the
+        results (`Sequence[Path]`, *optional*): Result files of evaluations, see `eval/reports/results.py`. A PNG of
+        the
             same name beside one is shown.
         report (`Path`, *optional*): A report of the training run, see `model_cards/training_record.py`.
         run (`Path`, *optional*): Folder of the training run, or a Hub folder with its record; that of the model by
@@ -71,7 +72,7 @@ class Card:
         """Put the card into a folder that has the model; the results of an older one are replaced."""
         for name, file in self.files.items():
             if file.resolve() != (folder / name).resolve():
-                write_beside(folder / name, file.read_bytes())
+                write_whole(folder / name, file.read_bytes())
         for old in folder.glob(f"{RESULTS_FOLDER}/*.yaml"):
             if old.stem not in self.hub_results:
                 old.unlink()
@@ -81,8 +82,8 @@ class Card:
         for name, entries in self.hub_results.items():
             (folder / RESULTS_FOLDER).mkdir(exist_ok=True)
             text = yaml.safe_dump(entries, sort_keys=False, allow_unicode=True)
-            write_beside(folder / RESULTS_FOLDER / f"{name}.yaml", text.encode())
-        write_beside(folder / CARD, self.text.encode())
+            write_whole(folder / RESULTS_FOLDER / f"{name}.yaml", text.encode())
+        write_whole(folder / CARD, self.text.encode())
 
 
 def make_card(folder: Path, sources: CardSources) -> Card:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Result files of a model (`eval/model_results.py`) as a card shows them: `model-index`, `.eval_results`, a table.
+"""Result files of a model (`eval/reports/results.py`) as a card shows them: `model-index`, `.eval_results`, a table.
 
 `model-index` in the front matter has every result. `.eval_results/NAME.yaml` has those on data sets of the Hub, from
 which leaderboards are made: one number a task, the first metric that the result file lists for it.
@@ -13,7 +13,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, EvalResultEntry, eval_result_entries_to_yaml
 
-from eval.model_results import read_results
+from eval.reports.results import read_results
 from model_cards.card_metadata import is_repo_id
 
 KEY = ("task", "metric", "dataset", "config", "split")
@@ -46,8 +46,8 @@ def read_measured(paths: Sequence[Path], model: dict[str, str], respelled: str |
 
     Args:
         paths (`Sequence[Path]`): Result files.
-        model (`dict`): `eval.model_identity.model_identity` of the model that the card is about.
-        respelled (`str`, *optional*): `eval.model_identity.config_hash` of its other spelling.
+        model (`dict`): `eval.reports.results.model_identity` of the model that the card is about.
+        respelled (`str`, *optional*): `eval.reports.results.config_hash` of its other spelling.
 
     Raises:
         `ValueError`: naming the file that belongs to another model, was measured with other tables or is broken, or

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a card says of the model itself, read off its folder without reading the weights.
 
-Parameters are counted on the meta device (`eval.parameter_report`), bytes in the headers of the safetensors files.
+Parameters are counted on the meta device (`eval.checkpoints.parameters`), bytes in the headers of the safetensors
+files.
 """
 
 import math
@@ -11,19 +12,16 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from eval.model_identity import ADAPTER_CONFIG, ADAPTER_WEIGHTS
-from eval.parameter_report import report as count_parameters
-from eval.runtime_differences import differences
-from eval.runtime_expectations import RUNTIMES, config_problems
-from eval.units import format_size
+from eval.checkpoints.parameters import report as count_parameters
+from eval.checkpoints.runtime_differences import differences
+from eval.checkpoints.runtimes import RUNTIMES, config_problems
+from eval.reports.results import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from eval.reports.units import format_size
 from model_cards.training_record import formatted, read_json
-from modeling_longcat_lite import (
-    ROW_DELTA_FILE,
-    LongCatLiteConfig,
-    changed_rows_by_order,
-    folder_weights,
-    read_safetensors_header,
-)
+from modeling_longcat_lite import LongCatLiteConfig
+from modeling_longcat_lite.checkpoint_files import folder_weights
+from modeling_longcat_lite.checkpoint_header import read_safetensors_header
+from modeling_longcat_lite.ngram_row_files import ROW_DELTA_FILE, changed_rows_by_order
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ from collections.abc import Iterable
 from fnmatch import fnmatch
 from pathlib import Path
 
-from eval.model_identity import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from eval.reports.results import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from model_cards.training_record import read_json
-from training.left_behind import LEFT_BEHIND
+from training.run.output import LEFT_BEHIND
 
 HIDDEN_BUT_READ_BY_THE_HUB = (".gitattributes", ".eval_results")
 KEY_FILES = ("*.pem", "*.key", "*.p12", "id_rsa*", "id_ed25519*")

@@ -7,26 +7,7 @@ and `push_to_hub` ship the code with the weights.
 
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
-from .checkpoint_layout import of_another_format
-from .checkpoint_saving import superseded
-from .configuration_longcat_lite import LongCatLiteConfig
-from .modeling_longcat_lite import LongCatLiteForCausalLM, LongCatLiteModel, LongCatLitePreTrainedModel
-from .ngram_cache import LongCatLiteDynamicCache, LongCatLiteQuantizedCache, LongCatLiteStaticCache
-from .ngram_embedding import ngram_row_ids, ngram_tokens, segment_ends
-from .ngram_hot_rows import read_hot_rows, write_hot_rows
-from .ngram_quantization import dequantize_rows, packed_width, quantize_rows
-from .ngram_row_delta import (
-    ROW_DELTA_FILE,
-    changed_rows_by_order,
-    other_base,
-    read_row_delta,
-    sample_base,
-    write_row_delta,
-)
-from .ngram_row_overlay import RowOverlay
-from .ngram_tables import NgramTables, find_tables
-from .safetensors_header import FLOAT_DTYPES, StoredTensor, parse_safetensors_header, read_safetensors_header
-from .weight_files import (
+from .checkpoint_files import (
     SAVE_ID,
     WHOLE_FILE,
     check_same_save,
@@ -35,6 +16,27 @@ from .weight_files import (
     parse_index,
     read_weights,
 )
+from .checkpoint_header import FLOAT_DTYPES, StoredTensor, parse_safetensors_header, read_safetensors_header
+from .checkpoint_layout import of_another_format
+from .checkpoint_saving import superseded
+from .configuration_longcat_lite import LongCatLiteConfig, segment_ends
+from .modeling_longcat_lite import LongCatLiteForCausalLM, LongCatLiteModel, LongCatLitePreTrainedModel
+from .ngram_cache import LongCatLiteDynamicCache, LongCatLiteQuantizedCache, LongCatLiteStaticCache
+from .ngram_embedding import ngram_row_ids, ngram_tokens
+from .ngram_quantization import dequantize_rows, packed_width, quantize_rows
+from .ngram_row_files import (
+    ROW_DELTA_FILE,
+    changed_rows_by_order,
+    other_base,
+    read_hot_rows,
+    read_row_delta,
+    sample_base,
+    write_hot_rows,
+    write_row_delta,
+)
+from .ngram_row_store import RowOverlay
+from .ngram_table_files import find_tables
+from .ngram_tables import NgramTables
 from .whole_files import check_finished, staged_files, whole_file, write_whole
 
 # `exist_ok`: another package may have registered the same model type before.

@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 from transformers.utils import CONFIG_NAME, cached_file, find_adapter_config_file, is_peft_available, logging
 
 from .checkpoint_layout import HUB_ARGUMENTS
-from .ngram_row_delta import ROW_DELTA_FILE
+from .ngram_row_files import ROW_DELTA_FILE
 
 logger = logging.get_logger(__name__)
 

@@ -21,9 +21,9 @@ from transformers.core_model_loading import (
 )
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
 
-from .fp8_blocks import FP8
-from .safetensors_header import FLOAT_DTYPES, read_safetensors_header
-from .weight_files import Places, parse_index, with_variant
+from .checkpoint_files import Places, parse_index, with_variant
+from .checkpoint_fp8 import FP8
+from .checkpoint_header import FLOAT_DTYPES, read_safetensors_header
 
 DRAFT_HEAD_PREFIX = "model.mtp."
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")

@@ -2,7 +2,7 @@
 """Loading of checkpoints in the released layout: what does not fit is named before a byte is read.
 
 N-gram tables may stay in host memory or on disk (`ngram_tables.py`); they are opened where the checkpoint lies. Rows
-that fine-tuning changed may come in a file of their own (`ngram_row_delta.py`); one beside the weights is read with
+that fine-tuning changed may come in a file of their own (`ngram_row_files.py`); one beside the weights is read with
 them.
 """
 
@@ -19,6 +19,9 @@ from transformers.core_model_loading import revert_weight_conversion
 from transformers.utils import cached_file, logging
 
 from .adapter_rows import AdapterRowsMixin, base_of_adapter
+from .checkpoint_files import Places, check_folder, check_same_save, described, loaded_weights, save_ids
+from .checkpoint_fp8 import BLOCK, check_scales, read_cut_blocks
+from .checkpoint_header import read_safetensors_header
 from .checkpoint_layout import (
     DRAFT_HEAD_PREFIX,
     HUB_ARGUMENTS,
@@ -29,24 +32,22 @@ from .checkpoint_layout import (
     spelling_of,
 )
 from .configuration_longcat_lite import LongCatLiteConfig
-from .fp8_blocks import BLOCK, check_scales, read_cut_blocks
-from .mtp import freeze_draft_head
-from .ngram_hot_rows import read_hot_rows
+from .draft_head import freeze_draft_head
 from .ngram_quantization import packed_width
-from .ngram_row_cache import RowCache
-from .ngram_row_delta import (
+from .ngram_row_files import (
     ROW_DELTA_FILE,
     delta_file,
     find_row_delta,
     other_base,
+    read_hot_rows,
     read_row_delta,
     sample_base,
     write_row_delta,
 )
-from .ngram_tables import PLACEMENTS, NgramTables, StoredTable, find_tables
-from .safetensors_header import read_safetensors_header
+from .ngram_row_store import RowCache
+from .ngram_table_files import StoredTable, find_tables
+from .ngram_tables import PLACEMENTS, NgramTables
 from .sparse_attention import leave_indexer
-from .weight_files import Places, check_folder, check_same_save, described, loaded_weights, save_ids
 from .whole_files import check_finished
 
 TABLES = "ngram_embeddings.embedders."
@@ -300,7 +301,7 @@ class CheckpointLoadingMixin(AdapterRowsMixin):
         """Keeps the rows that are read most where the model reads them, beside tables in host memory or on disk.
 
         Args:
-            hot_rows (`str` or `os.PathLike`): A file of [`write_hot_rows`] or `eval.working_set --hot-rows`.
+            hot_rows (`str` or `os.PathLike`): A file of [`write_hot_rows`] or `eval.ngrams.working_set --hot-rows`.
             rows_per_table (`int`, *optional*): Take the most used ones only; all in the file by default.
 
         Returns:

@@ -24,11 +24,11 @@ from safetensors import SafetensorError
 from transformers import modeling_utils
 from transformers.utils import ADAPTER_CONFIG_NAME, CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, logging
 
+from .checkpoint_files import SAVE_ID, with_variant
+from .checkpoint_header import sort_metadata
 from .checkpoint_loading import CheckpointLoadingMixin
-from .ngram_row_delta import ROW_DELTA_FILE
-from .safetensors_header import sort_metadata
+from .ngram_row_files import ROW_DELTA_FILE
 from .sparse_attention import warn_of_lost_indexer
-from .weight_files import SAVE_ID, with_variant
 from .whole_files import StagedFiles, staged_files, write_whole
 
 SAMPLED_VALUES = 1024  # of a tensor, for the save id

@@ -99,8 +99,8 @@ class LongCatLiteConfig(PreTrainedConfig):
             Token(s) after which n-grams start afresh; `eos_token_id` at creation. Kept apart because trainers rewrite
             `eos_token_id`, which must not change an id.
         ngram_table_bits (`int`, *optional*, defaults to 16):
-            8 or 4 for tables whose rows are integers with a scale each, as `eval.quantize_tables` writes them; 16 for
-            floating-point tables of any dtype.
+            8 or 4 for tables whose rows are integers with a scale each, as `eval.checkpoints.quantize` writes them;
+            16 for floating-point tables of any dtype.
         scale_word_embedding (`bool`, *optional*, defaults to `True`):
             Whether the word row is divided by the number of terms too, `(word + sum) / 13`, as in the reference,
             SGLang and Unsloth; `False` adds it whole, `word + sum / 13`, as mlx-vlm (pull request 2063) reads
@@ -383,4 +383,10 @@ def legacy_rope_fields(rope_parameters: dict[str, Any]) -> dict[str, Any]:
     return {"rope_theta": theta, "rope_scaling": scaling}
 
 
-__all__ = ["LongCatLiteConfig"]
+def segment_ends(config: LongCatLiteConfig) -> list[int]:
+    """The tokens after which n-grams start afresh."""
+    eos = config.ngram_eos_token_id
+    return [] if eos is None else [eos] if isinstance(eos, int) else list(eos)
+
+
+__all__ = ["LongCatLiteConfig", "segment_ends"]

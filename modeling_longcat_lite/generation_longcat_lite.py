@@ -6,7 +6,7 @@ from transformers import GenerationMixin
 from transformers.cache_utils import Cache, QuantizedCache, StaticCache
 from transformers.generation import GenerationMode
 
-from .draft_candidates import DraftCandidateGenerator, DraftStatistics
+from .draft_generation import DraftCandidateGenerator, DraftStatistics
 from .model_inputs import check_token_ids
 from .ngram_cache import check_fits, with_token_history
 from .sparse_attention import check_length

@@ -17,16 +17,16 @@ from transformers.utils import TransformersKwargs, can_return_tuple
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
+from .attention_mask import causal_mask_arguments
 from .checkpoint_layout import register_checkpoint_layout
 from .checkpoint_saving import CheckpointSavingMixin
 from .configuration_longcat_lite import LongCatLiteConfig
 from .decoder_layer import LongCatLiteDecoderLayer
-from .document_mask import causal_mask_arguments
+from .draft_head import LongCatLiteDraftHead, freeze_draft_head, resolve_draft_head, with_idle_parameters
 from .generation_longcat_lite import LongCatLiteGenerationMixin
 from .mla import LongCatLiteMLA
 from .model_inputs import check_row_ids, checked_tokens, fitted_mask, last_windows, token_windows
 from .moe import LongCatLiteExperts, LongCatLiteRouter
-from .mtp import LongCatLiteDraftHead, freeze_draft_head, resolve_draft_head, with_idle_parameters
 from .ngram_cache import CacheLayout, LongCatLiteDynamicCache, check_fits, with_token_history
 from .ngram_embedding import EmbeddingAmplification, NgramEmbedding
 from .rms_norm import LongCatLiteRMSNorm

@@ -13,18 +13,12 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import nn
 
-from .configuration_longcat_lite import LongCatLiteConfig
+from .configuration_longcat_lite import LongCatLiteConfig, segment_ends
 from .ngram_hashing import HIDDEN, encode_tokens, ngram_contexts, ngram_ids, power_residues
 from .ngram_kernels import gather_ngram_rows, kernel_applies
 from .ngram_quantization import QuantizedTable, dequantize_rows
 from .ngram_tables import NgramTables, gather_rows
 from .plain_weights import plain_weight
-
-
-def segment_ends(config: LongCatLiteConfig) -> list[int]:
-    """The tokens after which n-grams start afresh."""
-    eos = config.ngram_eos_token_id
-    return [] if eos is None else [eos] if isinstance(eos, int) else list(eos)
 
 
 def looked_up(tables: Iterable[nn.Module], ids: torch.Tensor, device: torch.device) -> list[torch.Tensor]:
@@ -207,4 +201,4 @@ class EmbeddingAmplification(nn.Module):
         return embeds * self.factor if self.factor != 1.0 else embeds
 
 
-__all__ = ["EmbeddingAmplification", "NgramEmbedding", "ngram_row_ids", "ngram_tokens", "segment_ends"]
+__all__ = ["EmbeddingAmplification", "NgramEmbedding", "ngram_row_ids", "ngram_tokens"]

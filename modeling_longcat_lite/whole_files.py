@@ -27,6 +27,7 @@ import shlex
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 try:
@@ -42,7 +43,7 @@ IN_PACKAGE = __name__ in ("modeling_longcat_lite.whole_files", "__main__")
 COMMAND = "python -m modeling_longcat_lite.whole_files" if IN_PACKAGE else f"python {shlex.quote(__file__)}"
 
 
-@contextlib.contextmanager
+@contextmanager
 def whole_file(path: str | os.PathLike) -> Iterator[Path]:
     """Gives a path to write to, which is renamed to `path` when the block ends, and removed when it fails."""
     path = Path(path)
@@ -56,10 +57,41 @@ def whole_file(path: str | os.PathLike) -> Iterator[Path]:
         raise
 
 
-def write_whole(path: str | os.PathLike, content: bytes):
-    """Writes a file that is never seen in part."""
+def write_whole(path: str | os.PathLike, content: bytes | str):
+    """Writes a file that is never seen in part; text as UTF-8."""
     with whole_file(path) as beside:
-        beside.write_bytes(content)
+        beside.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+@contextmanager
+def replaced_folder(output: Path) -> Iterator[Path]:
+    """Gives a new folder to fill, which takes the place of `output` when the block ends without an error.
+
+    An older `output` is renamed aside, not removed, before the new one takes its name, and comes back if that fails.
+    A process that is killed between the two leaves it as `.NAME.old`; the next call puts it back.
+
+    Args:
+        output (`Path`): Folder to write; its parents are made.
+    """
+    output = output.absolute()
+    new, old = (output.with_name(f".{output.name}.{state}") for state in ("partial", "old"))
+    output.parent.mkdir(parents=True, exist_ok=True)
+    if old.exists() and not output.exists():
+        old.rename(output)
+    for left_by_a_killed_process in (new, old):
+        shutil.rmtree(left_by_a_killed_process, ignore_errors=True)
+    new.mkdir()
+    try:
+        yield new
+        if output.exists():
+            output.rename(old)
+        new.rename(output)
+    except BaseException:
+        if old.exists() and not output.exists():
+            old.rename(output)
+        shutil.rmtree(new, ignore_errors=True)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
 
 
 class StagedFiles:
@@ -103,7 +135,7 @@ class StagedFiles:
             (self.folder / JOURNAL).unlink()
 
 
-@contextlib.contextmanager
+@contextmanager
 def staged_files(folder: str | os.PathLike) -> Iterator[StagedFiles]:
     """Gives a place for new files of `folder`, which is made if need be; what was not swapped is removed at the end.
 
@@ -229,7 +261,7 @@ def _remove_leftovers(folder: Path):
             _unlock(lock)
 
 
-@contextlib.contextmanager
+@contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """One process at a time, on file systems that have locks."""
     lock = _lock(folder)
@@ -278,6 +310,7 @@ __all__ = [
     "finish",
     "main",
     "read_journal",
+    "replaced_folder",
     "staged_files",
     "whole_file",
     "write_whole",

@@ -10,7 +10,7 @@ from conftest import tiny_config
 from safetensors.torch import load_file
 
 from modeling_longcat_lite import LongCatLiteConfig, LongCatLiteForCausalLM
-from training.draft_loss import draft_loss
+from training.run.draft_loss import draft_loss
 
 CONFORMANCE = Path(__file__).parent / "conformance"
 NEW_TOKENS = 10

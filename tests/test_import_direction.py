@@ -14,27 +14,73 @@ PACKAGE = ROOT / "modeling_longcat_lite"
 
 # File: the files of the package that it may import. `modeling_longcat_lite` imports all of them.
 MAY_IMPORT = {
+    "checkpoint_header": set(),
+    "checkpoint_files": {"checkpoint_header"},
+    "checkpoint_fp8": {"checkpoint_files", "checkpoint_header"},
+    "checkpoint_layout": {"checkpoint_files", "checkpoint_fp8", "checkpoint_header"},
     "configuration_validation": set(),
     "configuration_longcat_lite": {"configuration_validation"},
+    "whole_files": set(),
+    "ngram_row_files": {"checkpoint_header", "configuration_longcat_lite", "whole_files"},
+    "adapter_rows": {"checkpoint_layout", "ngram_row_files"},
     "transformers_versions": set(),
     "visible_tokens": set(),
+    "attention_mask": {"transformers_versions", "visible_tokens"},
     "plain_weights": set(),
-    "ngram_hashing": {"visible_tokens"},
-    "ngram_kernels": set(),
-    "ngram_quantization": set(),
-    "ngram_row_cache": set(),
-    "safetensors_header": set(),
-    "weight_files": {"safetensors_header"},
-    "fp8_blocks": {"safetensors_header", "weight_files"},
-    "ngram_row_overlay": set(),
-    "ngram_tables": {"ngram_quantization", "ngram_row_cache", "ngram_row_overlay", "safetensors_header"},
-    "ngram_cache": {"transformers_versions"},
-    "document_mask": {"transformers_versions", "visible_tokens"},
-    "sparse_attention": {"visible_tokens"},
     "rms_norm": set(),
     "rotary_embedding": set(),
-    "whole_files": set(),
-    "checkpoint_layout": {"fp8_blocks", "safetensors_header", "weight_files"},
+    "mla": {"configuration_longcat_lite", "plain_weights", "rms_norm", "rotary_embedding"},
+    "moe": {"configuration_longcat_lite"},
+    "decoder_layer": {"configuration_longcat_lite", "mla", "moe", "rms_norm"},
+    "draft_head": {
+        "attention_mask",
+        "configuration_longcat_lite",
+        "decoder_layer",
+        "mla",
+        "rms_norm",
+        "rotary_embedding",
+    },
+    "ngram_quantization": set(),
+    "ngram_row_store": set(),
+    "ngram_table_files": {"checkpoint_header"},
+    "ngram_tables": {"ngram_quantization", "ngram_row_store", "ngram_table_files"},
+    "sparse_attention": {"visible_tokens"},
+    "checkpoint_loading": {
+        "adapter_rows",
+        "checkpoint_files",
+        "checkpoint_fp8",
+        "checkpoint_header",
+        "checkpoint_layout",
+        "configuration_longcat_lite",
+        "draft_head",
+        "ngram_quantization",
+        "ngram_row_files",
+        "ngram_row_store",
+        "ngram_table_files",
+        "ngram_tables",
+        "sparse_attention",
+        "whole_files",
+    },
+    "checkpoint_saving": {
+        "checkpoint_files",
+        "checkpoint_header",
+        "checkpoint_loading",
+        "ngram_row_files",
+        "sparse_attention",
+        "whole_files",
+    },
+    "draft_generation": {"draft_head", "transformers_versions"},
+    "ngram_cache": {"transformers_versions"},
+    "ngram_hashing": {"visible_tokens"},
+    "model_inputs": {"configuration_longcat_lite", "ngram_cache", "ngram_hashing", "visible_tokens"},
+    "generation_longcat_lite": {
+        "draft_generation",
+        "model_inputs",
+        "ngram_cache",
+        "sparse_attention",
+        "transformers_versions",
+    },
+    "ngram_kernels": set(),
     "ngram_embedding": {
         "configuration_longcat_lite",
         "ngram_hashing",
@@ -43,62 +89,86 @@ MAY_IMPORT = {
         "ngram_tables",
         "plain_weights",
     },
-    "ngram_hot_rows": {"configuration_longcat_lite", "ngram_embedding"},
-    "ngram_row_delta": {"configuration_longcat_lite", "ngram_hot_rows", "safetensors_header", "whole_files"},
-    "adapter_rows": {"checkpoint_layout", "ngram_row_delta"},
-    "checkpoint_saving": {
-        "checkpoint_layout",
-        "checkpoint_loading",
-        "ngram_row_delta",
-        "safetensors_header",
-        "sparse_attention",
-        "weight_files",
-        "whole_files",
-    },
-    "checkpoint_loading": {
-        "adapter_rows",
-        "checkpoint_layout",
-        "configuration_longcat_lite",
-        "fp8_blocks",
-        "mtp",
-        "ngram_hot_rows",
-        "ngram_quantization",
-        "ngram_row_cache",
-        "ngram_row_delta",
-        "ngram_tables",
-        "safetensors_header",
-        "sparse_attention",
-        "whole_files",
-        "weight_files",
-    },
-    "mla": {"configuration_longcat_lite", "plain_weights", "rms_norm", "rotary_embedding"},
-    "moe": {"configuration_longcat_lite"},
-    "decoder_layer": {"configuration_longcat_lite", "rms_norm", "mla", "moe"},
-    "mtp": {"configuration_longcat_lite", "rms_norm", "rotary_embedding", "decoder_layer", "document_mask", "mla"},
-    "draft_candidates": {"mtp", "transformers_versions"},
-    "model_inputs": {"configuration_longcat_lite", "ngram_cache", "ngram_hashing", "visible_tokens"},
-    "generation_longcat_lite": {
-        "draft_candidates",
-        "model_inputs",
-        "ngram_cache",
-        "sparse_attention",
-        "transformers_versions",
-    },
 }
 MAY_IMPORT["modeling_longcat_lite"] = set(MAY_IMPORT)
-FOLDERS_MAY_IMPORT = {
-    "tokenization": {"tokenization"},
-    "training": {"training", "tokenization", "modeling_longcat_lite"},
-    "eval": {"eval", "training", "tokenization", "modeling_longcat_lite"},  # it measures training too
-    "model_cards": {"model_cards", "eval", "training", "tokenization", "modeling_longcat_lite"},  # made of results
+# Room: the rooms that it may import, besides itself, `modeling_longcat_lite` and `tokenization`. A room comes after
+# those that it imports, so that there is no circle.
+ROOMS_MAY_IMPORT = {
+    "tokenization": set(),
+    "training/data": set(),
+    "training/routers": set(),
+    "training/tables": set(),
+    "training/run": {"training/data", "training/routers"},
+    "training/context": {"training/run"},
+    "training": {"training/context", "training/data", "training/routers", "training/run", "training/tables"},
+    "training/demo": {"training", "training/data", "training/run"},
+    "eval": set(),
+    "eval/reports": set(),
+    "eval/losses": {"eval/reports", "training/data"},
+    "eval/checkpoints": {"eval/reports"},
+    "eval/drafts": {"eval/losses", "eval/reports"},
+    "eval/ngrams": {"eval/losses", "eval/reports"},
+    "eval/ngrams/working_set": {"eval/checkpoints", "eval/ngrams", "eval/reports", "training/data"},
+    "eval/ngrams/ablation": {
+        "eval/checkpoints",
+        "eval/losses",
+        "eval/ngrams/working_set",
+        "eval/reports",
+        "training/data",
+    },
+    "eval/ngrams/report": {
+        "eval/checkpoints",
+        "eval/losses",
+        "eval/ngrams",
+        "eval/ngrams/working_set",
+        "eval/reports",
+        "training/data",
+    },
+    "eval/fit": {"eval/checkpoints", "eval/reports"},
+    "eval/fit/training": {"eval/reports", "training/context"},
+    "eval/long_context/ruler": set(),
+    "eval/long_context": {
+        "eval/checkpoints",
+        "eval/long_context/ruler",
+        "eval/losses",
+        "eval/reports",
+        "training/data",
+    },
+    "eval/speed": {"eval/reports", "training/tables"},
+    "eval/speed/commits": {"eval/reports"},
+    "eval/speed/generation": {"eval/reports", "eval/speed"},
+    "eval/speed/placement": {"eval/reports", "eval/speed", "training/data"},
+    "eval/studies/scaling": {"eval/reports", "training/data", "training/routers"},
+    "eval/studies/tools": {"training", "training/data", "training/demo"},
+    "eval/studies/yarn": {
+        "eval/losses",
+        "eval/reports",
+        "training",
+        "training/context",
+        "training/data",
+        "training/demo",
+    },
+    "eval/studies": {"eval/reports", "eval/studies/scaling", "training/data", "training/routers"},
+    "eval/harness/smoke_tasks": set(),
+    "eval/harness": {
+        "eval/checkpoints",
+        "eval/losses",
+        "eval/ngrams",
+        "eval/ngrams/ablation",
+        "eval/reports",
+        "training/data",
+    },
+    "model_cards": {"eval/checkpoints", "eval/reports", "training/run"},
 }
+FOLDERS = ("tokenization", "training", "eval", "model_cards")
+MOST_FILES, MOST_SCRIPTS = 15, 12  # of a room, and at the top of training/ and eval/
 INSTALLED_WITH_THE_PACKAGE = {"torch", "transformers", "safetensors", "huggingface_hub"}
 OPTIONAL = {"triton"}  # imported at the top of a file, in a `try` that an ImportError leaves
 
 package_file = pytest.mark.parametrize("file", sorted(PACKAGE.glob("*.py")), ids=lambda path: path.stem)
 folder_file = pytest.mark.parametrize(
     "file",
-    [path for folder in FOLDERS_MAY_IMPORT for path in sorted((ROOT / folder).rglob("*.py"))],
+    [path for folder in FOLDERS for path in sorted((ROOT / folder).rglob("*.py"))],
     ids=lambda path: "/".join(path.relative_to(ROOT).parts),
 )
 
@@ -165,18 +235,47 @@ def test_remote_code_rules(file):
     assert "hasattr(" not in text
 
 
+def room_of(module: str) -> str:
+    """`eval/fit` for `eval.fit.report`, for the room itself and for a name in one of them."""
+    path = ROOT.joinpath(*module.split("."))
+    while path != ROOT and not (path / "__init__.py").is_file():
+        path = path.parent
+    return "/".join(path.relative_to(ROOT).parts)
+
+
 @folder_file
-def test_folders_follow_the_table(file):
-    folder = file.relative_to(ROOT).parts[0]
-    names = absolute_names(imports(file))
-    ours = {name.split(".")[0] for name in names} & ({*FOLDERS_MAY_IMPORT} | {"modeling_longcat_lite", "tests"})
-    assert ours <= FOLDERS_MAY_IMPORT[folder]
-    assert not any(name.startswith("modeling_longcat_lite.") for name in names), "use the package's public names"
+def test_rooms_follow_the_table(file):
+    room = "/".join(file.relative_to(ROOT).parts[:-1])
+    ours = {*FOLDERS, "modeling_longcat_lite", "tests"}
+    names = {name for name in absolute_names(imports(file)) if name.split(".")[0] in ours}
+    names |= {
+        f"{node.module}.{alias.name}"
+        for node in imports(file)
+        if isinstance(node, ast.ImportFrom) and node.module in names
+        for alias in node.names
+    }
+    imported = {room_of(name) for name in names - set(FOLDERS)}
+    assert imported <= {room, "modeling_longcat_lite", "tokenization"} | ROOMS_MAY_IMPORT[room]
+
+
+def test_the_tables_have_no_circle():
+    for table in (MAY_IMPORT, ROOMS_MAY_IMPORT):
+        names = list(table)
+        for index, name in enumerate(names):
+            assert table[name] - {name} <= set(names[:index]), name
+
+
+def test_rooms_are_small():
+    for room in ROOMS_MAY_IMPORT:
+        files = list((ROOT / room).glob("*.py"))
+        assert files, room
+        assert len(files) <= (MOST_SCRIPTS if room in ("training", "eval") else MOST_FILES), room
 
 
 @folder_file
 def test_no_file_hides_a_library(file):
-    assert file.stem == "__init__" or importlib.util.find_spec(file.stem) is None
+    spec = None if file.stem in ("__init__", "__main__") else importlib.util.find_spec(file.stem)
+    assert spec is None or spec.origin is None, f"`{file.stem}` is also {spec.origin}"  # without an origin: a folder
 
 
 def test_the_top_level_is_the_agreed_one():
@@ -186,7 +285,8 @@ def test_the_top_level_is_the_agreed_one():
         "NOTICE",
         "AGENTS.md",
         "CITATION.cff",
-        *FOLDERS_MAY_IMPORT,
+        "SECURITY.md",
+        *FOLDERS,
         "modeling_longcat_lite",
         "tests",
     }

@@ -2,7 +2,7 @@
 """
 # From a recipe, on pairs made from the demo's conversations
 ```bash
-python -m training.preference_data --conversations outputs/demo/data --output outputs/preferences
+python -m training.data.preferences --conversations outputs/demo/data --output outputs/preferences
 python -m training.dpo --config training/recipes/dpo.yaml
 ```
 
@@ -23,21 +23,21 @@ from typing import Any
 def main(script_args, training_args, model_args, dataset_args, output_args):
     # Registers the architecture with the Auto classes, through which the trainer loads the model.
     import modeling_longcat_lite  # noqa: F401
-    from training.resumable_trainer import ResumableDPOTrainer
-    from training.trainer_run import train_and_save, trainer_options
+    from training.run.lifecycle import train_and_save, trainer_options
+    from training.run.trainers import ResumableDPOTrainer
 
     trainer = ResumableDPOTrainer(**trainer_options(script_args, training_args, model_args, dataset_args, "dpo"))
     return train_and_save(trainer, script_args, output_args)
 
 
 def make_parser(subparsers: argparse._SubParsersAction | None = None, prog: str | None = None):
-    from training.tested_versions import warn_of_untested_versions
+    from training.run.tested_versions import warn_of_untested_versions
 
     warn_of_untested_versions()
     from trl import DatasetMixtureConfig, DPOConfig, ModelConfig, ScriptArguments
 
-    from training.longcat_config import LongCatParser
-    from training.merged_output import OutputArguments
+    from training.run.arguments import LongCatParser
+    from training.run.output import OutputArguments
 
     trl_types: Any = (ScriptArguments, DPOConfig, ModelConfig, DatasetMixtureConfig)
     own_types: Any = (OutputArguments,)

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """
-# A longer context in stages, by YaRN: a small model on a CPU; `python -m training.yarn_study` writes what it needs
+# A longer context in stages, by YaRN: a small model on a CPU; `python -m eval.studies.yarn` writes what it needs
 ```bash
 python -m training.extend_context \
     --config training/recipes/yarn_demo.yaml --stages training/recipes/yarn_demo.stages.yaml
@@ -43,8 +43,8 @@ def main(script_args, training_args, model_args, dataset_args, stage_args):
     from transformers import AutoTokenizer
 
     from modeling_longcat_lite import LongCatLiteConfig
-    from training.context_stages import check_original_length, read_stages
-    from training.trainer_run import check_options
+    from training.context.stages import check_original_length, read_stages
+    from training.run.lifecycle import check_options
 
     check_options(script_args, training_args, model_args, dataset_args)
     check_arguments(script_args, training_args, model_args, dataset_args, stage_args)
@@ -67,7 +67,7 @@ class ContextExtension:
 
     def load_documents(self, dataset_args):
         """Read, tokenize and cut; a stage that no document is long enough for is named before anything is trained."""
-        from training.context_rows import check_rows, long_rows, short_rows, tokenized
+        from training.context.rows import check_rows, long_rows, short_rows, tokenized
 
         train, test, field_name = *self._splits(), self.training_args.dataset_text_field
         documents = load_documents(self.script_args, dataset_args)
@@ -98,8 +98,8 @@ class ContextExtension:
 
     def train(self):
         """Run the stages; returns the last trainer, whose `stage_records` say what was measured."""
-        from training.context_stages import stage_config
-        from training.trainer_run import newest_checkpoint
+        from training.context.stages import stage_config
+        from training.run.lifecycle import newest_checkpoint
 
         path = self.output / RECORD
         resuming = self.training_args.resume_from_checkpoint == "last"
@@ -130,7 +130,7 @@ class ContextExtension:
         Sharded models cannot be evaluated without an optimizer: this is the evaluation before a step that is thrown
         away.
         """
-        from training.training_curves import TrainingCurves
+        from training.run.curves import TrainingCurves
 
         trainer = self._trainer(self.model_args.model_name_or_path, self.config, 0)
         trainer.remove_callback(TrainingCurves)
@@ -145,9 +145,9 @@ class ContextExtension:
     def _trainer(self, source: str, config, index: int) -> Any:
         """A trainer of one stage, with the model loaded under `config`."""
         from modeling_longcat_lite import LongCatLiteForCausalLM
-        from training.context_rows import collate_block, evaluation_blocks, stage_blocks
-        from training.sequence_shards import ShardedRowsSFTTrainer
-        from training.training_curves import TrainingCurves
+        from training.context.rows import collate_block, evaluation_blocks, stage_blocks
+        from training.context.shards import ShardedRowsSFTTrainer
+        from training.run.curves import TrainingCurves
 
         stage, original = self.stages.stages[index], self.stages.original_length
         args = copy.deepcopy(self.training_args)
@@ -251,7 +251,7 @@ def check_parallelism(parallelism, original_length: int):
 
 
 def make_parser(subparsers: argparse._SubParsersAction | None = None, prog: str | None = None):
-    from training.tested_versions import warn_of_untested_versions
+    from training.run.tested_versions import warn_of_untested_versions
 
     warn_of_untested_versions()
     from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments, SFTConfig, TrlParser

@@ -2,7 +2,7 @@
 """
 # From a recipe, on questions of the demo whose answers are known
 ```bash
-python -m training.preference_data --conversations outputs/demo/data --output outputs/preferences
+python -m training.data.preferences --conversations outputs/demo/data --output outputs/preferences
 python -m training.grpo --config training/recipes/grpo.yaml
 ```
 
@@ -26,8 +26,8 @@ from typing import Any
 def main(script_args, training_args, model_args, dataset_args, output_args):
     # Registers the architecture with the Auto classes, through which the trainer loads the model.
     import modeling_longcat_lite  # noqa: F401
-    from training.resumable_trainer import ResumableGRPOTrainer
-    from training.trainer_run import train_and_save, trainer_options
+    from training.run.lifecycle import train_and_save, trainer_options
+    from training.run.trainers import ResumableGRPOTrainer
 
     rewards: list[Any] = [reward_function(name) for name in script_args.reward_funcs or []]
     if script_args.reward_model_name_or_path:
@@ -53,14 +53,14 @@ def reward_function(name: str) -> Callable:
 
 
 def make_parser(subparsers: argparse._SubParsersAction | None = None, prog: str | None = None):
-    from training.tested_versions import warn_of_untested_versions
+    from training.run.tested_versions import warn_of_untested_versions
 
     warn_of_untested_versions()
     from trl import DatasetMixtureConfig, GRPOConfig, ModelConfig
     from trl.scripts.grpo import GRPOScriptArguments
 
-    from training.longcat_config import LongCatParser
-    from training.merged_output import OutputArguments
+    from training.run.arguments import LongCatParser
+    from training.run.output import OutputArguments
 
     trl_types: Any = (GRPOScriptArguments, GRPOConfig, ModelConfig, DatasetMixtureConfig)
     own_types: Any = (OutputArguments,)

@@ -36,8 +36,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
 
-from training.number_options import check_number
-from training.router_arguments import RouterArguments
+from tokenization.command_line import check_number
+from training.routers.arguments import RouterArguments
 
 
 @dataclass
@@ -77,8 +77,8 @@ class TableArguments:
 def main(script_args, training_args, model_args, dataset_args, draft_args, table_args, router_args, output_args):
     # Registers the architecture with the Auto classes, through which the trainer loads the model.
     import modeling_longcat_lite  # noqa: F401
-    from training.chat_rows import check_labels
-    from training.trainer_run import checkpoint_to_resume, train_and_save, trainer_options
+    from training.data.rows import check_labels
+    from training.run.lifecycle import checkpoint_to_resume, train_and_save, trainer_options
 
     check_arguments(training_args)
     if draft_args.draft_head_only and not draft_args.draft_loss_weight:
@@ -98,10 +98,10 @@ def main(script_args, training_args, model_args, dataset_args, draft_args, table
 
 def make_trainer_class(draft_args: DraftArguments, table_args: TableArguments, router_args: RouterArguments) -> Any:
     """An SFT trainer that trains draft head and tables as asked, and watches or controls the routers."""
-    from training.draft_loss import DraftHeadTrainer
-    from training.resumable_trainer import ResumableSFTTrainer
-    from training.router_control import with_router_control
-    from training.row_trainer import TableTrainerMixin
+    from training.routers.control import with_router_control
+    from training.run.draft_loss import DraftHeadTrainer
+    from training.run.trainers import ResumableSFTTrainer
+    from training.tables.trainer import TableTrainerMixin
 
     base: Any = ResumableSFTTrainer
     options = vars(table_args)
@@ -145,13 +145,13 @@ def check_chat_template(training_args, model_args):
 
 
 def make_parser(subparsers: argparse._SubParsersAction | None = None, prog: str | None = None):
-    from training.tested_versions import warn_of_untested_versions
+    from training.run.tested_versions import warn_of_untested_versions
 
     warn_of_untested_versions()
     from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments, SFTConfig
 
-    from training.longcat_config import LongCatParser
-    from training.merged_output import OutputArguments
+    from training.run.arguments import LongCatParser
+    from training.run.output import OutputArguments
 
     trl_types: Any = (ScriptArguments, SFTConfig, ModelConfig, DatasetMixtureConfig)
     own_types: Any = (DraftArguments, TableArguments, RouterArguments, OutputArguments)

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Checkpoints: loaded for evaluation, verified, counted, quantized, merged with changed rows."""

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""RULER's synthetic tasks, generated without a download."""

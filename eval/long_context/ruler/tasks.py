@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: Apache-2.0
+"""RULER's synthetic tasks by name, and samples of them that fill a length in tokens (arXiv 2404.06654).
+
+A sample of length L is a prompt whose tokens, and those that the task allows for the answer, are L or a few less. The
+haystack grows until it fits no more. A sample depends on seed, task, length and number only, and its needles are the
+same at every depth.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from eval.long_context.ruler.needles import NEEDLE_TASKS, needle_sample
+from eval.long_context.ruler.sample import RulerOptions, Sample
+from eval.long_context.ruler.words import FEWEST_CODED, cwe_sample, fwe_sample, listed_words, vt_sample
+
+FINENESS = 256  # the haystack is within a 256th of the largest that fits, or within one unit
+PROBE = 64  # units that the first estimate of a size is made from
+
+
+@dataclass(frozen=True)
+class RulerTask:
+    """A task: how a sample is drawn, and how many tokens the answer may take.
+
+    Args:
+        build (`Callable`): A sample from (size, length, depth, seed, options).
+        new_tokens (`int`): What RULER lets a model write.
+        smallest (`Callable`): The least size, given the options.
+        largest (`Callable`): The greatest size.
+        by_depth (`bool`): Whether a needle stands at a depth.
+    """
+
+    build: Callable[[int, int, float | None, str, RulerOptions], Sample]
+    new_tokens: int
+    smallest: Callable[[RulerOptions], int]
+    largest: Callable[[], int]
+    by_depth: bool = False
+
+
+def unlimited() -> int:
+    """No haystack has more units than this."""
+    return 2**30
+
+
+def needle_task(name: str) -> RulerTask:
+    """One of `NEEDLE_TASKS`."""
+
+    def build(size: int, length: int, depth: float | None, seed: str, options: RulerOptions) -> Sample:
+        return needle_sample(NEEDLE_TASKS[name], size, depth, seed, options)
+
+    return RulerTask(build, 128, lambda options: 1, unlimited, by_depth=True)
+
+
+def text_task(sample: Callable, new_tokens: int, smallest: Callable, largest: Callable = unlimited) -> RulerTask:
+    """One of `eval.long_context.ruler.words`, which know no depth."""
+
+    def build(size: int, length: int, depth: float | None, seed: str, options: RulerOptions) -> Sample:
+        return sample(size, length, seed, options)
+
+    return RulerTask(build, new_tokens, smallest, largest)
+
+
+RULER_TASKS = {
+    **{name: needle_task(name) for name in NEEDLE_TASKS},
+    "vt": text_task(vt_sample, 30, lambda options: 1),
+    "cwe": text_task(cwe_sample, 120, lambda options: 2 * options.common_words, lambda: len(listed_words())),
+    "fwe": text_task(fwe_sample, 50, lambda options: FEWEST_CODED),
+}
+
+
+def largest_fitting(tokens_of: Callable[[int], int], room: int, smallest: int, largest: int) -> int | None:
+    """The size that fills `room` tokens, to within `FINENESS`; `None` when even `smallest` is too large."""
+    begin = tokens_of(smallest)
+    if begin > room:
+        return None
+    low, high = smallest, largest + 1
+    probe = min(smallest + PROBE, largest)
+    tokens_a_unit = max(1, tokens_of(probe) - begin) / max(1, probe - smallest)
+    place = min(max(smallest + int((room - begin) / tokens_a_unit), smallest + 1), largest)
+    step = max(1, place // 64)
+    while high - low > max(1, low // FINENESS):
+        fits = tokens_of(place) <= room
+        low, high = (place, high) if fits else (low, place)
+        place += step if fits else -step
+        step *= 2
+        if not low < place < high:
+            place = (low + high) // 2
+    return low
+
+
+class Sampler:
+    """Samples of a model's tokenizer and prompts.
+
+    Args:
+        count_tokens (`Callable[[Sample], int]`): Tokens of a sample as the model reads it.
+        options (`RulerOptions`): See there.
+        seed (`int`): Another one gives other samples.
+        new_tokens (`int`, *optional*): Of every answer; those of the tasks by default.
+    """
+
+    def __init__(
+        self, count_tokens: Callable[[Sample], int], options: RulerOptions, seed: int, new_tokens: int | None = None
+    ):
+        self.count_tokens, self.options, self.seed, self.new_tokens = count_tokens, options, seed, new_tokens
+
+    def answer_tokens(self, task: str) -> int:
+        """What the model may write."""
+        return RULER_TASKS[task].new_tokens if self.new_tokens is None else self.new_tokens
+
+    def check(self, task: str, length: int, samples: int) -> None:
+        """Whether the smallest prompt of every sample fits.
+
+        Raises:
+            `ValueError`: naming the task and the length that it needs.
+        """
+        smallest = RULER_TASKS[task].smallest(self.options)
+        needed = max(self.count_tokens(self._build(task, length, 0.0, n)(smallest)) for n in range(samples))
+        if needed + self.answer_tokens(task) > length:
+            raise ValueError(
+                f"`--lengths` has {length}, too short for {task}: its shortest prompt takes {needed} tokens, its "
+                f"answer {self.answer_tokens(task)}. Give at least {needed + self.answer_tokens(task)}, or make it "
+                "easier: --new-tokens, --shots 0, --digits, --key-type, --value-type, --common-words."
+            )
+
+    def sample(self, task: str, length: int, depth: float | None, number: int) -> Sample:
+        """Sample `number` of a task that fills `length` tokens, answer included."""
+        build = self._build(task, length, depth, number)
+        smallest, largest = RULER_TASKS[task].smallest(self.options), RULER_TASKS[task].largest()
+        room = length - self.answer_tokens(task)
+        size = largest_fitting(lambda units: self.count_tokens(build(units)), room, smallest, largest)
+        if size is None:
+            raise ValueError(f"`--lengths` has {length}, too short for {task}")
+        return build(size)
+
+    def _build(self, task: str, length: int, depth: float | None, number: int) -> Callable[[int], Sample]:
+        seed = f"{self.seed} {task} {length} {number}"
+        depth = depth if RULER_TASKS[task].by_depth else None
+        return lambda size: RULER_TASKS[task].build(size, length, depth, seed, self.options)
+
+
+__all__ = ["RULER_TASKS", "RulerTask", "Sampler", "largest_fitting"]

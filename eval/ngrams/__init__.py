@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is in the n-gram tables and what reads them."""

@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What tables of few bits cost: error of their rows per n-gram order, and held-out loss, against the original.
+
+    python -m eval.ngrams.quantization --model outputs/demo/model --converted outputs/demo/int8 outputs/demo/int4 \
+        --trained-rows outputs/demo/data/train.jsonl --held-out outputs/demo/data/test.jsonl
+
+`make bits` converts the demo's model and does that. The error is that of a row as a whole, `|q - w| / |w|`, over the
+rows that the training conversations read: those that training has moved. The loss is paired, token by token.
+
+Shapes: R rows, W row width.
+"""
+
+import argparse
+from itertools import pairwise
+from pathlib import Path
+
+import torch
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.progress import track
+from transformers import AutoTokenizer
+
+from eval.losses.answers import answer_losses, prompt_ids, read_rows
+from eval.reports.files import markdown_table, save_figure, spoken_path, write_report
+from eval.reports.machine import describe_machine
+from modeling_longcat_lite import LongCatLiteForCausalLM, ngram_row_ids
+from tokenization.command_line import check_counts
+
+NAME = "quantized_tables"
+MOST_LOSS = {8: 0.005, 4: 0.02}  # nats that few bits may add to the held-out loss
+ROWS_AT_ONCE = 2**16
+
+
+def trained_rows(config, tokenizer, conversations: list[list[dict]]) -> list[torch.Tensor]:
+    """The distinct rows of each table that the conversations read: `[S]` sorted tensors."""
+    reads: list[set[int]] = [set() for _ in range(config.num_subtables)]
+    for messages in track(conversations, description="training conversations", transient=True):
+        for rows, of_table in zip(reads, ngram_row_ids(config, prompt_ids(tokenizer, messages)), strict=True):
+            rows.update(of_table.unique().tolist())
+    return [torch.tensor(sorted(rows)) for rows in reads]
+
+
+def row_errors(tables, original, row_ids: list[torch.Tensor], per_order: int) -> dict[str, dict]:
+    """Error of the rows `row_ids` of each table, per n-gram order."""
+    errors: dict[str, dict] = {}
+    orders = pairwise(range(0, len(row_ids) + 1, per_order))
+    for order, (first, last) in enumerate(orders, start=2):
+        relative, squared, energy = [], 0.0, 0.0
+        for table in range(first, last):
+            for ids in row_ids[table].split(ROWS_AT_ONCE):
+                true, found = original.rows_of(table, ids), tables.rows_of(table, ids)  # [R, W]
+                differences = (found - true).square().sum(1)
+                relative.append((differences / true.square().sum(1).clamp_min(1e-30)).sqrt())
+                squared += differences.sum().item()
+                energy += true.square().sum().item()
+        each = torch.cat(relative)
+        errors[f"{order}-grams"] = {
+            "rows": len(each),
+            "relative_error": (squared / energy) ** 0.5,
+            "median_row": each.median().item(),
+            "worst_row": each.max().item(),
+        }
+    return errors
+
+
+def load(folder: str, dtype: str) -> LongCatLiteForCausalLM:
+    return LongCatLiteForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype), ngram_tables="disk").eval()
+
+
+def measure(arguments: argparse.Namespace) -> dict:
+    """The original, then each converted checkpoint against it."""
+    tokenizer = AutoTokenizer.from_pretrained(arguments.model)
+    held_out = read_rows(arguments.held_out, arguments.count)
+    model = load(arguments.model, arguments.dtype)
+    config, original = model.config, model.model.ngram_embeddings.tables
+    row_ids = trained_rows(config, tokenizer, read_rows(arguments.trained_rows))
+    losses = answer_losses(model, tokenizer, held_out)
+    results: dict = {
+        "machine": describe_machine(),
+        "model": spoken_path(arguments.model),
+        "dtype": arguments.dtype,
+        "held_out": {"rows": len(held_out), "tokens": len(losses), "loss": losses.mean().item()},
+        "table_bytes": original.num_bytes,
+        "converted": [],
+    }
+    for folder in arguments.converted:
+        converted = load(folder, arguments.dtype)
+        tables = converted.model.ngram_embeddings.tables
+        found = answer_losses(converted, tokenizer, held_out)
+        results["converted"].append(
+            {
+                "model": spoken_path(folder),
+                "bits": converted.config.ngram_table_bits,
+                "table_bytes": tables.num_bytes,
+                "loss": found.mean().item(),
+                "added_loss": (found - losses).mean().item(),
+                "added_loss_standard_error": ((found - losses).std() / len(losses) ** 0.5).item(),
+                "most_added_loss": MOST_LOSS.get(converted.config.ngram_table_bits),
+                "orders": row_errors(tables, original, row_ids, config.num_subtables_per_order),
+            }
+        )
+    return results
+
+
+def as_markdown(results: dict) -> str:
+    """Both tables, with what they belong to."""
+    held_out, machine = results["held_out"], results["machine"]
+    losses = [["original", f"{results['table_bytes'] / 1e6:.2f}", f"{held_out['loss']:.5f}", "", ""]]
+    errors = []
+    for one in results["converted"]:
+        name = f"{one['bits']} bits"
+        added = f"{one['added_loss']:+.5f} ± {one['added_loss_standard_error']:.5f}"
+        limit = one["most_added_loss"]
+        verdict = "" if limit is None else f"{limit} {'met' if one['added_loss'] <= limit else 'missed'}"
+        losses.append([name, f"{one['table_bytes'] / 1e6:.2f}", f"{one['loss']:.5f}", added, verdict])
+        for order, error in one["orders"].items():
+            figures = [f"{error[key]:.4f}" for key in ("relative_error", "median_row", "worst_row")]
+            errors.append([f"{name}, {order}", f"{error['rows']:,}", *figures])
+    return "\n".join(
+        [
+            "# Tables of few bits\n",
+            f"{machine['date']}, torch {machine['torch']}, transformers {machine['transformers']}, {machine['cpu']}.",
+            f"`{results['model']}` in {results['dtype']}; {held_out['rows']} held-out conversations, "
+            f"{held_out['tokens']:,} answer tokens. Loss in nats a token; ± is a standard error of the paired",
+            "difference.\n",
+            markdown_table(["tables", "MB", "held-out loss", "added", "at most"], losses),
+            "Error of rows that training read, `|q - w| / |w|`:\n",
+            markdown_table(["tables", "rows", "all together", "median row", "worst row"], errors),
+        ]
+    )
+
+
+def draw(results: dict, path: Path):
+    """Error per order as bars, one group a checkpoint."""
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    converted = results["converted"]
+    width = 0.8 / len(converted)
+    for number, one in enumerate(converted):
+        heights = [error["relative_error"] for error in one["orders"].values()]
+        places = [place + number * width for place in range(len(heights))]
+        label = f"{one['bits']} bits, loss {one['added_loss']:+.4f}"
+        axes.bar_label(axes.bar(places, heights, width, label=label), fmt="%.4f", fontsize=8)
+    axes.set_xticks([p + width * (len(converted) - 1) / 2 for p in range(len(heights))], list(one["orders"]))
+    axes.set_yscale("log")
+    axes.set_ylabel("error of trained rows, |q - w| / |w|")
+    axes.legend()
+    save_figure(figure, path)
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Command-line arguments."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--model", required=True, help="The original checkpoint, with its tokenizer.")
+    parser.add_argument("--converted", required=True, nargs="+", help="Folders of `eval.checkpoints.quantize`.")
+    parser.add_argument("--trained-rows", type=Path, required=True, help="JSON Lines of training conversations.")
+    parser.add_argument("--held-out", type=Path, required=True, help="JSON Lines of held-out conversations.")
+    parser.add_argument("--count", type=int, help="Read only so many held-out conversations.")
+    parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"), help="Of the computation.")
+    parser.add_argument("--output", type=Path, default=Path("eval/results"), help="Folder for JSON, Markdown and PNG.")
+    return parser
+
+
+def main(arguments: argparse.Namespace):
+    """Measures, writes, prints."""
+    check_counts(arguments, "count")
+    results = measure(arguments)
+    paths = write_report(arguments.output, NAME, results, as_markdown(results))
+    paths.append(arguments.output / f"{NAME}.png")
+    draw(results, paths[-1])
+    for one in results["converted"]:
+        print(f"{one['bits']} bits: held-out loss {one['loss']:.5f}, {one['added_loss']:+.5f} against the original")
+    Console().print("Written: " + ", ".join(map(str, paths)), soft_wrap=True)
+
+
+if __name__ == "__main__":
+    main(make_parser().parse_args())

@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The n-gram report as Markdown and as a chart."""
+
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from eval.ngrams.working_set.report import COLOURS, heading, percent
+from eval.reports.files import markdown_table, save_figure
+
+COLLISIONS = """\
+A table has a *collision* for every distinct n-gram beyond the first of its row; *sharing* are the n-grams that are not
+alone in their row. *Expected* is what as many distinct n-grams would give if each fell on a row at random. *Hit rate*
+is the share of the rows that this text ever reads; it grows with the text.
+"""
+USED = """\
+The rows that are read most, of the first table of each order, and the n-grams behind them with their reads, the most
+read first. A short n-gram stands at the beginning of a document. Where a row has more than one n-gram, they all get
+the same vector of this table.
+"""
+
+
+def rules_table(rules: list[dict]) -> str:
+    """One line a rule."""
+    lines = [
+        [rule["rule"], "kept" if rule["kept"] else "**warning**", f"{rule['value']:.4g}", f"{rule['limit']:g}"]
+        for rule in rules
+    ]
+    sentences = "".join(f"* {rule['text']}\n" for rule in rules)
+    return markdown_table(["rule", "", "measured", "limit"], lines) + "\n" + sentences
+
+
+def collisions_table(tables: list[dict]) -> str:
+    """One line a table."""
+    header = ["table", "rows", "distinct n-grams", "hit rate", "collisions", "expected", "sharing", "expected"]
+    lines = [
+        [
+            f"{table['table']}, {table['order']}-grams",
+            f"{table['rows']:,}",
+            f"{table['ngrams']:,}",
+            percent(table["hit_rate"]),
+            f"{table['collisions']:,}",
+            f"{table['expected_collisions']:,.0f}",
+            f"{table['sharing']:,}",
+            f"{table['expected_sharing']:,.0f}",
+        ]
+        for table in tables
+    ]
+    return markdown_table(header, lines)
+
+
+def norms_table(norms: dict) -> str:
+    """What the first attention is added to, and what it is made of."""
+    names = {
+        "word_term": "word row, as it is added",
+        "ngram_terms": "n-gram rows, projected, / terms",
+        "embedding": "embedding, amplified as the config says",
+        "attention": "output of the first attention",
+    }
+    lines = [[label, f"{norms[key]:.4g}"] for key, label in names.items()]
+    lines.append(["first attention / embedding", f"{norms['ratio']:.3f}"])
+    return markdown_table([f"mean L2 norm, {norms['tokens']:,} tokens in windows of {norms['window']:,}", ""], lines)
+
+
+def as_code(text: str) -> str:
+    """A text of any characters in a cell of a table."""
+    return "`" + repr(text).replace("`", "'").replace("|", "\\|") + "`"
+
+
+def used_table(entries: list[dict]) -> str:
+    """The most used rows of an order."""
+    lines = []
+    for entry in entries:
+        behind = ", ".join(f"{as_code(ngram['text'])} {ngram['reads']:,}" for ngram in entry["ngrams"])
+        more = entry["distinct"] - len(entry["ngrams"])
+        lines.append(
+            [
+                f"{entry['row']:,}",
+                f"{entry['reads']:,}",
+                str(entry["distinct"]),
+                behind + (f", {more} more" if more else ""),
+            ]
+        )
+    return markdown_table(["row", "reads", "n-grams", "the n-grams"], lines)
+
+
+def as_markdown(results: dict, name: str) -> str:
+    """The whole report; its chart is `{name}.png`."""
+    sections = [
+        f"# N-gram tables\n\n{heading(results)}",
+        "## Rules\n\nOf arXiv 2601.21204, section 3.2; *occupied rows* is not from there.\n\n"
+        + rules_table(results["rules"]),
+        f"![Hit rates and collisions]({name}.png)\n",
+    ]
+    if "norms" in results:
+        sections.append("## Norms\n\n" + norms_table(results["norms"]))
+    sections.append(f"## Hit rates and collisions\n\n{COLLISIONS}\n" + collisions_table(results["tables"]))
+    used = [
+        f"{order}, table {rows[0]['table']}:\n\n{used_table(rows)}" for order, rows in results["most_used"].items()
+    ]
+    sections.append(f"## Most used rows\n\n{USED}\n" + "\n".join(used))
+    return "\n".join(sections)
+
+
+def draw(results: dict, path: Path):
+    """Hit rate against tokens, collisions beside chance, and with a model its norms."""
+    panels = 3 if "norms" in results else 2
+    figure = Figure(figsize=(5.5 * panels, 4.2), layout="constrained")
+    hits, collisions, *rest = figure.subplots(1, panels)
+    for colour, (order, part) in zip(COLOURS, results["orders"].items(), strict=False):
+        rates = [100 * rate for rate in part["hit_rate_by_tokens"]]
+        hits.plot(results["curve_tokens"], rates, "o-", ms=3, color=colour, label=order)
+    hits.set(xscale="log", ylim=(0, None), xlabel="tokens seen", ylabel="rows ever read, %", title="Hit rate")
+    hits.grid(alpha=0.3)
+    hits.legend()
+    tables = results["tables"]
+    places = range(len(tables))
+    first = tables[0]["order"]
+    colours = [COLOURS[(table["order"] - first) % len(COLOURS)] for table in tables]
+    collisions.bar(places, [table["collisions"] for table in tables], color=colours, label="measured")
+    expected = [table["expected_collisions"] for table in tables]
+    collisions.plot(places, expected, "_", color="black", ms=18, mew=2, label="at random")
+    collisions.set_xticks(list(places), [f"{table['order']}-gr." for table in tables], rotation=45)
+    collisions.yaxis.set_major_formatter("{x:,.0f}")
+    collisions.set(ylabel="collisions", title="Collisions of each table")
+    collisions.legend()
+    if rest:
+        norms = results["norms"]
+        keys = ("word_term", "ngram_terms", "embedding", "attention")
+        bars = rest[0].bar(["word\nterm", "n-gram\nterms", "embedding", "first\nattention"], [norms[k] for k in keys])
+        rest[0].margins(y=0.15)
+        rest[0].bar_label(bars, fmt="%.3g")
+        rest[0].set(yscale="log", ylabel="mean L2 norm", title=f"First attention / embedding: {norms['ratio']:.2f}")
+    save_figure(figure, path)
+
+
+__all__ = ["as_markdown", "draw"]

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Context extension by YaRN, four ways: `python -m eval.studies.yarn`."""

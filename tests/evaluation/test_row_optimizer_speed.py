@@ -1,0 +1,20 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The benchmark of the optimizer's step runs, and writes what it found."""
+
+import json
+
+from eval.speed import row_optimizer as row_optimizer_speed
+
+
+def test_the_benchmark_writes_its_report(tmp_path):
+    options = ["--sizes", "5000", "10000", "--repeats", "2", "--output", str(tmp_path)]
+    row_optimizer_speed.main(row_optimizer_speed.make_parser().parse_args(options))
+    results = json.loads((tmp_path / "row_optimizer_speed.json").read_text())
+    assert {(e["optimizer"], e["rows"]) for e in results["measured"]} == {
+        (name, rows) for name in row_optimizer_speed.OPTIMIZERS for rows in (5000, 10000)
+    }
+    assert all(e["step_ms"] > 0 for e in results["measured"])
+    by_rows = [e for e in results["measured"] if e["optimizer"] == row_optimizer_speed.ROWWISE]
+    assert all(e["state_bytes_per_row"] == 8 for e in by_rows)
+    assert "| row-wise AdamW | 10,000 |" in (tmp_path / "row_optimizer_speed.md").read_text()
+    assert (tmp_path / "row_optimizer_speed.png").read_bytes().startswith(b"\x89PNG")
