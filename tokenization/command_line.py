@@ -1,89 +1,102 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Numbers among options: finite and in their range, before anything is loaded.
+"""What all commands share: one parser, one wording for the options that many of them have, one way to end.
 
-The command line, YAML and JSON all read `nan`, and `nan < 0` is false: a comparison alone lets it pass.
+    def make_parser() -> CommandParser:
+        parser = CommandParser("eval.fit", "What fits on a machine.")
+        parser.add_shared("--model", "--seed")
+        parser.add_argument("--context", type=int, default=4096, help="tokens of prompt and answer together")
+        parser.add_renamed("--ctx", "--context")
+        return parser
+
+
+    if __name__ == "__main__":
+        run_command(lambda: main(make_parser().parse_args()))
+
+This is in the lowest folder because every other one has commands. Nothing heavy is imported, so `--help` is quick.
 """
 
 import argparse
-import math
-from collections.abc import Iterator, Mapping
-from dataclasses import fields
-from typing import Any
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
 
-# TRL's own options for which "no bound" is a choice.
-MAY_BE_INFINITE = frozenset(
-    {
-        *("max_grad_norm", "delta", "epsilon", "epsilon_high", "off_policy_mask_threshold", "entropy_target"),
-        *("vllm_importance_sampling_clip_max", "vllm_importance_sampling_cap", "vllm_server_timeout", "eval_delay"),
-    }
-)
+INTERRUPTED = 130  # what shells report for a program that Ctrl-C ended
+
+# Options that mean the same in every command. A command may give another default, or say more in its help.
+SHARED: dict[str, dict[str, Any]] = {
+    "--model": {"metavar": "DIR", "help": "folder of the model, or its name on the Hub"},
+    "--tokenizer": {"metavar": "DIR", "help": "folder of the tokenizer; the model's own if left out"},
+    "--rows": {"type": Path, "metavar": "FILE", "help": "JSON Lines with `messages`"},
+    "--text": {"type": Path, "metavar": "FILE", "nargs": "+", "help": "text files, UTF-8"},
+    "--ngram-tables": {
+        "choices": ("resident", "host", "disk"),
+        "default": "resident",
+        "help": "where the n-gram tables are: with the other weights, in host memory, or on disk",
+    },
+    "--device": {"default": "auto", "help": "where the model runs, for example `cpu` or `cuda:0`; `auto` chooses"},
+    "--dtype": {"default": "auto", "help": "dtype of the weights, for example `bfloat16`; `auto` is the checkpoint's"},
+    "--batch-size": {"type": int, "default": 1, "help": "rows in a batch"},
+    "--seed": {"type": int, "default": 0, "help": "seed of everything that is drawn"},
+    "--threads": {"type": int, "help": "threads that torch uses; its own choice if left out"},
+    "--repeats": {"type": int, "default": 5, "help": "times that each case is measured; the median is reported"},
+    "--quick": {"action": "store_true", "help": "small sizes, to see that the command works"},
+    "--output": {"type": Path, "metavar": "DIR", "help": "folder for the results"},
+    "--name": {"help": "name of the result files, without an ending"},
+}
 
 
-def check_number(
-    option: str,
-    value: Any,
-    least: float | None = None,
-    most: float | None = None,
-    above: float | None = None,
-    below: float | None = None,
-) -> None:
-    """Raise a `ValueError` that names the option, unless its value is a finite number within the bounds.
+class CommandParser(argparse.ArgumentParser):
+    """`argparse.ArgumentParser` for `python -m MODULE`, whose help shows defaults.
 
     Args:
-        option (`str`): As the user writes it.
-        value: A number. `None`, for an option that was left out, passes; each value of a list is checked.
-        least, most (`float`, *optional*): Bounds that the value may have.
-        above, below (`float`, *optional*): Bounds that it may not have.
+        module (`str`): As in `python -m`.
+        about (`str`): One sentence for `--help`.
     """
-    if value is None:
-        return
-    if isinstance(value, list | tuple):
-        for each in value:
-            check_number(option, each, least, most, above, below)
-        return
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError(f"`{option}` is {value!r}, but must be a number")
-    if isinstance(value, float) and not math.isfinite(value):
-        raise ValueError(f"`{option}` is {value}, but must be a finite number")
-    inside = (
-        (least is None or value >= least)
-        and (most is None or value <= most)
-        and (above is None or value > above)
-        and (below is None or value < below)
-    )
-    if not inside:
-        bounds = {"at least": least, "at most": most, "above": above, "below": below}
-        wanted = " and ".join(f"{name} {bound}" for name, bound in bounds.items() if bound is not None)
-        if least is not None and most is not None:
-            wanted = f"from {least} to {most}"
-        raise ValueError(f"`{option}` is {value}, but must be {wanted}")
+
+    def __init__(self, module: str, about: str):
+        super().__init__(
+            prog=f"python -m {module}",
+            description=about,
+            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+            allow_abbrev=False,  # an abbreviation of an old option must not be taken for a new one
+        )
+        self.add_argument("--debug", action="store_true", help="show where in the code an error came from")
+
+    def add_shared(self, *options: str, **changes: Any) -> None:
+        """Adds options of `SHARED`; `changes` replace what is said there, for example `required=True`."""
+        for option in options:
+            self.add_argument(option, **{**SHARED[option], **changes})
+
+    def add_renamed(self, old: str, new: str) -> None:
+        """Makes the former name of an option an error that says the new one."""
+        self.add_argument(
+            old, action=_Renamed, nargs="*", const=new, help=argparse.SUPPRESS, default=argparse.SUPPRESS
+        )
 
 
-def check_counts(arguments: argparse.Namespace, *names: str, least: int = 1) -> None:
-    """[`check_number`] for options of a command, by their names in `arguments`."""
-    for name in names:
-        check_number(f"--{name.replace('_', '-')}", getattr(arguments, name), least=least)
+class _Renamed(argparse.Action):
+    def __call__(self, parser, namespace, values, option_string=None):
+        parser.error(f"{option_string} is now {self.const}")
 
 
-def check_finite(*arguments: Any) -> None:
-    """Raise a `ValueError` that names the first field of these dataclasses that holds NaN or an infinity."""
-    for each in arguments:
-        for field in fields(each):
-            for option, value in numbers_in(field.name, getattr(each, field.name)):
-                if math.isnan(value) or (math.isinf(value) and option not in MAY_BE_INFINITE):
-                    raise ValueError(f"`{option}` is {value}, but must be a finite number")
+def run_command(command: Callable[[], int | None]) -> NoReturn:
+    """Runs a command and ends the process: with what it returns, or with one line that says what is wrong.
+
+    Mistakes of users are `ValueError`s and `OSError`s by this project's rules; their text names the field, file or
+    row. They end with status 2, and with `--debug` among the arguments their traceback is shown.
+    """
+    try:
+        status = command()
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+    except (ValueError, OSError) as error:
+        if "--debug" in sys.argv:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    sys.exit(status)
 
 
-def numbers_in(name: str, value: Any) -> Iterator[tuple[str, float]]:
-    """The floats in an option, with their names, also those in its lists and mappings."""
-    if isinstance(value, float):
-        yield name, value
-    elif isinstance(value, Mapping):
-        for key, each in value.items():
-            yield from numbers_in(f"{name}.{key}", each)
-    elif isinstance(value, list | tuple):
-        for index, each in enumerate(value):
-            yield from numbers_in(f"{name}[{index}]", each)
-
-
-__all__ = ["check_counts", "check_finite", "check_number"]
+__all__ = ["SHARED", "CommandParser", "run_command"]

@@ -36,7 +36,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
 
-from tokenization.command_line import check_number
+from tokenization.number_options import check_number
 from training.routers.arguments import RouterArguments
 
 

@@ -30,7 +30,7 @@ from eval.reports.files import spoken_path, write_report
 from eval.reports.units import format_size
 from modeling_longcat_lite import LongCatLiteConfig
 from modeling_longcat_lite.whole_files import check_finished
-from tokenization.command_line import check_counts
+from tokenization.number_options import check_counts
 
 NAME = "verify_checkpoint"
 COLUMNS = ("file", "where", "expected", "found", "fix", "count")

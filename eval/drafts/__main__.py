@@ -30,7 +30,7 @@ from eval.losses.answers import prompt_ids, read_rows
 from eval.reports.files import markdown_table, save_figure, write_report
 from eval.reports.machine import describe_machine, load_average
 from modeling_longcat_lite import LongCatLiteForCausalLM
-from tokenization.command_line import check_counts
+from tokenization.number_options import check_counts
 
 PLACES_PER_ANSWER = 4
 FEWEST_ACCEPTED, LEAST_SPEEDUP = 1.5, 1.3

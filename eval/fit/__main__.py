@@ -25,7 +25,7 @@ from eval.fit.speed import Speed, estimate
 from eval.fit.weights import Checkpoint, read_checkpoint
 from eval.reports.files import write_report
 from eval.reports.units import parse_size
-from tokenization.command_line import check_number
+from tokenization.number_options import check_number
 
 TFLOPS = {True: 100.0, False: 1.0}  # with GPUs, and without
 

@@ -37,7 +37,7 @@ from eval.reports.files import spoken_path, write_report
 from eval.reports.machine import describe_machine
 from eval.reports.results import model_identity, result_file
 from modeling_longcat_lite import LongCatLiteConfig
-from tokenization.command_line import check_counts, check_number
+from tokenization.number_options import check_counts, check_number
 
 KEPT_KEYS = ("num_fewshot", "seconds", "examples")  # of a finished benchmark, besides its results
 RECORDED = "score, recorded"  # the metric of what `--record` gives

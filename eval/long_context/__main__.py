@@ -48,7 +48,7 @@ from eval.reports.files import write_report
 from eval.reports.machine import describe_machine
 from eval.reports.results import model_identity, result_file
 from modeling_longcat_lite import LongCatLiteConfig, LongCatLiteForCausalLM
-from tokenization.command_line import check_counts
+from tokenization.number_options import check_counts
 from training.data.local_text import documents
 
 DEPTHS = [0.0, 0.25, 0.5, 0.75, 1.0]

@@ -22,7 +22,7 @@ from eval.reports.files import markdown_table, write_report
 from eval.reports.machine import describe_machine
 from eval.reports.results import result_file
 from modeling_longcat_lite import LongCatLiteForCausalLM
-from tokenization.command_line import check_counts
+from tokenization.number_options import check_counts
 
 NAME = "held_out_answers"
 

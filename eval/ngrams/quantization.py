@@ -24,7 +24,7 @@ from eval.losses.answers import answer_losses, prompt_ids, read_rows
 from eval.reports.files import markdown_table, save_figure, spoken_path, write_report
 from eval.reports.machine import describe_machine
 from modeling_longcat_lite import LongCatLiteForCausalLM, ngram_row_ids
-from tokenization.command_line import check_counts
+from tokenization.number_options import check_counts
 
 NAME = "quantized_tables"
 MOST_LOSS = {8: 0.005, 4: 0.02}  # nats that few bits may add to the held-out loss

@@ -26,7 +26,7 @@ from torch import nn
 
 from eval.reports.files import markdown_table, save_figure, write_report
 from eval.reports.machine import describe_machine, load_average
-from tokenization.command_line import check_counts
+from tokenization.number_options import check_counts
 from training.tables.optimizer import RowwiseAdamW
 
 NAME = "row_optimizer_speed"

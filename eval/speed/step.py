@@ -26,7 +26,7 @@ from eval.reports.files import markdown_table, save_figure, write_report
 from eval.reports.machine import describe_machine, load_average
 from eval.speed.models import Shape, build_models, no_compiler_reason, parse_shape, random_tokens
 from eval.speed.paired_timing import PairedTimes, time_paired
-from tokenization.command_line import check_counts
+from tokenization.number_options import check_counts
 from training.tables.optimizer import RowwiseAdamW
 
 NAME = "step_time"

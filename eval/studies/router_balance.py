@@ -23,7 +23,7 @@ from eval.reports.files import markdown_table, save_figure, write_report
 from eval.reports.machine import describe_machine
 from eval.studies.scaling.run import rows_as_batch
 from modeling_longcat_lite import LongCatLiteConfig, LongCatLiteForCausalLM
-from tokenization.command_line import check_counts
+from tokenization.number_options import check_counts
 from training.data.token_rows import TextSettings, load_side, prepare_text
 from training.routers.arguments import RouterArguments
 from training.routers.control import with_router_control

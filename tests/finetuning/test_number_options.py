@@ -19,7 +19,7 @@ from eval.speed import step as step_time
 from eval.speed.placement import __main__ as table_placement
 from eval.studies.scaling.grid import Point
 from eval.studies.scaling.run import RunSettings
-from tokenization.command_line import check_finite, check_number
+from tokenization.number_options import check_finite, check_number
 from training import dpo, grpo, sft
 from training.context.stages import read_stages
 from training.routers.arguments import RouterArguments

@@ -21,7 +21,7 @@ from typing import Any
 import yaml
 
 from modeling_longcat_lite import LongCatLiteConfig
-from tokenization.command_line import check_number
+from tokenization.number_options import check_number
 
 ROPE_TYPES = ("yarn", "default")
 

@@ -18,7 +18,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from tokenization.command_line import check_counts
+from tokenization.number_options import check_counts
 
 SPLITS = ("train", "test")
 

@@ -20,7 +20,7 @@ from datasets import Dataset, load_from_disk
 from transformers import AutoTokenizer
 
 from modeling_longcat_lite.whole_files import replaced_folder
-from tokenization.command_line import check_number
+from tokenization.number_options import check_number
 from tokenization.train_tokenizer import train_tokenizer
 from training.data.local_text import documents
 

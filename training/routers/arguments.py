@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from tokenization.command_line import check_number
+from tokenization.number_options import check_number
 
 if TYPE_CHECKING:
     from modeling_longcat_lite import LongCatLiteConfig

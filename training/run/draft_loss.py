@@ -30,7 +30,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers.cache_utils import DynamicCache
 
 from modeling_longcat_lite import LongCatLiteForCausalLM
-from tokenization.command_line import check_number
+from tokenization.number_options import check_number
 from training.run.trainers import ResumableSFTTrainer
 
 # Rows of logits that exist at a time: at a vocabulary of 131072, 4096 of them take 2 GiB in float32.

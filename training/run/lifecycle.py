@@ -9,7 +9,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trl import get_peft_config, get_quantization_config
 
-from tokenization.command_line import check_finite, check_number
+from tokenization.number_options import check_finite, check_number
 from training.data.rows import load_rows
 from training.routers.arguments import refuse_auxiliary_loss
 from training.run import curves as training_curves

@@ -26,7 +26,7 @@ from typing import Any, Protocol
 
 import torch
 
-from tokenization.command_line import check_number
+from tokenization.number_options import check_number
 
 TABLE_BETAS = (0.0, 0.95)
 PIECE = 2**16  # values updated at a time

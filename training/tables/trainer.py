@@ -25,7 +25,7 @@ from transformers.utils import CONFIG_NAME
 from modeling_longcat_lite import LongCatLiteConfig
 from modeling_longcat_lite.checkpoint_header import read_safetensors_header
 from modeling_longcat_lite.ngram_row_files import ROW_DELTA_FILE, changed_rows_by_order, read_row_delta
-from tokenization.command_line import check_number
+from tokenization.number_options import check_number
 from training.tables.optimizer import RowwiseAdamW, clip_gradients, sum_at_once, sum_rows
 from training.tables.overlay import OverlayRows, overlay_rows
 

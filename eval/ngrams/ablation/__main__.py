@@ -27,7 +27,7 @@ from eval.reports.files import spoken_path, write_report
 from eval.reports.machine import describe_machine
 from eval.reports.results import result_file
 from modeling_longcat_lite import LongCatLiteForCausalLM
-from tokenization.command_line import check_counts
+from tokenization.number_options import check_counts
 from training.data.local_text import documents
 
 NAME = "ngram_ablation"

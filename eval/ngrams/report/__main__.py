@@ -37,7 +37,7 @@ from eval.reports.results import result_file
 from modeling_longcat_lite import LongCatLiteConfig, LongCatLiteForCausalLM
 from modeling_longcat_lite.configuration_longcat_lite import segment_ends
 from modeling_longcat_lite.ngram_embedding import ngram_tokens
-from tokenization.command_line import check_counts
+from tokenization.number_options import check_counts
 from training.data.local_text import documents
 
 NAME = "ngram_report"

@@ -29,7 +29,7 @@ from eval.ngrams.working_set.report import as_markdown, draw
 from eval.reports.files import spoken_path, write_report
 from modeling_longcat_lite import LongCatLiteConfig, write_hot_rows
 from modeling_longcat_lite.configuration_longcat_lite import segment_ends
-from tokenization.command_line import check_counts
+from tokenization.number_options import check_counts
 from training.data.local_text import documents
 
 CACHE_SIZES = [4**n for n in range(5, 11)]  # rows

@@ -34,7 +34,7 @@ from eval.speed.generation.expert_work import measure_expert_work
 from eval.speed.generation.report import as_markdown, draw, speed_table, target_table
 from eval.speed.generation.targets import judge_all
 from eval.speed.models import COMPILABLE_EXPERTS, DTYPES, Models, build_models, no_compiler_reason, parse_shape
-from tokenization.command_line import check_counts
+from tokenization.number_options import check_counts
 
 NAME = "generation_speed"
 

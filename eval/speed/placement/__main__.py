@@ -33,7 +33,7 @@ from eval.speed.placement.linux import can_evict
 from eval.speed.placement.report import as_markdown, draw, verdict_lines
 from eval.speed.placement.run import Plan
 from eval.speed.placement.verdicts import judge_all
-from tokenization.command_line import check_counts, check_number
+from tokenization.number_options import check_counts, check_number
 
 NAME = "table_placement"
 ROOT = Path(__file__).parents[3]

@@ -43,7 +43,7 @@ from eval.speed.placement.linux import (
     time_bare_reads,
 )
 from modeling_longcat_lite import LongCatLiteDynamicCache, LongCatLiteForCausalLM, ngram_row_ids
-from tokenization.command_line import check_counts
+from tokenization.number_options import check_counts
 from training.data.local_text import documents
 
 STATES = ("warm", "cold", "evicted")

@@ -30,7 +30,7 @@ from eval.studies.scaling import report as study_report
 from eval.studies.scaling.grid import Point, fingerprint, grid, match
 from eval.studies.scaling.run import RunSettings
 from modeling_longcat_lite.whole_files import write_whole
-from tokenization.command_line import check_number
+from tokenization.number_options import check_number
 from training.data.token_rows import TextSettings, prepare_text
 
 NAME = "scaling_study"

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from modeling_longcat_lite import LongCatLiteConfig, LongCatLiteForCausalLM
-from tokenization.command_line import check_number
+from tokenization.number_options import check_number
 from training.routers.counts import activated_parameters
 
 TOLERANCE = 0.01  # of total and of activated parameters

@@ -20,7 +20,7 @@ from transformers import EarlyStoppingCallback, Trainer, TrainingArguments, set_
 
 from modeling_longcat_lite import LongCatLiteConfig, LongCatLiteForCausalLM
 from modeling_longcat_lite.whole_files import write_whole
-from tokenization.command_line import check_number
+from tokenization.number_options import check_number
 from training.data.token_rows import load_side
 from training.routers.arguments import RouterArguments
 from training.routers.control import RouterControlMixin
