@@ -5,7 +5,7 @@ Keys and values of all heads come from one latent per token, which together with
 the cache holds: `kv_lora_rank + qk_rope_head_dim` numbers per token and attention.
 
 Shapes: B batch rows, T tokens, L tokens with history, D hidden size, H heads, C rank of the key-value latent,
-Dn / Dr / Dv unrotated, rotated and value width of a head.
+Dn unrotated, Dr rotated and Dv value width of a head.
 """
 
 from collections.abc import Callable
