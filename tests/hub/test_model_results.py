@@ -97,7 +97,7 @@ def test_broken_results_are_named(tmp_path, changes, message):
 def test_what_is_no_result_file(tmp_path, text):
     path = tmp_path / "results.json"
     path.write_text(text)
-    with pytest.raises(ValueError, match="is no result file"):
+    with pytest.raises(ValueError, match="is not a result file"):
         read_results(path)
 
 
