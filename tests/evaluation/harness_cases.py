@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the tests of the harness share: a tiny model, the command, few of lm-eval's tasks."""
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache, partial
@@ -12,7 +13,9 @@ from conftest import randomize
 from lm_eval.tasks import TaskManager
 from tiny_chat import write_tiny_chat
 
+import eval.harness.suites
 from eval.harness import __main__ as harness
+from eval.harness.suite import suites
 from eval.reports.results import model_identity, read_results
 from modeling_longcat_lite import LongCatLiteForCausalLM
 
@@ -44,6 +47,19 @@ def few_tasks_of_lm_eval() -> Iterator[None]:
 def arguments_for(folder, output, suite, *options):
     common = ["--model", folder, "--suite", suite, "--output", output, "--work", output / "work"]
     return harness.make_parser().parse_args([str(option) for option in (*common, *options)])
+
+
+@contextmanager
+def added_suites(folder: Path) -> Iterator[None]:
+    """The suites in `folder` along with those in `eval/harness/suites/`."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(eval.harness.suites, "__path__", [*eval.harness.suites.__path__, str(folder)])
+        suites.cache_clear()
+        yield
+    suites.cache_clear()
+    for name in [name for name in sys.modules if name.startswith("eval.harness.suites.")]:
+        if str(folder) in str(sys.modules[name].__file__):
+            del sys.modules[name]
 
 
 def run(folder, output, *options, suite="smoke"):
