@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """RULER's synthetic tasks by name, and samples of them that fill a length in tokens (arXiv 2404.06654).
 
-A sample of length L is a prompt whose tokens, and those that the task allows for the answer, are L or a few less. The
-haystack grows until it fits no more. A sample depends on seed, task, length and number only, and its needles are the
+Prompt and answer, with as many tokens as the task allows for it, have the wanted length or a few tokens less: the
+haystack is about the largest that fits. A sample depends only on seed, task, length and number; its needles are the
 same at every depth.
 """
 
@@ -14,7 +14,7 @@ from eval.long_context.ruler.sample import RulerOptions, Sample
 from eval.long_context.ruler.words import FEWEST_CODED, cwe_sample, fwe_sample, listed_words, vt_sample
 
 FINENESS = 256  # the haystack is within a 256th of the largest that fits, or within one unit
-PROBE = 64  # units that the first estimate of a size is made from
+PROBE = 64  # units that the first estimate of the size measures
 
 
 @dataclass(frozen=True)
@@ -22,11 +22,11 @@ class RulerTask:
     """A task: how a sample is drawn, and how many tokens the answer may take.
 
     Args:
-        build (`Callable`): A sample from (size, length, depth, seed, options).
-        new_tokens (`int`): What RULER lets a model write.
-        smallest (`Callable`): The least size, given the options.
-        largest (`Callable`): The greatest size.
-        by_depth (`bool`): Whether a needle stands at a depth.
+        build (`Callable`): Makes a sample from (size, length, depth, seed, options).
+        new_tokens (`int`): Tokens that RULER allows for an answer.
+        smallest (`Callable`): The smallest size with the given options.
+        largest (`Callable`): The largest size.
+        by_depth (`bool`): Whether a needle is put at a depth.
     """
 
     build: Callable[[int, int, float | None, str, RulerOptions], Sample]
@@ -51,7 +51,7 @@ def needle_task(name: str) -> RulerTask:
 
 
 def text_task(sample: Callable, new_tokens: int, smallest: Callable, largest: Callable = unlimited) -> RulerTask:
-    """One of `eval.long_context.ruler.words`, which know no depth."""
+    """One of `eval.long_context.ruler.words`, which have no depth."""
 
     def build(size: int, length: int, depth: float | None, seed: str, options: RulerOptions) -> Sample:
         return sample(size, length, seed, options)
@@ -68,7 +68,7 @@ RULER_TASKS = {
 
 
 def largest_fitting(tokens_of: Callable[[int], int], room: int, smallest: int, largest: int) -> int | None:
-    """The size that fills `room` tokens, to within `FINENESS`; `None` when even `smallest` is too large."""
+    """The size that fills `room` tokens, to within `FINENESS`; `None` if even `smallest` is too large."""
     begin = tokens_of(smallest)
     if begin > room:
         return None
@@ -88,13 +88,13 @@ def largest_fitting(tokens_of: Callable[[int], int], room: int, smallest: int, l
 
 
 class Sampler:
-    """Samples of a model's tokenizer and prompts.
+    """Samples whose length is counted in a model's tokens.
 
     Args:
-        count_tokens (`Callable[[Sample], int]`): Tokens of a sample as the model reads it.
-        options (`RulerOptions`): See there.
+        count_tokens (`Callable[[Sample], int]`): Counts the tokens of a sample as the model reads it.
+        options (`RulerOptions`): What makes the tasks easier.
         seed (`int`): Another one gives other samples.
-        new_tokens (`int`, *optional*): Of every answer; those of the tasks by default.
+        new_tokens (`int`, *optional*): Tokens of every answer; the task's own number by default.
     """
 
     def __init__(
@@ -103,11 +103,11 @@ class Sampler:
         self.count_tokens, self.options, self.seed, self.new_tokens = count_tokens, options, seed, new_tokens
 
     def answer_tokens(self, task: str) -> int:
-        """What the model may write."""
+        """Tokens that the model may write."""
         return RULER_TASKS[task].new_tokens if self.new_tokens is None else self.new_tokens
 
     def check(self, task: str, length: int, samples: int) -> None:
-        """Whether the smallest prompt of every sample fits.
+        """Refuse a length that is too short for the smallest prompt of a sample.
 
         Raises:
             `ValueError`: naming the task and the length that it needs.
