@@ -25,8 +25,8 @@ class ModelFolder:
     """A saved model and its tokenizer.
 
     Args:
-        source (`str` or `Path`, *optional*): Folder of the model, or its name on the Hub. Without one, `config` is that
-            of the released model and nothing else can be read.
+        source (`str` or `Path`, *optional*): Folder of the model, or its name on the Hub. Without one, `config` is
+            that of the released model and nothing else can be read.
         tokenizer (`str` or `Path`, *optional*): Folder or name of a tokenizer other than the model's own.
     """
 

@@ -16,6 +16,7 @@ chosen benchmark has a score, and 1 otherwise.
 import argparse
 import logging
 import shlex
+from functools import cached_property
 from math import nan
 from pathlib import Path
 from typing import Any
@@ -65,27 +66,21 @@ class Harness:
         if not arguments.resume:
             for benchmark in self.benchmarks:
                 self.finished.forget(benchmark)
-        self._lm: LongCatLiteLM | None = None
-        self._manager: TaskManager | None = None
 
-    @property
+    @cached_property
     def manager(self) -> TaskManager:
         """The suite's own tasks, and lm-eval's, which take seconds to read, if it uses any."""
-        if self._manager is None:
-            tasks = [one.task for one in self.suite.benchmarks if isinstance(one, Benchmark)]
-            self._manager = TaskManager(
-                include_path=self.tasks if self.suite.prepare else None,
-                include_defaults=not all((self.tasks / f"{task}.yaml").exists() for task in tasks),
-            )
-        return self._manager
+        tasks = [one.task for one in self.suite.benchmarks if isinstance(one, Benchmark)]
+        return TaskManager(
+            include_path=self.tasks if self.suite.prepare else None,
+            include_defaults=not all((self.tasks / f"{task}.yaml").exists() for task in tasks),
+        )
 
-    @property
+    @cached_property
     def lm(self) -> LongCatLiteLM:
         """The model."""
-        if self._lm is None:
-            chosen = self.arguments
-            self._lm = load_model(self.model, chosen.batch_size, chosen.device, chosen.dtype, chosen.ngram_tables)
-        return self._lm
+        chosen = self.arguments
+        return load_model(self.model, chosen.batch_size, chosen.device, chosen.dtype, chosen.ngram_tables)
 
     def record(self) -> None:
         """Keep the scores that `--record` gives; their metric says that they were not measured here."""

@@ -64,7 +64,7 @@ def draw_published(suite: Suite, results: dict[str, Any]) -> Figure:
     columns = {results["model"]["name"]: {name: 100 * one["value"] for name, one in ours.items()}}
     for model in published.models:
         columns[f"{model}, published"] = {
-            name: published.scores[name][model].value for name in ours if model in published.scores[name]
+            name: float(published.scores[name][model].rstrip("*")) for name in ours if model in published.scores[name]
         }
     figure = Figure(figsize=(9, 1.4 + 0.7 * len(ours)), layout="constrained")
     axes = figure.subplots()

@@ -34,9 +34,8 @@ def published_table(results: dict[str, Any], suite: Suite, published: PublishedT
     ours = suite.main_results(results)
     rows = []
     for benchmark, name in published.names.items():
-        scores = published.scores[benchmark]
         measured = percent(ours[benchmark]) if benchmark in ours else "–"
-        rows.append([name, measured, *(str(scores[model]) if model in scores else "–" for model in published.models)])
+        rows.append([name, measured, *(published.scores[benchmark].get(model, "–") for model in published.models)])
     return markdown_table(["benchmark", f"`{results['model']['name']}`", *published.models], rows)
 
 

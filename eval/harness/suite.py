@@ -88,37 +88,21 @@ class ExternalBenchmark:
 
 
 @dataclass(frozen=True)
-class PublishedScore:
-    """A published number in percent; `publicly_reported` if the publication took it from elsewhere (its asterisk)."""
-
-    model: str
-    value: float
-    publicly_reported: bool = False
-
-    def __str__(self) -> str:
-        return f"{self.value:.2f}{'*' if self.publicly_reported else ''}"
-
-
-@dataclass(frozen=True)
 class PublishedTable:
     """A table of a publication.
 
     Args:
         source (`str`): The publication and the number of the table.
-        this_model (`str`): What it calls LongCat-Flash-Lite.
+        models (`list[str]`): Its models, LongCat-Flash-Lite first.
         names (`dict[str, str]`): What it calls each benchmark.
-        scores (`dict[str, dict[str, PublishedScore]]`): Scores by benchmark and model.
+        scores (`dict[str, dict[str, str]]`): Percentages by benchmark and model, as printed: `45.50*`. Those that it
+            lacks are left out.
     """
 
     source: str
-    this_model: str
+    models: list[str]
     names: dict[str, str]
-    scores: dict[str, dict[str, PublishedScore]]
-
-    @property
-    def models(self) -> list[str]:
-        """All models of the table, this one first."""
-        return list(dict.fromkeys([self.this_model, *(model for scores in self.scores.values() for model in scores)]))
+    scores: dict[str, dict[str, str]]
 
     @property
     def about(self) -> str:
@@ -210,18 +194,19 @@ def suite_named(name: str) -> Suite:
 
 def read_published(path: Path) -> dict[str, PublishedTable]:
     """Tables of published numbers by suite, from a file such as `eval/harness/suites/published.yaml`."""
-    return {
-        suite: PublishedTable(
-            table["source"],
-            table["this_model"],
-            names={benchmark: entry["name"] for benchmark, entry in table["benchmarks"].items()},
-            scores={
-                benchmark: {score["model"]: PublishedScore(**score) for score in entry["scores"]}
-                for benchmark, entry in table["benchmarks"].items()
-            },
-        )
-        for suite, table in yaml.safe_load(path.read_text(encoding="utf-8")).items()
-    }
+    found = {}
+    for suite, table in yaml.safe_load(path.read_text(encoding="utf-8")).items():
+        names = {benchmark: name for benchmark, (name, *_) in table["benchmarks"].items()}
+        scores = {
+            benchmark: {
+                model: score if isinstance(score, str) else f"{score:.2f}"
+                for model, score in zip(table["models"], printed, strict=True)
+                if score != "-"
+            }
+            for benchmark, (_, *printed) in table["benchmarks"].items()
+        }
+        found[suite] = PublishedTable(table["source"], table["models"], names, scores)
+    return found
 
 
 def write_tasks(folder: Path, definitions: Path, rows: dict[str, list[dict[str, Any]]]) -> str:
@@ -253,7 +238,6 @@ def write_tasks(folder: Path, definitions: Path, rows: dict[str, list[dict[str, 
 __all__ = [
     "Benchmark",
     "ExternalBenchmark",
-    "PublishedScore",
     "PublishedTable",
     "Suite",
     "read_published",

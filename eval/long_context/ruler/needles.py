@@ -152,7 +152,9 @@ def haystack(task: NeedleTask, size: int, seed: str, taken: Iterable[str], optio
     return lines
 
 
-def needle_sample(task: NeedleTask, size: int, depth: float | None, seed: str, options: RulerOptions) -> Sample:
+def needle_sample(
+    task: NeedleTask, size: int, length: int, depth: float | None, seed: str, options: RulerOptions
+) -> Sample:
     """A sample whose haystack has `size` units. The same seed draws the same needles for every size and depth."""
     draw = random.Random(f"{seed} needles")
     tokens = Distinct(draw, options.digits)

@@ -8,6 +8,7 @@ same at every depth.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from eval.long_context.ruler.needles import NEEDLE_TASKS, needle_sample
 from eval.long_context.ruler.sample import RulerOptions, Sample
@@ -19,7 +20,7 @@ PROBE = 64  # units that the first estimate of the size measures
 
 @dataclass(frozen=True)
 class RulerTask:
-    """A task: how a sample is drawn, and how many tokens the answer may take.
+    """A task: how a sample is drawn, and how many tokens the answer may have.
 
     Args:
         build (`Callable`): Makes a sample from (size, length, depth, seed, options).
@@ -31,39 +32,16 @@ class RulerTask:
 
     build: Callable[[int, int, float | None, str, RulerOptions], Sample]
     new_tokens: int
-    smallest: Callable[[RulerOptions], int]
-    largest: Callable[[], int]
+    smallest: Callable[[RulerOptions], int] = lambda options: 1
+    largest: Callable[[], int] = lambda: 2**30
     by_depth: bool = False
 
 
-def unlimited() -> int:
-    """No haystack has more units than this."""
-    return 2**30
-
-
-def needle_task(name: str) -> RulerTask:
-    """One of `NEEDLE_TASKS`."""
-
-    def build(size: int, length: int, depth: float | None, seed: str, options: RulerOptions) -> Sample:
-        return needle_sample(NEEDLE_TASKS[name], size, depth, seed, options)
-
-    return RulerTask(build, 128, lambda options: 1, unlimited, by_depth=True)
-
-
-def text_task(sample: Callable, new_tokens: int, smallest: Callable, largest: Callable = unlimited) -> RulerTask:
-    """One of `eval.long_context.ruler.words`, which have no depth."""
-
-    def build(size: int, length: int, depth: float | None, seed: str, options: RulerOptions) -> Sample:
-        return sample(size, length, seed, options)
-
-    return RulerTask(build, new_tokens, smallest, largest)
-
-
 RULER_TASKS = {
-    **{name: needle_task(name) for name in NEEDLE_TASKS},
-    "vt": text_task(vt_sample, 30, lambda options: 1),
-    "cwe": text_task(cwe_sample, 120, lambda options: 2 * options.common_words, lambda: len(listed_words())),
-    "fwe": text_task(fwe_sample, 50, lambda options: FEWEST_CODED),
+    **{name: RulerTask(partial(needle_sample, task), 128, by_depth=True) for name, task in NEEDLE_TASKS.items()},
+    "vt": RulerTask(vt_sample, 30),
+    "cwe": RulerTask(cwe_sample, 120, lambda options: 2 * options.common_words, lambda: len(listed_words())),
+    "fwe": RulerTask(fwe_sample, 50, lambda options: FEWEST_CODED),
 }
 
 

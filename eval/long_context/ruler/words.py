@@ -4,6 +4,8 @@
 * `vt`: `VAR AB = 12345`, and further down `VAR CD = VAR AB`: which variables have the value 12345?
 * `cwe`: a numbered list in which ten words occur more often than the others.
 * `fwe`: made-up words whose counts fall with the square of their rank; the most frequent one is dots.
+
+None has a depth: that argument is there because all tasks have the same.
 """
 
 import random
@@ -20,7 +22,7 @@ LONG = 4096  # tokens: from this length on, `cwe` repeats words as often as in t
 FEWEST_CODED = 27  # words of `fwe`: with fewer, the third word asked for would not occur
 
 
-def vt_sample(size: int, length: int, seed: str, options: RulerOptions) -> Sample:
+def vt_sample(size: int, length: int, depth: float | None, seed: str, options: RulerOptions) -> Sample:
     """Variable tracking: one chain of assignments in `size` lines of noise."""
     draw = random.Random(f"{seed} variables")
     letters = options.variable_letters
@@ -58,7 +60,7 @@ def listed_words() -> list[str]:
     return sorted({word for part in ("nouns", "adjectives", "verbs") for word in word_list(part)})
 
 
-def cwe_sample(size: int, length: int, seed: str, options: RulerOptions) -> Sample:
+def cwe_sample(size: int, length: int, depth: float | None, seed: str, options: RulerOptions) -> Sample:
     """Common words: `size` distinct words in a numbered list, some of which are repeated more often."""
     draw = random.Random(f"{seed} words")
     vocabulary = list(listed_words())
@@ -87,7 +89,7 @@ def listed(words: list[str], common: int, repeats: list[int] | tuple[int, ...], 
     )
 
 
-def fwe_sample(size: int, length: int, seed: str, options: RulerOptions) -> Sample:
+def fwe_sample(size: int, length: int, depth: float | None, seed: str, options: RulerOptions) -> Sample:
     """Frequent words: about `size` made-up words; that of rank r occurs `size / (r ** 2 * zeta(2))` times."""
     draw = random.Random(f"{seed} words")
     words = distinct_words(
