@@ -64,7 +64,7 @@ class ModelFolder:
             `ValueError`: if this one has none.
         """
         if not self.config.use_ngram_embedding:
-            raise ValueError(f"{self.source}: `use_ngram_embedding` is false, so that there is no table to read")
+            raise ValueError(f"{self.source}: `use_ngram_embedding` is false: the model has no n-gram tables")
         return self.config
 
     @cached_property

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Benchmarks that cannot be run here: what is missing, in words, and the commands to run where it is there."""
+"""Benchmarks that cannot be run here: what is missing, in words, and the commands to run elsewhere."""
 
 import os
 import shlex
@@ -22,7 +22,7 @@ SERVE = (
 
 @dataclass(frozen=True)
 class NotRun:
-    """A benchmark without a score: what it needs, and the commands to run where that is there."""
+    """A benchmark without a score: what it needs, and the commands to run where that is available."""
 
     task: str
     needs: tuple[str, ...]

@@ -142,23 +142,10 @@ class FinishedBenchmarks:
         path = self.file(benchmark)
         return read_results(path, self.model.identity) if path.exists() else None
 
-    def write(
-        self,
-        benchmark: Benchmark | ExternalBenchmark,
-        results: list[dict],
-        num_fewshot: int | None = None,
-        seconds: float = 0.0,
-        examples: list[dict[str, str]] | None = None,
-    ) -> dict[str, Any]:
+    def write(self, benchmark: Benchmark | ExternalBenchmark, results: list[dict], **measured: Any) -> dict[str, Any]:
         """Keep a finished benchmark and remove its cache; returns what was written."""
-        entry = self.model.result_file(
-            "harness",
-            results,
-            settings=self.settings.as_dict(),
-            num_fewshot=num_fewshot,
-            seconds=seconds,
-            examples=examples or [],
-        )
+        about = {"num_fewshot": None, "seconds": 0.0, "examples": [], **measured}
+        entry = self.model.result_file("harness", results, settings=self.settings.as_dict(), **about)
         write_whole(self.file(benchmark), json.dumps(entry, indent=2, ensure_ascii=False) + "\n")
         self.cache(benchmark).unlink(missing_ok=True)
         return entry

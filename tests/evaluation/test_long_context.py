@@ -259,7 +259,7 @@ def test_batches_write_what_single_prompts_write(loaded):
 
 
 def test_batches_without_a_padding_token(tiny):
-    """Of several ends of a sequence one is enough to pad with."""
+    """A model with several ends of a sequence pads with one of them."""
     model = LongCatLiteForCausalLM.from_pretrained(tiny, eos_token_id=[2, 7]).eval()
     tokenizer = AutoTokenizer.from_pretrained(tiny)
     prompts = [tokenizer("Join the strings. " * n)["input_ids"] for n in (5, 1)]
