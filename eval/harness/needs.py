@@ -1,26 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a benchmark needs that this machine lacks, in words, and the commands to run where it is there."""
+"""Benchmarks that cannot be run here: what is missing, in words, and the commands to run elsewhere."""
 
 import os
 import shlex
 import shutil
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
-from urllib.error import URLError
 from urllib.request import urlopen
 
 from huggingface_hub import constants
 
-from eval.harness.external import ExternalBenchmark
-from eval.harness.suites import Benchmark
+from eval.checkpoints.load import ModelFolder
+from eval.harness.suite import Benchmark, ExternalBenchmark
 
 SERVER_TIMEOUT = 2.0  # seconds
+SERVE = (
+    "python -m sglang.launch_server --model-path {model} --served-model-name {name} --trust-remote-code --tp 2 --ep 2 "
+    "--port 30000"
+)
 
 
 @dataclass(frozen=True)
 class NotRun:
-    """A benchmark without a score: why, and what to run where that is mended."""
+    """A benchmark without a score: what it needs, and the commands to run where that is available."""
 
     task: str
     needs: tuple[str, ...]
@@ -32,14 +34,13 @@ class NotRun:
         return "\n".join([*lines, *(f"    {command}" for command in self.commands)])
 
 
-def harness_command(benchmark: Benchmark, suite: str, model: str) -> str:
-    """The command of this harness for one benchmark."""
-    extra = " --allow-code-execution" if benchmark.runs_code else ""
-    return f"python -m eval.harness --model {shlex.quote(model)} --suite {suite} --tasks {benchmark.name}{extra}"
+def first_line(error: Exception) -> str:
+    """The first line of an error's message."""
+    return str(error).strip().partition("\n")[0]
 
 
 def needs_of_data(benchmark: Benchmark, error: Exception) -> tuple[str, ...]:
-    """Needs, from what loading the data of `benchmark` ran into."""
+    """What a benchmark needs, from the error that loading its data raised."""
     if isinstance(error, ImportError):
         package = f"a Python package that is not installed ({first_line(error)})"
         return (package, f"the data set {benchmark.dataset} of the Hub")
@@ -47,29 +48,27 @@ def needs_of_data(benchmark: Benchmark, error: Exception) -> tuple[str, ...]:
     needs = [f"the data set {benchmark.dataset} of the Hub, which is not in the cache here ({reason})"]
     if benchmark.gated:
         page = f"https://huggingface.co/datasets/{benchmark.dataset}"
-        needs.append(f"access to it, asked for at {page}, and `hf auth login`")
+        needs.append(f"access to it, requested at {page}, and `hf auth login`")
     if benchmark.runs_code:
         needs.append("the metric code_eval of the Hub (`evaluate.load`)")
     return tuple(needs)
 
 
-def load_or_need(manager, benchmark: Benchmark, suite: str, model: str, allow_code: bool) -> dict[str, Any] | NotRun:
-    """Load the tasks of a benchmark, which loads its data.
+def load_or_need(manager, benchmark: Benchmark, command: str, allow_code: bool) -> dict[str, Any] | NotRun:
+    """Load the tasks of a benchmark, and with them its data.
 
     Args:
-        manager (`lm_eval.tasks.TaskManager`): That knows the tasks.
+        manager (`lm_eval.tasks.TaskManager`): Knows the tasks.
         benchmark (`Benchmark`): What to load.
-        suite (`str`): Its suite, for the command.
-        model (`str`): The model's folder, for the command.
-        allow_code (`bool`): Whether code that a model wrote may run here.
+        command (`str`): What runs it.
+        allow_code (`bool`): Whether code that the model wrote may run here.
 
     Returns:
         What `TaskManager.load` returns, or a [`NotRun`] that says what is missing.
     """
-    command = harness_command(benchmark, suite, model)
     if benchmark.runs_code:
         if not allow_code:
-            need = "leave to run code that the model writes: in a container, with --allow-code-execution"
+            need = "permission to run code that the model writes: in a container, with --allow-code-execution"
             data = f"the data set {benchmark.dataset} and the metric code_eval of the Hub"
             return NotRun(benchmark.name, (need, data), (command,))
         os.environ["HF_ALLOW_CODE_EVAL"] = "1"
@@ -96,29 +95,31 @@ def needs_of_context(benchmark: Benchmark, loaded: dict[str, Any], lm, command: 
     return NotRun(benchmark.name, (need,), (command,))
 
 
-def first_line(error: Exception) -> str:
-    """The first line of an error's message."""
-    return str(error).strip().partition("\n")[0]
-
-
 def server_answers(server: str) -> bool:
-    """Whether a server of OpenAI's protocol lists its models at `server`, such as `http://127.0.0.1:30000/v1`."""
+    """Whether a server of OpenAI's protocol lists its models at `server`, for example `http://127.0.0.1:30000/v1`."""
     try:
         with urlopen(f"{server.rstrip('/')}/models", timeout=SERVER_TIMEOUT) as answer:
             return answer.status == 200
-    except (URLError, OSError, ValueError):
+    except (OSError, ValueError):
         return False
 
 
-def external_needs(benchmark: ExternalBenchmark, model: Path, name: str, server: str) -> NotRun:
-    """What the other program needs and how it is run; no number of it comes from here.
+def external_needs(benchmark: ExternalBenchmark, model: ModelFolder, server: str) -> NotRun:
+    """What the other program needs, and the commands that run it.
 
     Args:
-        benchmark (`ExternalBenchmark`): Run by a program of its own.
-        model (`Path`): The model's folder; commands have it whole, since they run elsewhere.
-        name (`str`): Its name at the server.
+        benchmark (`ExternalBenchmark`): What it measures.
+        model (`ModelFolder`): The model. Commands have its whole path, since they run elsewhere.
         server (`str`): Address of a server of OpenAI's protocol.
     """
+    # Braces of JSON and of shells stay: only these three names are replaced.
+    values = {"{model}": shlex.quote(str(model.path.resolve())), "{name}": model.identity["name"], "{server}": server}
+
+    def filled(text: str) -> str:
+        for key, value in values.items():
+            text = text.replace(key, value)
+        return text
+
     needs = []
     if not benchmark.program:
         needs.append(f"a checkout of {benchmark.repository}, in which the commands run")
@@ -132,10 +133,9 @@ def external_needs(benchmark: ExternalBenchmark, model: Path, name: str, server:
         state = "where one answers" if server_answers(server) else "where nothing answers now (see --server)"
         needs.append(f"a server of the model that speaks OpenAI's protocol, at {server}, {state}")
     if benchmark.also:
-        needs.append(benchmark.also.replace("{server}", server).replace("{name}", name))
-    return NotRun(
-        benchmark.name, tuple(needs), tuple(benchmark.filled_commands(shlex.quote(str(model.resolve())), name, server))
-    )
+        needs.append(filled(benchmark.also))
+    commands = (SERVE, *benchmark.commands) if benchmark.server else benchmark.commands
+    return NotRun(benchmark.name, tuple(needs), tuple(filled(command) for command in commands))
 
 
-__all__ = ["NotRun", "external_needs", "harness_command", "load_or_need", "needs_of_context", "server_answers"]
+__all__ = ["NotRun", "external_needs", "load_or_need", "needs_of_context"]

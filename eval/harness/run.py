@@ -1,16 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Benchmarks run one after another by lm-eval, each kept when it is finished, so that a rerun goes on.
+"""Benchmarks run by lm-eval on our model, each kept when it is finished, so that the same command can go on.
 
     outputs/harness/{model}-{weights}-{config}-{settings}/
         mmlu.json             a finished benchmark: a result file of the model, with times and examples
-        requests/gsm8k.db     answers to the requests of a benchmark that was interrupted: lm-eval's own cache
+        requests/gsm8k.db     answers of an interrupted benchmark: lm-eval's own cache
 
-The folder is named after weights, config, and what else changes a score: tokenizer, dtype, tables, seed, number of
-questions. Cached answers do not say whose they are; a finished benchmark does, and is not taken for another's.
+The folder is named after weights, config and whatever else changes a score: tokenizer, dtype, tables, seed, number of
+questions. Cached answers do not say which model gave them, so that only the folder's name keeps them apart; a finished
+benchmark does, and is refused for another model.
 """
 
 import hashlib
 import json
+import logging
 import time
 from dataclasses import dataclass
 from math import isfinite
@@ -18,29 +20,72 @@ from pathlib import Path
 from typing import Any
 
 import lm_eval
+import torch
 from lm_eval.api.model import CachingLM
+from lm_eval.models.huggingface import HFLM
 from transformers import set_seed
 
-from eval.harness.external import ExternalBenchmark
-from eval.harness.suites import Benchmark
-from eval.reports.results import read_results, result_file
+from eval.checkpoints.load import ModelFolder
+from eval.harness.suite import Benchmark, ExternalBenchmark
+from eval.losses.text import longest_window
+from eval.reports.results import read_results
 from modeling_longcat_lite.whole_files import write_whole
 
-EXAMPLES = 3  # of generated answers, kept for the report
+EXAMPLES = 3  # generated answers that the report shows
 NOT_METRICS = {"alias", "name", "sample_len", "sample_count"}
+
+
+class LongCatLiteLM(HFLM):
+    """`HFLM` without the progress bar that it draws for every batch of rolling windows.
+
+    Scoring pads on the right without a mask, which a causal model does not see; generation pads on the left with a
+    mask, after which the n-gram history begins. So no answer depends on the batch.
+    """
+
+    def _loglikelihood_tokens(self, requests, disable_tqdm=False, override_bs=None):
+        return super()._loglikelihood_tokens(
+            requests, disable_tqdm=disable_tqdm or override_bs is not None, override_bs=override_bs
+        )
+
+
+def load_model(
+    folder: ModelFolder, batch_size: int, device: str = "auto", dtype: str = "auto", ngram_tables: str = "resident"
+) -> LongCatLiteLM:
+    """Load a model for lm-eval.
+
+    Args:
+        folder (`ModelFolder`): The model and its tokenizer.
+        batch_size (`int`): Sequences in a forward pass.
+        device (`str`): For example `cpu` or `cuda:1`; `auto` uses all accelerators, or the CPU if there are none.
+        dtype (`str`): `bfloat16` or `float32`; `auto` is the checkpoint's.
+        ngram_tables (`str`): `resident`, `host` or `disk`.
+    """
+    on_cpu = device == "cpu" or (device == "auto" and not torch.cuda.is_available())
+    model = folder.load(dtype=dtype, ngram_tables=ngram_tables, device_map=None if on_cpu else device)
+    lm = LongCatLiteLM(
+        pretrained=model,
+        backend="causal",
+        tokenizer=folder.tokenizer,
+        batch_size=batch_size,
+        max_length=longest_window(model.config),
+        softmax_dtype="float32",  # log-likelihoods in bfloat16 are too coarse to compare
+    )
+    # Silent until here, where it warns that it was given a model; from here on it reports prompts that it cuts.
+    logging.getLogger(HFLM.__module__).setLevel(logging.WARNING)
+    return lm
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What changes a score, besides the model's weights.
+    """What changes a score, apart from the model's weights.
 
     Args:
         seed (`int`): Of examples drawn for prompts, and of sampling.
-        limit (`int`, *optional*): Only so many questions of each task.
+        limit (`int`, *optional*): Questions of each task; all if not given.
         dtype (`str`): As on the command line.
+        tokenizer_sha256 (`str`): Hash of the tokenizer and the chat template.
+        data_sha256 (`str`): Hash of data that the suite made; empty for data from the Hub.
         ablation (`str`): Of the n-gram tables, see `eval/ngrams/ablation/ablated.py`.
-        tokenizer_sha256 (`str`): Of the tokenizer and the chat template.
-        data_sha256 (`str`): Of data made here; empty for data of the Hub.
     """
 
     seed: int
@@ -64,58 +109,43 @@ class FinishedBenchmarks:
     """The folder of finished benchmarks, and of caches of unfinished ones.
 
     Args:
-        work (`Path`): In which the folder is.
-        model (`Path`): Folder of the model.
-        identity (`dict`): Its [`model_identity`].
+        work (`Path`): Where the folder is.
+        model (`ModelFolder`): The model.
         settings (`Settings`): What else changes a score.
     """
 
-    def __init__(self, work: Path, model: Path, identity: dict[str, str], settings: Settings):
-        self.model, self.identity, self.settings = model, identity, settings
+    def __init__(self, work: Path, model: ModelFolder, settings: Settings):
+        self.model, self.settings = model, settings
+        identity = model.identity
         hashes = (identity["weights_sha256"][:8], identity["config_sha256"][:8], settings.key)
         self.folder = work / "-".join((identity["name"], *hashes))
+
+    def file(self, benchmark: Benchmark | ExternalBenchmark) -> Path:
+        """Where the benchmark is kept when it is finished."""
+        return self.folder / f"{benchmark.file_stem}.json"
+
+    def cache(self, benchmark: Benchmark | ExternalBenchmark) -> Path:
+        """Where lm-eval keeps answers while the benchmark runs."""
+        return self.folder / "requests" / f"{benchmark.file_stem}.db"
 
     def forget(self, benchmark: Benchmark | ExternalBenchmark) -> None:
         """Remove what is kept of a benchmark, finished or not."""
         self.file(benchmark).unlink(missing_ok=True)
         self.cache(benchmark).unlink(missing_ok=True)
 
-    def file(self, benchmark: Benchmark | ExternalBenchmark) -> Path:
-        """Where the benchmark is kept when it is finished; `mmlu` as chat and as text are two files."""
-        as_chat = isinstance(benchmark, Benchmark) and benchmark.as_chat
-        return self.folder / f"{benchmark.name}{'.chat' if as_chat else ''}.json"
-
-    def cache(self, benchmark: Benchmark | ExternalBenchmark) -> Path:
-        """Where lm-eval keeps answers while the benchmark runs."""
-        return self.folder / "requests" / f"{self.file(benchmark).stem}.db"
-
     def read(self, benchmark: Benchmark | ExternalBenchmark) -> dict[str, Any] | None:
         """A finished benchmark, or `None`.
 
         Raises:
-            `ValueError`: naming the file, if it is broken or of another model.
+            `ValueError`: naming the file, if it is broken or belongs to another model.
         """
         path = self.file(benchmark)
-        return read_results(path, self.identity) if path.exists() else None
+        return read_results(path, self.model.identity) if path.exists() else None
 
-    def write(
-        self,
-        benchmark: Benchmark | ExternalBenchmark,
-        results: list[dict],
-        num_fewshot: int | None = None,
-        seconds: float = 0.0,
-        examples: list[dict[str, str]] | None = None,
-    ) -> dict[str, Any]:
-        """Keep a finished benchmark and drop its cache; returns what was written."""
-        entry = result_file(
-            self.model,
-            "harness",
-            results,
-            settings=self.settings.as_dict(),
-            num_fewshot=num_fewshot,
-            seconds=seconds,
-            examples=examples or [],
-        )
+    def write(self, benchmark: Benchmark | ExternalBenchmark, results: list[dict], **measured: Any) -> dict[str, Any]:
+        """Keep a finished benchmark and remove its cache; returns what was written."""
+        about = {"num_fewshot": None, "seconds": 0.0, "examples": [], **measured}
+        entry = self.model.result_file("harness", results, settings=self.settings.as_dict(), **about)
         write_whole(self.file(benchmark), json.dumps(entry, indent=2, ensure_ascii=False) + "\n")
         self.cache(benchmark).unlink(missing_ok=True)
         return entry
@@ -124,7 +154,7 @@ class FinishedBenchmarks:
 def run_benchmark(
     lm, loaded: dict[str, Any], benchmark: Benchmark, finished: FinishedBenchmarks, allow_code: bool
 ) -> dict[str, Any]:
-    """Run a benchmark, or what is left of it, and keep it.
+    """Run a benchmark, or the rest of an interrupted one, and keep it.
 
     Args:
         lm (`lm_eval.api.model.LM`): The model.
@@ -134,7 +164,7 @@ def run_benchmark(
         allow_code (`bool`): Whether code that the model writes may run.
 
     Returns:
-        The result file of the benchmark: its metrics first, the one that stands for it before the others.
+        `dict`: The result file of the benchmark, whose own metric comes first.
     """
     settings, begin = finished.settings, time.perf_counter()
     for task in loaded["tasks"].values():
@@ -164,7 +194,7 @@ def run_benchmark(
 
 
 def metrics_of(benchmark: Benchmark, evaluated: dict[str, Any]) -> list[dict[str, Any]]:
-    """The numbers of lm-eval as results of a result file; the benchmark's own metric first."""
+    """lm-eval's numbers as entries of a result file, the benchmark's own metric first."""
     numbers = evaluated["results"][benchmark.task]
     direction = evaluated["higher_is_better"].get(benchmark.task, {})
     samples = sum(count["effective"] for count in evaluated["n-samples"].values())
@@ -192,7 +222,7 @@ def metrics_of(benchmark: Benchmark, evaluated: dict[str, Any]) -> list[dict[str
 
 
 def examples_of(evaluated: dict[str, Any]) -> list[dict[str, str]]:
-    """The first few generated answers, each with the one that was wanted; none for what is only scored."""
+    """The first few generated answers and the expected ones; none if answers are only scored."""
     examples: list[dict[str, str]] = []
     for samples in evaluated["samples"].values():
         for sample in samples:
@@ -202,4 +232,4 @@ def examples_of(evaluated: dict[str, Any]) -> list[dict[str, str]]:
     return examples
 
 
-__all__ = ["FinishedBenchmarks", "Settings", "run_benchmark"]
+__all__ = ["FinishedBenchmarks", "LongCatLiteLM", "Settings", "load_model", "run_benchmark"]

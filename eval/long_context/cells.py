@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Cells of a long-context run, (task, length, depth): prompts, answers in batches, scores, and a file to resume from.
 
-Shapes: B rows, T tokens.
+Shapes: B batch rows, T tokens.
 """
 
 import json
@@ -16,13 +16,14 @@ from eval.long_context.ruler.sample import Sample, matched, matched_any
 from eval.long_context.ruler.tasks import RULER_TASKS, Sampler
 from eval.losses.positions import batched
 from eval.losses.text import plain_tokens
+from modeling_longcat_lite.whole_files import write_whole
 
 SHOWN = 160  # characters of an answer that the report quotes
 
 
 @dataclass(frozen=True)
 class Cell:
-    """What is measured together; `depth` is None where a task knows none."""
+    """What is measured together; `depth` is `None` for tasks without a needle."""
 
     task: str
     length: int
@@ -53,7 +54,7 @@ def prompt_tokens(tokenizer, sample: Sample, chat: bool) -> list[int]:
 
 @torch.no_grad()
 def written(model, tokenizer, prompts: list[list[int]], new_tokens: int, batch_size: int) -> list[str]:
-    """What the model writes greedily behind each prompt, in their order; batches hold prompts of like length."""
+    """The greedy continuation of each prompt. Batches hold prompts of similar length."""
     order = sorted(range(len(prompts)), key=lambda row: len(prompts[row]))
     ends = model.config.eos_token_id
     pad = tokenizer.pad_token_id
@@ -80,7 +81,7 @@ def written(model, tokenizer, prompts: list[list[int]], new_tokens: int, batch_s
 def measure_cell(
     model, tokenizer, sampler: Sampler, cell: Cell, samples: int, chat: bool, batch_size: int
 ) -> dict[str, Any]:
-    """Scores of one cell, in the order of its samples, and what the model wrote in the first."""
+    """Scores of one cell, in the order of its samples, and the answer to the first sample."""
     drawn = [sampler.sample(cell.task, cell.length, cell.depth, number) for number in range(samples)]
     prompts = [prompt_tokens(tokenizer, sample, chat) for sample in drawn]
     answers = written(model, tokenizer, prompts, sampler.answer_tokens(cell.task), batch_size)
@@ -94,14 +95,14 @@ def measure_cell(
 
 
 class RunFile:
-    """What a run has measured so far, a line of JSON a piece, so that an interrupted run goes on behind it.
+    """What a run has measured so far, one line of JSON for each value, so that an interrupted run can go on.
 
     Args:
-        path (`Path`): The file; it is removed when the run is done.
-        settings (`dict`): What every number depends on; the first line of the file.
+        path (`Path`): The file, which is removed at the end of the run.
+        settings (`dict`): Everything that a number depends on; the first line of the file.
 
     Raises:
-        `ValueError`: the file is of a run with other settings; they are named.
+        `ValueError`: naming the settings that differ, if the file belongs to another run.
     """
 
     def __init__(self, path: Path, settings: dict[str, Any]):
@@ -112,15 +113,12 @@ class RunFile:
             differ = [name for name in settings if lines[0].get(name) != settings[name]]
             if differ:
                 raise ValueError(
-                    f"{path} is of an unfinished run with another {', '.join(differ)}: delete it, or give another "
-                    "--name."
+                    f"{path} belongs to an unfinished run with another {', '.join(differ)}: delete it, or give "
+                    "another --name."
                 )
             self.done = {line["key"]: line["value"] for line in lines[1:]}
-        path.parent.mkdir(parents=True, exist_ok=True)
         kept = [settings, *({"key": key, "value": value} for key, value in self.done.items())]
-        beside = path.with_suffix(".new")
-        beside.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
-        beside.replace(path)
+        write_whole(path, "".join(json.dumps(line) + "\n" for line in kept))
 
     def measured(self, key: str, measure: Callable[[], Any]) -> Any:
         """The value of `key`, measured now unless the file has it."""
@@ -132,7 +130,7 @@ class RunFile:
 
 
 def whole_lines(path: Path) -> Iterator[dict]:
-    """The lines of a file up to one that an interruption cut off."""
+    """The lines of a file, up to one that an interruption cut off."""
     if path.is_file():
         for line in path.read_text(encoding="utf-8").splitlines():
             try:

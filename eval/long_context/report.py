@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a long-context run found, for people: tables and heat maps by task, length and depth, and loss by position."""
+"""The report of a long-context run: tables and heat maps by task, length and depth, and loss by position."""
 
 import math
 from collections.abc import Iterable
 from itertools import pairwise
-from pathlib import Path
 from statistics import fmean, stdev
 from textwrap import fill
 from typing import Any
@@ -12,8 +11,9 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.ticker import StrMethodFormatter
 
+from eval.long_context.ruler.sample import RulerOptions
 from eval.long_context.ruler.tasks import RULER_TASKS
-from eval.reports.files import markdown_table, save_figure
+from eval.reports.files import markdown_table
 
 PANELS_A_ROW = 4
 WIDTH = 115  # of a line of text
@@ -25,9 +25,9 @@ def distinct(values: Iterable[Any]) -> list:
 
 
 def scores_by_length(cells: list[dict]) -> list[dict[str, Any]]:
-    """Results of a result file, one a task, length and metric, the depths together.
+    """Entries of a result file: one for each task, length and metric, over all depths.
 
-    `stderr` is that of the mean over samples: depths of one sample number have the same needles and count as one.
+    `stderr` is that of the mean over samples. The depths of one sample have the same needles and count as one.
     """
     results = []
     for task, length in distinct((cell["task"], cell["length"]) for cell in cells):
@@ -51,7 +51,7 @@ def scores_by_length(cells: list[dict]) -> list[dict[str, Any]]:
 
 
 def grid(cells: list[dict], rows: str, names: list, lengths: list[int]) -> list[list[float]]:
-    """Mean score by row name (a `task` or a `depth`) and length."""
+    """Mean score for each name (a `task` or a `depth`) and length."""
     return [
         [
             fmean(cell["string_match_all"] for cell in cells if (cell[rows], cell["length"]) == (name, length))
@@ -62,7 +62,7 @@ def grid(cells: list[dict], rows: str, names: list, lengths: list[int]) -> list[
 
 
 def as_markdown(content: dict, name: str) -> str:
-    """The report: what was measured, scores by task and by depth, loss by position, what was written."""
+    """The report, which shows the figure `{name}.png`."""
     cells, settings, machine = content["cells"], content["settings"], content["machine"]
     lengths = distinct(cell["length"] for cell in cells)
     tasks = distinct(cell["task"] for cell in cells)
@@ -76,8 +76,9 @@ def as_markdown(content: dict, name: str) -> str:
         f"{settings['dtype']} on {settings['device']}, seed {settings['seed']}; asked {asked}."
     )
     what = (
-        "RULER's tasks, generated: share of the expected strings that the answers hold, mean of "
-        f"{settings['samples']} samples a length and depth. A length counts prompt and answer. {easier(settings)}"
+        "RULER's tasks, generated: share of the expected strings in the answers, mean of "
+        f"{settings['samples']} samples for each length and depth. A length counts prompt and answer. "
+        f"{easier(settings)}"
     )
     parts = [
         f"# Long context: {content['model']['name']}\n",
@@ -91,28 +92,27 @@ def as_markdown(content: dict, name: str) -> str:
         shares = grid(needles, "depth", depths, lengths)
         by_depth = zip(depths, shares, strict=True)
         rows = [[f"{depth:.0%}", *(f"{share:.0%}" for share in line)] for depth, line in by_depth]
-        parts += ["Needle tasks together, by depth of the needle:\n", markdown_table(["depth", *header], rows)]
+        parts += ["All needle tasks, by depth of the needle:\n", markdown_table(["depth", *header], rows)]
     parts += loss_lines(content["loss_by_position"]) + lm_eval_lines(content)
     parts += [
-        "What the model wrote to the first sample of each task at the shortest length:\n",
+        "Answers to the first sample of each task at the shortest length:\n",
         quotes(content["first_answers"]),
     ]
     return "\n".join(parts) + f"\n![Scores by length, task and depth, and loss by position]({name}.png)\n"
 
 
 def easier(settings: dict) -> str:
-    """What makes the tasks easier, or otherwise other, than RULER's."""
-    usual = {"digits": 7, "key_type": None, "value_type": None, "shots": 1, "hops": 4, "variable_letters": 5}
-    usual |= {"common_words": 10, "coded_letters": 6, "new_tokens": None}
-    changed = [f"{key.replace('_', ' ')} {settings[key]}" for key in usual if settings[key] != usual[key]]
+    """What makes the tasks different from RULER's, mostly easier."""
+    changed = RulerOptions.unusual(settings)
+    changed += [] if settings["new_tokens"] is None else [f"new tokens {settings['new_tokens']}"]
     haystack = "the given files" if settings["haystack"]["source"] == "files" else "Python's documentation"
-    return f"Prose is that of {haystack}. " + (
+    return f"The prose is from {haystack}. " + (
         f"Not RULER's defaults: {', '.join(changed)}." if changed else "Everything else has RULER's defaults."
     )
 
 
 def loss_lines(loss: dict | None) -> list[str]:
-    """Table of loss by position."""
+    """Loss by position."""
     if loss is None:
         return []
     edges = loss["edges"]
@@ -121,14 +121,14 @@ def loss_lines(loss: dict | None) -> list[str]:
         for (begin, end), value in zip(pairwise(edges), loss["losses"], strict=True)
     ]
     head = (
-        f"Loss on {loss['rows']} documents of {loss['length']:,} tokens, by the tokens read before; "
-        f"{loss['mean']:.3f} in all:\n"
+        f"Loss on {loss['rows']} documents of {loss['length']:,} tokens, by the tokens read before; mean "
+        f"{loss['mean']:.3f}:\n"
     )
     return [head, markdown_table(["tokens read", "nats a token"], rows)]
 
 
 def lm_eval_lines(content: dict) -> list[str]:
-    """lm-eval's own scores, and what of it is missing."""
+    """lm-eval's own scores, and its missing tasks."""
     theirs = content["lm_eval_ruler"]
     if theirs is None:
         return []
@@ -143,7 +143,7 @@ def lm_eval_lines(content: dict) -> list[str]:
 
 
 def quotes(first: dict[str, dict]) -> str:
-    """One answer a task."""
+    """One answer for each task."""
     lines = ["| task | wanted | written |", "|---|---|---|"]
     for task, quote in sorted(first.items(), key=lambda item: list(RULER_TASKS).index(item[0])):
         lines.append(f"| `{task}` | {code(', '.join(quote['wanted']))} | {code(quote['written'])} |")
@@ -151,12 +151,12 @@ def quotes(first: dict[str, dict]) -> str:
 
 
 def code(text: str) -> str:
-    """Text of a model in a table cell: one line, nothing in it is Markdown."""
+    """A model's text as code in a table cell, in one line."""
     return f"`{' '.join(text.replace('`', chr(39)).split()).replace('|', '/') or ' '}`"
 
 
 def heat_map(axes, shares: list[list[float]], names: list[str], lengths: list[int], title: str, size: float) -> Any:
-    """One panel: names down, lengths to the right, percent in each field."""
+    """One panel: a row for each name, a column for each length, and the percentage in each field."""
     image = axes.imshow(shares, vmin=0, vmax=1, cmap="viridis", aspect="auto")
     for row, line in enumerate(shares):
         for column, share in enumerate(line):
@@ -168,8 +168,8 @@ def heat_map(axes, shares: list[list[float]], names: list[str], lengths: list[in
     return image
 
 
-def draw(content: dict, path: Path) -> None:
-    """Heat maps of all tasks and of the needle tasks by depth, each alone below, and loss by position."""
+def draw(content: dict) -> Figure:
+    """Heat maps of all tasks, of the needle tasks by depth, together and one by one, and loss by position."""
     cells, loss = content["cells"], content["loss_by_position"]
     lengths, tasks = distinct(cell["length"] for cell in cells), distinct(cell["task"] for cell in cells)
     needles = [cell for cell in cells if cell["depth"] is not None]
@@ -184,7 +184,7 @@ def draw(content: dict, path: Path) -> None:
     axes.set_xlabel("tokens of prompt and answer")
     if needles:
         axes = next(panels)
-        heat_map(axes, grid(needles, "depth", depths, lengths), depth_names, lengths, "needle tasks together, %", 8)
+        heat_map(axes, grid(needles, "depth", depths, lengths), depth_names, lengths, "all needle tasks, %", 8)
         axes.set(xlabel="tokens of prompt and answer", ylabel="depth of the needle")
     parts[0].colorbar(image, ax=parts[0].axes, label="expected strings found", shrink=0.8)
     if loss:
@@ -204,7 +204,7 @@ def draw(content: dict, path: Path) -> None:
             of_task = [cell for cell in needles if cell["task"] == task]
             heat_map(axes, grid(of_task, "depth", depths, lengths), depth_names, lengths, task, 7)
     figure.suptitle(f"RULER's tasks, generated: {content['model']['name']}")
-    save_figure(figure, path)
+    return figure
 
 
 __all__ = ["as_markdown", "draw", "scores_by_length"]

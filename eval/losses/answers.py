@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Loss of a model on the answers of held-out conversations, the questions given."""
+"""Loss of a model on the answers of held-out conversations, after their questions.
+
+Shapes: T tokens.
+"""
 
 import json
 from pathlib import Path
@@ -13,9 +16,9 @@ from tokenization.chat_messages import normalized_messages
 
 @torch.no_grad()
 def losses_by_answer(model, tokenizer, rows: list[list[dict]]) -> list[torch.Tensor]:
-    """Nats of every token of each answer, its end of turn included: `[tokens]` float32 on the host.
+    """Loss of every token of each answer, its end of turn included, in nats: float32 on the CPU.
 
-    A conversation at a time: padding could not change a figure, but neither could it save much.
+    Conversations are scored one at a time, since padding would save little.
     """
     losses = []
     for messages in track(rows, description="held-out answers", transient=True):
@@ -27,15 +30,15 @@ def losses_by_answer(model, tokenizer, rows: list[list[dict]]) -> list[torch.Ten
 
 
 def answer_losses(model, tokenizer, rows: list[list[dict]]) -> torch.Tensor:
-    """Nats of every answer token, over all rows: `[tokens]` float32."""
+    """Loss of every answer token of all rows in nats: `[answer tokens]`, float32 on the CPU."""
     return torch.cat(losses_by_answer(model, tokenizer, rows))
 
 
 def read_rows(path: Path, count: int | None = None) -> list[list[dict]]:
-    """The question and answer that begin each of the first `count` conversations of a JSON Lines file.
+    """The first question and answer of each of the first `count` conversations in a JSON Lines file.
 
     Raises:
-        `ValueError`: naming the line that has no question and answer, or a tool call that cannot be written.
+        `ValueError`: naming the line without a question and an answer, or with a tool call that cannot be rendered.
     """
     rows = []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines()[:count], start=1):
@@ -50,7 +53,7 @@ def read_rows(path: Path, count: int | None = None) -> list[list[dict]]:
 
 
 def prompt_ids(tokenizer, messages: list[dict], **options) -> torch.Tensor:
-    """`[1, T]` tokens of a rendered conversation."""
+    """Tokens of a rendered conversation: `[1, T]`."""
     return tokenizer.apply_chat_template(messages, return_dict=True, return_tensors="pt", **options)["input_ids"]
 
 

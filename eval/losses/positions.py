@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a longer context is worth: loss by position, and needles found by length and depth.
+"""What a longer context is worth: loss by position, and whether the model continues rows with the right answer.
 
-Shapes: R rows, T tokens, D hidden.
+Shapes: B batch rows, T tokens, D hidden size.
 """
 
 import random
@@ -16,16 +16,16 @@ from eval.losses.text import plain_tokens
 from training.data.local_text import documents
 
 ROWS_AT_ONCE = 4
-POSITIONS_AT_ONCE = 1024  # whose logits are held together: those of a long row would not fit
+POSITIONS_AT_ONCE = 1024  # the logits of a whole long row would not fit into memory
 
 
 @torch.no_grad()
 def losses_by_position(model: Any, rows: torch.Tensor, rows_at_once: int = ROWS_AT_ONCE) -> torch.Tensor:
-    """Nats of token t + 1 behind tokens 0 to t, mean over the rows: `[T - 1]` float32 from `[R, T]` ids."""
+    """Loss of token t + 1 after tokens 0 to t in nats, mean over the rows: `[T - 1]`, float32, from `[B, T]` ids."""
     total = torch.zeros(rows.shape[1] - 1)
     for part in rows.split(rows_at_once):
         part = part.to(model.device)
-        states = model.model(part, use_cache=False).last_hidden_state[:, :-1]  # [R, T - 1, D]
+        states = model.model(part, use_cache=False).last_hidden_state[:, :-1]  # [B, T - 1, D]
         pieces = zip(states.split(POSITIONS_AT_ONCE, 1), part[:, 1:].split(POSITIONS_AT_ONCE, 1), strict=True)
         losses = [cross_entropy(model.lm_head(x).float().mT, next_ids, reduction="none") for x, next_ids in pieces]
         total += torch.cat(losses, dim=1).sum(dim=0).cpu()
@@ -34,7 +34,7 @@ def losses_by_position(model: Any, rows: torch.Tensor, rows_at_once: int = ROWS_
 
 @torch.no_grad()
 def found(model: Any, rows: torch.Tensor, answers: list[list[int]]) -> list[bool]:
-    """For each of `[R, T]` rows, whether the model goes on with its answer, token by token and greedily."""
+    """For each row of `[B, T]` ids, whether greedy decoding continues it with exactly its answer."""
     right = []
     for part, wanted in zip(rows.split(ROWS_AT_ONCE), batched(answers, ROWS_AT_ONCE), strict=True):
         steps = max(map(len, wanted))
@@ -51,17 +51,17 @@ def batched(values: list, size: int) -> list[list]:
 
 
 def document_rows(tokenizer, files: list[Path] | None, length: int, count: int) -> tuple[torch.Tensor, list[str]]:
-    """The first `length` tokens of up to `count` documents that have so many: `[R, T]` ids, and their names.
+    """The first `length` tokens of up to `count` documents that are long enough: `[B, T]` ids, and their names.
 
-    Documents are looked at in an order of its own, the same every time.
+    Documents are drawn in the same random order every time.
 
     Raises:
-        `ValueError`: no document is so long.
+        `ValueError`: if no document is long enough.
     """
     rows: list[list[int]] = []
     names: list[str] = []
     longest = 0
-    # A token has a character at least, or nearly so: what is shorter need not be tokenized.
+    # A token has about one character or more, so that much shorter texts need not be tokenized.
     candidates = list(documents(files))
     random.Random(0).shuffle(candidates)
     for name, text in candidates:
@@ -81,7 +81,7 @@ def document_rows(tokenizer, files: list[Path] | None, length: int, count: int) 
 
 
 def bin_edges(positions: int) -> list[int]:
-    """0, 16, 23, 32, 45, ...: half octaves up to `positions`."""
+    """0, 16, 23, 32, 45, ..., `positions`: steps of half an octave."""
     edges = [0]
     while (edge := round(16 * 2 ** ((len(edges) - 1) / 2))) < positions:
         edges.append(edge)
@@ -91,7 +91,7 @@ def bin_edges(positions: int) -> list[int]:
 def loss_by_position(
     model, tokenizer, files: list[Path] | None, length: int, count: int, rows_at_once: int
 ) -> dict[str, Any]:
-    """Mean loss in bins of positions: bin b has the tokens that follow `edges[b]` + 1 to `edges[b + 1]` others."""
+    """Mean loss in bins: bin i has the tokens that follow `edges[i] + 1` to `edges[i + 1]` other tokens."""
     rows, names = document_rows(tokenizer, files, length, count)
     losses = losses_by_position(model, rows, rows_at_once)  # [T - 1]
     edges = bin_edges(len(losses))

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every report needs: files, figures, the identity of a model and of the machine."""
+"""What every report needs: files, units, the identity of the model, and the machine."""

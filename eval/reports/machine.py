@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a timing depends on besides the code: date, versions, processor, threads, and what else the machine does."""
+"""What a timing depends on besides the code: date, versions, processor, threads and the load of the machine."""
 
 import os
 import platform
@@ -13,7 +13,7 @@ CPU_INFO = Path("/proc/cpuinfo")
 
 
 def processor_name() -> str:
-    """Model name of the CPU, as the kernel tells it; what Python knows where there is no `/proc/cpuinfo`."""
+    """Model name of the CPU from the kernel; from Python where there is no `/proc/cpuinfo`."""
     if CPU_INFO.exists():
         for line in CPU_INFO.read_text().splitlines():
             key, _, value = line.partition(":")
@@ -37,7 +37,7 @@ def describe_machine() -> dict:
 
 
 def load_average() -> list[float]:
-    """Running processes over the last 1, 5 and 15 minutes; this program counts with one a thread."""
+    """Processes running on average over the last 1, 5 and 15 minutes; each thread of this program counts as one."""
     return [round(load, 2) for load in os.getloadavg()]
 
 

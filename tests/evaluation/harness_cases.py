@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the tests of the harness share: a tiny model, the command, few of lm-eval's tasks."""
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache, partial
@@ -12,7 +13,9 @@ from conftest import randomize
 from lm_eval.tasks import TaskManager
 from tiny_chat import write_tiny_chat
 
+import eval.harness.suites
 from eval.harness import __main__ as harness
+from eval.harness.suite import suites
 from eval.reports.results import model_identity, read_results
 from modeling_longcat_lite import LongCatLiteForCausalLM
 
@@ -46,11 +49,24 @@ def arguments_for(folder, output, suite, *options):
     return harness.make_parser().parse_args([str(option) for option in (*common, *options)])
 
 
-def run(folder, output, *options, suite="smoke"):
-    """The exit status, and the result file if there is one."""
+@contextmanager
+def added_suites(folder: Path) -> Iterator[None]:
+    """The suites in `folder` along with those in `eval/harness/suites/`."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(eval.harness.suites, "__path__", [*eval.harness.suites.__path__, str(folder)])
+        suites.cache_clear()
+        yield
+    suites.cache_clear()
+    for name in [name for name in sys.modules if name.startswith("eval.harness.suites.")]:
+        if str(folder) in str(sys.modules[name].__file__):
+            del sys.modules[name]
+
+
+def run(folder, output, *options, suite="smoke", check=True):
+    """The exit status, and the result file if there is one; with `check`, it must be that of the model."""
     status = harness.main(arguments_for(folder, output, suite, *options))
     path = output / f"harness_{suite}.json"
-    return status, read_results(path, model_identity(folder)) if path.exists() else None
+    return status, read_results(path, model_identity(folder) if check else None) if path.exists() else None
 
 
 def values(results) -> dict[tuple[str, str], float]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The harness: the batch changes nothing, what is finished is kept, and what cannot be run is said."""
+"""The harness: the batch changes nothing, finished benchmarks are kept, and wrong input is named."""
 
 import json
 import shutil
@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from drawn_figures import drawn_figures
 from harness_cases import LIMIT, few_tasks_of_lm_eval, run, values, write_model
 from lm_eval.api.instance import Instance
 
-from eval.harness.model import LongCatLiteLM, load_model
-from eval.harness.suites import SUITES
+from eval.checkpoints.load import ModelFolder
+from eval.harness.run import LongCatLiteLM, load_model
+from eval.harness.suite import suites
 from eval.reports.results import model_identity, read_results
 from modeling_longcat_lite import LongCatLiteForCausalLM
 
@@ -25,9 +27,29 @@ def model(tmp_path_factory):
 @pytest.fixture(scope="module")
 def in_batches_of_8(model, tmp_path_factory):
     output = tmp_path_factory.mktemp("batch8")
-    status, results = run(model, output, "--limit", LIMIT)
+    with drawn_figures() as figures:
+        status, results = run(model, output, "--limit", LIMIT)
     assert status == 0
+    check_figure(figures["harness_smoke.png"], results)
     return output, results
+
+
+def check_figure(figure, results):
+    """Every task's first metric is drawn: texts on the left, shares and guessing on the right."""
+    first = {one["task"].removeprefix("pydoc_"): one for one in reversed(results["results"])}
+    texts, shares = figure.panels
+    assert (texts.y_label, shares.y_label) == ("bits per byte, less is better", "right, %")
+    (bars,) = texts.of_kind("bars")
+    expected = {"text\ncore": first["text_core"]["value"], "text\nheld out": first["text_held_out"]["value"]}
+    assert bars.named == pytest.approx(expected)
+    (bars,), guessing = shares.of_kind("bars"), shares.series("guessing")
+    right = {name: one for name, one in first.items() if not name.startswith("text")}
+    assert len(bars.named) == len(right) == 5
+    for label, height in bars.named.items():
+        name, metric = label.rstrip(")").rsplit("\n(", 1)
+        one = first[name.replace("\n", "_").replace(" ", "_")]
+        assert (one["metric"], 100 * one["value"]) == (metric, pytest.approx(height))
+    assert guessing.y == [25.0] * 3 and shares.legend == ["guessing"]
 
 
 def counted_calls(monkeypatch, fail_at=None) -> list[int]:
@@ -46,11 +68,11 @@ def counted_calls(monkeypatch, fail_at=None) -> list[int]:
 
 def test_all_tasks_of_the_smoke_suite_have_numbers(in_batches_of_8):
     output, results = in_batches_of_8
-    assert list(results["benchmarks"]) == [benchmark.name for benchmark in SUITES["smoke"]]
+    assert list(results["benchmarks"]) == [benchmark.name for benchmark in suites()["smoke"].benchmarks]
     for one in results["results"]:
         assert one["samples"] == 2
         assert one["metric"] == "bits_per_byte" or 0 <= one["value"] <= 1
-    assert (output / "harness_smoke.png").read_bytes().startswith(b"\x89PNG")
+    assert (output / "harness_smoke.png").is_file()
     text = (output / "harness_smoke.md").read_text()
     assert "| pydoc_tool_choice | acc |" in text and "Only 2 questions" in text
     assert str(output) not in text + json.dumps(results)
@@ -80,7 +102,7 @@ PAIRS = [
 
 
 def test_log_likelihoods_are_those_of_a_plain_forward(model):
-    one, eight = (load_model(model, batch_size=size) for size in (1, 8))
+    one, eight = (load_model(ModelFolder(model), batch_size=size) for size in (1, 8))
     found = [lm.loglikelihood(requests("loglikelihood", PAIRS), disable_tqdm=True) for lm in (one, eight)]
     for number, (context, continuation) in enumerate(PAIRS):
         ids = one.tokenizer(context + continuation, return_tensors="pt")["input_ids"]
@@ -97,12 +119,12 @@ def test_generated_answers_are_those_of_generate_alone(model):
     prompts = [context for context, _ in PAIRS]
     options = {"until": [], "do_sample": False, "max_gen_toks": 12}
     found = [
-        load_model(model, batch_size=size).generate_until(
+        load_model(ModelFolder(model), batch_size=size).generate_until(
             requests("generate_until", [(prompt, options) for prompt in prompts]), disable_tqdm=True
         )
         for size in (1, 8)
     ]
-    lm = load_model(model, batch_size=1)
+    lm = load_model(ModelFolder(model), batch_size=1)
     alone = []
     for prompt in prompts:
         ids = lm.tokenizer(prompt, return_tensors="pt")["input_ids"]

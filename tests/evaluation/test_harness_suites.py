@@ -1,17 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The suites of the harness: what cannot be run here says what it needs, and ours stand beside what is published."""
+"""The suites of the harness: what cannot run here says what it needs, and our scores are next to published ones."""
 
 import json
+import re
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from threading import Thread
 
 import datasets
+import lm_eval.tasks
 import pytest
-from harness_cases import few_tasks_of_lm_eval, run, write_model
+from drawn_figures import drawn_figures
+from harness_cases import added_suites, few_tasks_of_lm_eval, run, write_model
+from lm_eval.tasks import TaskManager
 
 from eval.harness import __main__ as harness
 from eval.harness.report import percent
-from eval.harness.suites import SUITES
+from eval.harness.suite import suites
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +32,7 @@ NEEDS = {
         "ceval": "data set ceval/ceval-exam of the Hub",
         "cmmlu": "data set haonan-li/cmmlu of the Hub",
         "bbh": "data set SaylorTwift/bbh of the Hub",
-        "gpqa": "asked for at https://huggingface.co/datasets/Idavidrein/gpqa",
+        "gpqa": "requested at https://huggingface.co/datasets/Idavidrein/gpqa",
         "drop": "data set EleutherAI/drop of the Hub",
         "gsm8k": "data set openai/gsm8k of the Hub, which is not in the cache here (HF_HUB_OFFLINE is set)",
         "humaneval_plus": "--tasks humaneval_plus --allow-code-execution",
@@ -63,7 +68,7 @@ def test_what_cannot_be_run_says_what_it_needs(model, suite, tmp_path, monkeypat
     assert (status, results) == (1, None)
     assert [path.name for path in tmp_path.iterdir()] == []
     said = dict(part.split(" needs:\n", 1) for part in capsys.readouterr().out.split("──\n")[1:])
-    assert {name.strip() for name in said} == {benchmark.name for benchmark in SUITES[suite]}
+    assert {name.strip() for name in said} == {benchmark.name for benchmark in suites()[suite].benchmarks}
     for name, words in NEEDS[suite].items():
         assert words in said[name], said[name]
         assert "Run there:" in said[name]
@@ -101,7 +106,7 @@ def fake_hub(path, name=None, **kwargs):
     return datasets.DatasetDict({part: datasets.Dataset.from_list(rows) for part in ("train", "dev", "val", "test")})
 
 
-BESIDE_OURS = {
+NEXT_TO_OURS = {
     "base": ("gsm8k", "multipl_e", "| GSM8K | {} | 50.50 | 50.00 |", "| MultiPL-E | – | 30.03 | 30.20 |"),
     "chat": (
         "ceval",
@@ -112,11 +117,12 @@ BESIDE_OURS = {
 }
 
 
-@pytest.mark.parametrize("suite", BESIDE_OURS)
-def test_ours_stand_beside_the_published_numbers(model, suite, tmp_path, monkeypatch):
-    task, not_run, row, row_without = BESIDE_OURS[suite]
+@pytest.mark.parametrize("suite", NEXT_TO_OURS)
+def test_ours_are_shown_next_to_the_published_numbers(model, suite, tmp_path, monkeypatch):
+    task, not_run, row, row_without = NEXT_TO_OURS[suite]
     monkeypatch.setattr(datasets, "load_dataset", fake_hub)
-    status, results = run(model, tmp_path, "--limit", 1, "--tasks", task, not_run, suite=suite)
+    with drawn_figures() as figures:
+        status, results = run(model, tmp_path, "--limit", 1, "--tasks", task, not_run, suite=suite)
     assert status == 1  # one of them is not run here
     first, *others = results["results"]
     assert {one["task"] for one in results["results"]} == {task} and others
@@ -125,7 +131,14 @@ def test_ours_stand_beside_the_published_numbers(model, suite, tmp_path, monkeyp
     text = (tmp_path / f"harness_{suite}.md").read_text()
     assert row.format(percent(first)) in text
     assert row_without in text and f"### {not_run}" in text
-    assert (tmp_path / f"harness_{suite}.png").read_bytes().startswith(b"\x89PNG")
+    figure = figures[f"harness_{suite}.png"]
+    (panel,) = figure.panels
+    _, spoken, _, *published = [text.strip("* ") for text in row.split("|")[:-1]]
+    models = suites()[suite].published.models
+    assert panel.x_label == "score, %" and panel.y_ticks == [spoken]
+    assert panel.labels == figure.legend == ["model", *(f"{one}, published" for one in models)]
+    shown = [panel.series(label).named[spoken] for label in panel.labels]
+    assert shown == pytest.approx([100 * first["value"], *map(float, published)])
     assert str(model) not in text + json.dumps(results)
 
 
@@ -169,3 +182,68 @@ def test_data_that_cannot_be_read_does_not_stop_the_others(model, tmp_path, monk
     assert status == 1 and {one["task"] for one in results["results"]} == {"gsm8k"}
     said = capsys.readouterr().out
     assert "data set cais/mmlu of the Hub" in said and "data set EleutherAI/drop of the Hub" in said
+
+
+GUIDE = Path(harness.__file__).with_name("adding_a_suite.md")
+
+
+def guide_files(folder: Path) -> list[Path]:
+    """The files that the guide shows, written to `folder` as if it were the folder of suites."""
+    shown = re.findall(r"`eval/harness/suites/(\S+)`:\n\n```\w+\n(.*?)```", GUIDE.read_text(), re.DOTALL)
+    for name, text in shown:
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(text)
+    return [Path(name) for name, _ in shown]
+
+
+def test_a_suite_is_added_as_the_guide_says(model, tmp_path):
+    files = guide_files(tmp_path)
+    assert {file.parts[0] for file in files} == {"reasoning.py", "sums"}  # one file, and one folder
+    with added_suites(tmp_path), drawn_figures() as figures:
+        status, results = run(model, tmp_path / "out", "--limit", 20, suite="sums")
+        title, about = suites()["sums"].title, suites()["sums"].about
+    assert status == 0
+    (result,) = results["results"]
+    assert (result["task"], result["metric"], result["samples"]) == ("sums_choice", "acc", 20)
+    assert sorted(path.name for path in (tmp_path / "out").glob("harness_*")) == [
+        "harness_sums.json",
+        "harness_sums.md",
+        "harness_sums.png",
+    ]
+    text = (tmp_path / "out" / "harness_sums.md").read_text()
+    assert text.startswith(f"# {title}\n") and about in text and "| sums_choice | acc |" in text
+    figure = figures["harness_sums.png"]
+    (panel,) = figure.panels
+    assert figure.title.startswith("Sums, ") and panel.y_label == "right, %"
+    (bars,), (guessing,) = panel.of_kind("bars"), panel.of_kind("segments")
+    assert bars.named == {"choice\n(acc)": pytest.approx(100 * result["value"])}
+    assert bars.errors == [pytest.approx(100 * result["stderr"])]
+    assert (guessing.label, guessing.y) == ("guessing", [25.0])
+
+
+def test_a_suite_of_lm_evals_tasks_says_what_it_needs(model, tmp_path, monkeypatch, capsys):
+    guide_files(tmp_path)
+    tasks = Path(lm_eval.tasks.__file__).parent
+    managers = [TaskManager(include_path=[tasks / "hellaswag", tasks / "piqa"], include_defaults=False)]
+    monkeypatch.setattr(harness, "TaskManager", lambda include_path, include_defaults: managers[not include_defaults])
+    with added_suites(tmp_path):
+        assert run(model, tmp_path / "out", suite="reasoning") == (1, None)
+    said = capsys.readouterr().out
+    assert "data set Rowan/hellaswag of the Hub" in said and "--suite reasoning --tasks piqa" in said
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({"mine.py": "suite = 1"}, "eval.harness.suites.mine must define `SUITE`"),
+        (
+            {"mine.py": "from eval.harness.suites.base import SUITE"},
+            "two files in eval.harness.suites define a suite named 'base'",
+        ),
+    ],
+)
+def test_a_broken_suite_is_named(tmp_path, files, message):
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    with added_suites(tmp_path), pytest.raises(ValueError, match=message):
+        suites()

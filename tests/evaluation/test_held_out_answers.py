@@ -9,6 +9,7 @@ import torch
 from tiny_chat import write_rows, write_tiny_chat
 from transformers import AutoTokenizer
 
+from eval.checkpoints.load import ModelFolder
 from eval.losses import __main__ as held_out_answers
 from eval.reports.results import model_identity, read_results
 from modeling_longcat_lite import LongCatLiteForCausalLM
@@ -50,4 +51,4 @@ def test_the_result_file_has_the_loss_of_the_answers(tmp_path, capsys):
 def test_a_file_without_conversations(tmp_path):
     write_rows(tmp_path / "rows.jsonl", [])
     with pytest.raises(ValueError, match=r"`--rows` .* has no conversation"):
-        held_out_answers.measure(tmp_path, tmp_path / "rows.jsonl")
+        held_out_answers.measure(ModelFolder(tmp_path), tmp_path / "rows.jsonl")

@@ -7,11 +7,13 @@ import re
 import sys
 from collections import Counter
 from itertools import pairwise
+from statistics import fmean
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from drawn_figures import drawn_figures
 from tiny_chat import write_tiny_chat
 from transformers import AutoTokenizer
 
@@ -26,7 +28,7 @@ from modeling_longcat_lite import LongCatLiteConfig, LongCatLiteForCausalLM
 
 PROSE = [f"Sentence number {n} of this text says nothing that anybody would ask for." for n in range(50)]
 DEPTHS = [0.0, 0.3, 1.0]
-# What lets prompts of a tokenizer of bytes be short.
+# With these, the prompts of a tokenizer of bytes are short.
 SMALL = ["--digits", "2", "--key-type", "numbers", "--value-type", "numbers", "--shots", "0", "--hops", "1"]
 SMALL += ["--common-words", "1", "--coded-letters", "2", "--variable-letters", "2", "--new-tokens", "6"]
 
@@ -37,7 +39,7 @@ def words_and_marks(sample) -> int:
 
 
 def solve(name: str, prompt: str) -> list[str]:
-    """What a reader answers who has nothing but the prompt: the text behind the worked example, and its question."""
+    """The answer of a reader who has only the prompt: the text after the worked example, and its question."""
     if name in NEEDLE_TASKS:
         asked = re.search(r"magic \w+ for (.*) mentioned in the provided text\?", prompt)[1]
         keys = re.split(r", and |, ", asked)
@@ -90,7 +92,7 @@ def test_prompt_and_answer_fill_the_length(sampler, name):
 
 @pytest.mark.parametrize("depth", DEPTHS)
 @pytest.mark.parametrize("name", NEEDLE_TASKS)
-def test_the_needle_stands_at_its_depth(sampler, name, depth):
+def test_the_needle_is_at_its_depth(sampler, name, depth):
     for number in range(3):
         sample = sampler.sample(name, 2000, depth, number)
         assert all(sample.context.count(f"is: {value}.") == 1 for value in sample.answers)
@@ -99,7 +101,7 @@ def test_the_needle_stands_at_its_depth(sampler, name, depth):
             0 if NEEDLE_TASKS[name].haystack == "needles" else len(re.findall("One of the special", sample.context))
         )
         before = len(sample.context[: sample.context.index(needle)]) / (len(sample.context) - len(needle))
-        # Half a unit of the haystack, and the needles beside it.
+        # Half a unit of the haystack, and the other needles.
         assert abs(before - depth) <= (0.5 * max(len(NOISE), 140) + others * len(needle)) / len(sample.context)
 
 
@@ -189,16 +191,41 @@ def test_the_command_resumes_and_repeats(tiny, tmp_path, monkeypatch):
     cells = cells_of(["niah_single_1", "vt", "fwe"], [640], [0.0, 1.0])
     assert measured + counted == cells and len(cells) == 4
     assert not partial.exists()
-    again = run(tiny, tmp_path, "--lengths", "640", "--batch-size", "4")
+    with drawn_figures() as figures:
+        again = run(tiny, tmp_path, "--lengths", "640", "--batch-size", "4")
     for content in (resumed, again):
         assert content["machine"].pop("date")
     assert resumed == again
     markdown = (tmp_path / "results" / "long_context.md").read_text()
     assert "| `niah_single_1` |" in markdown and f"{again['loss_by_position']['mean']:.3f}" in markdown
     assert "Not RULER's defaults: digits 2" in markdown
-    assert (tmp_path / "results" / "long_context.png").read_bytes().startswith(b"\x89PNG")
+    check_figure(figures["long_context.png"], again)
     of_task = [r for r in again["results"] if r["task"] == "niah_single_1" and r["metric"] == "string_match_all"]
     assert [(r["config"], r["samples"]) for r in of_task] == [("640 tokens", 4)]
+
+
+def check_figure(figure, content):
+    """Percentages by task and by depth, and the loss in the middle of each bin of positions."""
+    by_task, by_depth, loss = figure.panels
+    assert (by_task.title, by_task.x_ticks, by_task.y_ticks) == (
+        "all depths, %",
+        ["640"],
+        ["niah_single_1", "vt", "fwe"],
+    )
+    assert (by_depth.y_label, by_depth.y_ticks) == ("depth of the needle", ["0%", "100%"])
+    means = {
+        task: fmean(cell["string_match_all"] for cell in content["cells"] if cell["task"] == task)
+        for task in by_task.y_ticks
+    }
+    ((tasks,), (depths,)) = by_task.of_kind("image"), by_depth.of_kind("image")
+    assert tasks.values == [[pytest.approx(mean)] for mean in means.values()]
+    assert by_task.texts == [f"{100 * mean:.0f}" for mean in means.values()]
+    assert [row[0] for row in depths.values] == [cell["string_match_all"] for cell in content["cells"][:2]]
+    (line,) = loss.all_series
+    edges = content["loss_by_position"]["edges"]
+    assert line.y == pytest.approx(content["loss_by_position"]["losses"])
+    assert line.x == [(begin + end) / 2 for begin, end in pairwise(edges)]
+    assert (loss.x_scale, loss.x_label, loss.y_label) == ("log", "tokens read before", "loss, nats a token")
 
 
 def test_a_model_that_answers_is_scored(tiny, tmp_path, monkeypatch):
@@ -232,7 +259,7 @@ def test_batches_write_what_single_prompts_write(loaded):
 
 
 def test_batches_without_a_padding_token(tiny):
-    """Of several ends of a sequence one is enough to pad with."""
+    """A model with several ends of a sequence pads with one of them."""
     model = LongCatLiteForCausalLM.from_pretrained(tiny, eos_token_id=[2, 7]).eval()
     tokenizer = AutoTokenizer.from_pretrained(tiny)
     prompts = [tokenizer("Join the strings. " * n)["input_ids"] for n in (5, 1)]
@@ -279,13 +306,13 @@ def test_loss_by_position_is_that_of_a_plain_loop(loaded, tmp_path):
         (["--lengths", "2048"], r"`--lengths` has 2048, above `max_position_embeddings` of the model \(1024\)"),
         (["--tasks", "niah"], "`--tasks` has niah, but there are niah_single_1, "),
         (["--lengths", "64"], "`--lengths` has 64, too short for niah_single_1: its shortest prompt takes"),
-        (["--depths", "1.5"], "`--depths` are from 0"),
-        (["--samples", "0"], "`--samples` is 0, below 1"),
+        (["--depths", "1.5"], "`--depths` is 1.5, but must be from 0 to 1"),
+        (["--samples", "0"], "`--samples` is 0, but must be at least 1"),
         (["--digits", "1", "--tasks", "niah_multikey_2"], "`--digits` 1 gives 9 numbers, too few"),
         (["--loss-length", "1"], "`--loss-length` is 1, but"),
         (["--shots", "2"], "`--shots` is 2"),
-        (["--variable-letters", "1"], "`--variable-letters` is 1, below 2"),
-        (["--lm-eval-ruler"], "lm-eval's ruler knows 4096, 8192"),
+        (["--variable-letters", "1"], "`--variable-letters` is 1, but must be at least 2"),
+        (["--lm-eval-ruler"], "lm-eval's ruler knows only 4096, 8192"),
     ],
 )
 def test_what_cannot_be_measured_is_named(tiny, tmp_path, options, message):
@@ -300,7 +327,7 @@ def test_lengths_end_where_attention_would_be_sparse(tiny, tmp_path):
     with pytest.raises(ValueError, match=r"`--lengths` has 768, above `index_topk` of the model \(600\)"):
         run(sparse, tmp_path)
     arguments = long_context.make_parser().parse_args(["--model", str(sparse)])
-    long_context.checked(arguments, LongCatLiteConfig.from_pretrained(sparse))
+    long_context.complete(arguments, LongCatLiteConfig.from_pretrained(sparse))
     assert arguments.lengths == [256, 512]
 
 
@@ -333,5 +360,5 @@ def test_lm_eval_without_its_data_stops_with_a_message(tiny, monkeypatch, capsys
     lm_eval_ruler.load_ruler(tiny, [4096], seed=1)
     assert drawn[-1] != drawn[0]
     Manager.there = ()
-    with pytest.raises(SystemExit, match="the data of no task could be had"):
+    with pytest.raises(ValueError, match="`--lm-eval-ruler` finds the data of no task"):
         lm_eval_ruler.load_ruler(tiny, [4096], seed=0)

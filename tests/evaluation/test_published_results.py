@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The published numbers are those of the paper's tables, as printed."""
 
-from eval.harness.published import published_suites
-from eval.harness.suites import SUITES
+from eval.harness.suite import suites
 
 # Vanilla, Lite. Source: arXiv 2601.21204v2, Table 1.
 TABLE_1 = """
@@ -25,10 +24,10 @@ MODELS = {
 
 
 def printed(suite: str) -> dict[str, tuple[str, ...]]:
-    """The table of `suite`, as `published_results.yaml` has it, in the words of the paper."""
-    published = published_suites()[suite]
+    """The table of `suite`, as `published.yaml` has it, in the words of the paper."""
+    published = suites()[suite].published
     return {
-        published.names[benchmark]: tuple(str(scores.get(model, "-")) for model in MODELS[suite])
+        published.names[benchmark]: tuple(scores.get(model, "-") for model in MODELS[suite])
         for benchmark, scores in published.scores.items()
     }
 
@@ -47,9 +46,9 @@ def test_table_2():
 
 
 def test_every_number_has_its_source_and_every_benchmark_a_way_to_be_measured():
-    for suite, published in published_suites().items():
-        assert {benchmark.name for benchmark in SUITES[suite]} == set(published.scores)
-        for scores in published.scores.values():
-            assert {score.source for score in scores.values()} == {published.source}
-            assert published.this_model in scores
-    assert [published.source[-7:] for published in published_suites().values()] == ["Table 1", "Table 2"]
+    tables = [(suite, suite.published) for suite in suites().values() if suite.published]
+    for suite, published in tables:
+        assert {benchmark.name for benchmark in suite.benchmarks} == set(published.scores)
+        assert all(published.models[0] in scores for scores in published.scores.values())
+        assert published.source in suite.about
+    assert [published.source[-7:] for _, published in tables] == ["Table 1", "Table 2"]

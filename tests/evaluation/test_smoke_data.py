@@ -6,8 +6,11 @@ from collections import Counter
 
 import pytest
 
-from eval.harness.smoke import REQUESTS, fresh_conversations, smoke_rows, write_smoke_tasks
-from eval.harness.smoke_tasks.tool_call_metrics import process_results
+from eval.checkpoints.load import ModelFolder
+from eval.harness.suite import suites
+from eval.harness.suites.smoke.rows import REQUESTS, fresh_conversations, smoke_rows
+from eval.harness.suites.smoke.tool_call_metrics import process_results
+from modeling_longcat_lite import LongCatLiteConfig
 from tokenization.tool_calls import parse_tool_calls, render_tool_call
 from tokenization.train_tokenizer import train_tokenizer
 from training.data.documentation import split, text_key
@@ -76,7 +79,10 @@ def test_what_a_written_call_is_worth(text, one_call, right_tool, right_call):
 
 
 def test_the_same_seed_writes_the_same_files(tokenizer, tmp_path):
-    hashes = [write_smoke_tasks(tmp_path / str(n), tokenizer, seed) for n, seed in enumerate((0, 0, 1))]
+    LongCatLiteConfig().save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    model, prepare = ModelFolder(tmp_path / "model"), suites()["smoke"].prepare
+    hashes = [prepare(tmp_path / str(n), model, seed) for n, seed in enumerate((0, 0, 1))]
     assert hashes[0] == hashes[1] != hashes[2]
     for path in (tmp_path / "0").glob("*.jsonl"):
         assert path.read_bytes() == (tmp_path / "1" / path.name).read_bytes()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Result files: whose numbers they are, and what a broken one is told."""
+"""Result files: which model was measured, and what is wrong with a broken file."""
 
 import json
 import shutil
@@ -37,7 +37,7 @@ def test_identity_survives_shards_and_another_folder(model, tmp_path):
 
 
 def test_numbers_of_a_released_config_are_those_of_the_model_saved_again(tmp_path):
-    """The kind of RoPE is said with `type` there, and with both keys by what this package writes."""
+    """Two spellings of the kind of RoPE give the same model."""
     LongCatLiteForCausalLM.from_pretrained(CONFORMANCE / "yarn").save_pretrained(tmp_path / "saved")
     folders = (tmp_path / "saved", shutil.copytree(CONFORMANCE / "yarn", tmp_path / "released"))
     hashes = [{config_hash(folder), config_hash(folder, respelled=True)} for folder in folders]
@@ -94,10 +94,10 @@ def test_broken_results_are_named(tmp_path, changes, message):
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"model": {}}'])
-def test_what_is_no_result_file(tmp_path, text):
+def test_another_kind_of_file_is_named(tmp_path, text):
     path = tmp_path / "results.json"
     path.write_text(text)
-    with pytest.raises(ValueError, match="is no result file"):
+    with pytest.raises(ValueError, match="is not a result file"):
         read_results(path)
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""RULER's needle tasks: what a magic number is, where it stands, and what it hides among (arXiv 2404.06654, table 2).
+"""RULER's needle tasks: what a magic number is, where it is, and what hides it (arXiv 2404.06654, table 2).
 
     One of the special magic numbers for blue-harbor is: 4821903.
     ...
@@ -16,7 +16,7 @@
 | `niah_multivalue` | prose | 1 word | 4 numbers | 4 |
 | `niah_multiquery` | prose | 4 words | 1 number | 4 |
 
-The first needle asked for stands at the given depth, the others at depths drawn at random.
+The first needle asked for is at the given depth, the others are at random depths.
 """
 
 import random
@@ -32,8 +32,8 @@ from eval.long_context.ruler.sample import RulerOptions, Sample
 
 NOISE = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."
 NEEDLE = "One of the special magic {kind} for {key} is: {value}."
-SENTENCE_WORDS = range(4, 41)  # of prose: what is shorter is a heading, what is longer a table
-DRAWS = 1000  # after which what is not drawn yet is taken for not there
+SENTENCE_WORDS = range(4, 41)  # of prose: shorter ones are headings, longer ones tables
+DRAWS = 1000  # without a new value, after which there is none left
 SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
 
 
@@ -63,15 +63,15 @@ NEEDLE_TASKS = {
 
 @cache
 def word_list(part: str) -> list[str]:
-    """English `nouns`, `adjectives` or `verbs` of the wonderwords package, sorted; none of two words."""
+    """English `nouns`, `adjectives` or `verbs` of the wonderwords package, sorted, each a single word."""
     return sorted(set(RandomWord().filter(include_categories=[part], exclude_with_spaces=True)))
 
 
 def prose(texts: Iterable[str], source: str) -> list[str]:
-    """The sentences of `texts` that are prose: no headings, code or grammar, white space collapsed.
+    """The sentences of `texts`, without headings, code and grammar, with white space collapsed.
 
     Raises:
-        `ValueError`: naming `source`, when there is no such sentence.
+        `ValueError`: naming `source`, if there is no such sentence.
     """
     sentences = []
     for text in texts:
@@ -85,22 +85,22 @@ def prose(texts: Iterable[str], source: str) -> list[str]:
 
 
 class Distinct:
-    """Random keys and values, none of them twice.
+    """Random keys and values, all different.
 
     Args:
-        draw (`random.Random`): Where they come from.
-        digits (`int`): Of a number.
-        taken (`Iterable[str]`): What is not to be drawn.
+        draw (`random.Random`): Draws them.
+        digits (`int`): Digits of a number.
+        taken (`Iterable[str]`): Values that must not be drawn.
     """
 
     def __init__(self, draw: random.Random, digits: int, taken: Iterable[str] = ()):
         self.draw, self.digits, self.taken = draw, digits, set(taken)
 
     def one(self, kind: str, keep: bool = True) -> str:
-        """A new `words` (adjective-noun), `numbers` or `uuids`; without `keep`, it may be drawn again.
+        """A new value of `kind`: `words` (adjective-noun), `numbers` or `uuids`. Without `keep` it may be drawn again.
 
         Raises:
-            `ValueError`: there are too few numbers of `digits` digits.
+            `ValueError`: if there are too few numbers of `digits` digits.
         """
         for _ in range(DRAWS):
             if kind == "words":
@@ -117,20 +117,20 @@ class Distinct:
 
 
 def insert_at_depths(units: list[str], needles: Sequence[tuple[float, str]]) -> list[str]:
-    """`units` with each needle at the boundary where its share of the characters is nearest: 0 in front, 1 behind."""
+    """`units` with each needle at the boundary nearest to its depth: 0 is before all characters, 1 after them."""
     ends = [0]
     for unit in units:
         ends.append(ends[-1] + len(unit))
     places = [min(range(len(ends)), key=lambda end: abs(ends[end] - depth * ends[-1])) for depth, _ in needles]
     woven = list(units)
-    # From the back, so that earlier places stay what they were.
+    # From the end, so that earlier places stay the same.
     for place, (_, needle) in sorted(zip(places, needles, strict=True), key=lambda pair: pair[0], reverse=True):
         woven.insert(place, needle)
     return woven
 
 
 def haystack(task: NeedleTask, size: int, seed: str, taken: Iterable[str], options: RulerOptions) -> list[str]:
-    """`size` lines of noise, lines of other needles, or words of prose in sentences. A smaller one begins a larger."""
+    """`size` lines of noise or of other needles, or words of prose. A larger haystack begins with the smaller one."""
     draw = random.Random(f"{seed} haystack")
     if task.haystack == "noise":
         return [NOISE] * size
@@ -152,8 +152,10 @@ def haystack(task: NeedleTask, size: int, seed: str, taken: Iterable[str], optio
     return lines
 
 
-def needle_sample(task: NeedleTask, size: int, depth: float | None, seed: str, options: RulerOptions) -> Sample:
-    """A sample whose haystack has `size` units; the same seed draws the same needles for every size and depth."""
+def needle_sample(
+    task: NeedleTask, size: int, length: int, depth: float | None, seed: str, options: RulerOptions
+) -> Sample:
+    """A sample whose haystack has `size` units. The same seed draws the same needles for every size and depth."""
     draw = random.Random(f"{seed} needles")
     tokens = Distinct(draw, options.digits)
     key_type, value_type = options.key_type or task.key_type, options.value_type or task.value_type

@@ -1,80 +1,83 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A sample of RULER, what may be chosen about it, and how an answer is scored."""
+"""A sample of RULER, the options that can make it easier, and the score of an answer."""
 
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from tokenization.number_options import check_number
 
 NEVER_PRINTED = re.compile(r"[\x00-\x1f]")
 KINDS = ("words", "numbers", "uuids")
 
 
+def option(default: Any, help: str, choices: tuple[str, ...] | None = None, **bounds: int) -> Any:
+    """A field that is also an option of the command, with the bounds of [`check_number`] or with choices."""
+    return field(default=default, metadata={"help": help, **({"choices": choices} if choices else {"bounds": bounds})})
+
+
 @dataclass(frozen=True)
 class RulerOptions:
-    """What is RULER's by default and may be made easier for small models.
+    """What can be made easier for small models; the defaults are RULER's. `prose` has the haystack's sentences.
 
-    Args:
-        prose (`list[str]`): Sentences of the prose haystack.
-        digits (`int`, defaults to 7): Of a magic number.
-        key_type (`str`, *optional*): `words`, `numbers` or `uuids` for the keys of every needle task.
-        value_type (`str`, *optional*): The same for the values.
-        shots (`int`, defaults to 1): Worked examples in front of `vt` and `cwe`, 0 or 1.
-        hops (`int`, defaults to 4): Assignments that follow the first in a chain of `vt`.
-        variable_letters (`int`, defaults to 5): Of a variable of `vt`.
-        common_words (`int`, defaults to 10): Words that `cwe` asks for.
-        coded_letters (`int`, defaults to 6): Of a word of `fwe`.
+    Raises:
+        `ValueError`: naming the option that is out of bounds.
     """
 
     prose: list[str]
-    digits: int = 7
-    key_type: str | None = None
-    value_type: str | None = None
-    shots: int = 1
-    hops: int = 4
-    variable_letters: int = 5
-    common_words: int = 10
-    coded_letters: int = 6
+    digits: int = option(7, "digits of a magic number", least=1)
+    key_type: str | None = option(None, "type of all keys; the task's own if left out", KINDS)
+    value_type: str | None = option(None, "type of all values; the task's own if left out", KINDS)
+    shots: int = option(1, "worked examples before vt and cwe, 0 or 1", least=0, most=1)
+    hops: int = option(4, "assignments in a chain of vt, after the first", least=1)
+    variable_letters: int = option(5, "letters of a variable of vt", least=2)
+    common_words: int = option(10, "words that cwe asks for", least=1)
+    coded_letters: int = option(6, "letters of a word of fwe", least=2)
 
     def __post_init__(self):
-        limits = (("digits", 1), ("hops", 1), ("variable_letters", 2), ("common_words", 1), ("coded_letters", 2))
-        for name, least in limits:
-            if getattr(self, name) < least:
-                raise ValueError(f"`--{name.replace('_', '-')}` is {getattr(self, name)}, below {least}")
-        if self.shots not in (0, 1):
-            raise ValueError(f"`--shots` is {self.shots}, but a prompt has one worked example or none (1 or 0)")
-        for name in ("key_type", "value_type"):
-            if getattr(self, name) not in (None, *KINDS):
-                raise ValueError(f"`--{name.replace('_', '-')}` is {getattr(self, name)}, not one of {KINDS}")
+        for one in fields(self):
+            if bounds := one.metadata.get("bounds"):
+                check_number(f"--{one.name.replace('_', '-')}", getattr(self, one.name), **bounds)
 
     def described(self) -> dict:
-        """All but the text."""
+        """All options, without the text."""
         return {name: value for name, value in asdict(self).items() if name != "prose"}
+
+    @classmethod
+    def unusual(cls, settings: dict[str, Any]) -> list[str]:
+        """What in `settings` is not RULER's default, in words."""
+        return [
+            f"{one.name.replace('_', ' ')} {settings[one.name]}"
+            for one in fields(cls)
+            if one.metadata and settings[one.name] != one.default
+        ]
 
 
 @dataclass(frozen=True)
 class Sample:
-    """A prompt in its parts, and the strings that a right answer holds."""
+    """The parts of a prompt, and the strings that a right answer contains."""
 
     task: str
     context: str
     question: str
-    prefix: str  # how the answer begins; the model goes on
+    prefix: str  # the beginning of the answer, which the model continues
     answers: tuple[str, ...]
-    example: str = ""  # a worked example, with the empty line behind it
+    example: str = ""  # a worked example and an empty line
 
     @property
     def said_by_user(self) -> str:
-        """Everything but the beginning of the answer."""
+        """Everything before the answer."""
         return f"{self.example}{self.task}\n{self.context}\n{self.question}"
 
 
 def matched(text: str, answers: tuple[str, ...]) -> float:
-    """RULER's `string_match_all` of one sample: share of `answers` that `text` holds, upper and lower case alike."""
+    """RULER's `string_match_all` of one sample: the share of `answers` in `text`, regardless of case."""
     said = NEVER_PRINTED.sub("\n", text.strip()).strip().lower()
     return sum(answer.lower() in said for answer in answers) / len(answers)
 
 
 def matched_any(text: str, answers: tuple[str, ...]) -> float:
-    """RULER's `string_match_part` of one sample: 1 if `text` holds any of `answers`, else 0."""
+    """RULER's `string_match_part` of one sample: 1 if any of `answers` is in `text`, else 0."""
     return float(matched(text, answers) > 0)
 
 

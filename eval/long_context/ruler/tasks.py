@@ -1,74 +1,52 @@
 # SPDX-License-Identifier: Apache-2.0
 """RULER's synthetic tasks by name, and samples of them that fill a length in tokens (arXiv 2404.06654).
 
-A sample of length L is a prompt whose tokens, and those that the task allows for the answer, are L or a few less. The
-haystack grows until it fits no more. A sample depends on seed, task, length and number only, and its needles are the
+Prompt and answer, with as many tokens as the task allows for it, have the wanted length or a few tokens less: the
+haystack is about the largest that fits. A sample depends only on seed, task, length and number; its needles are the
 same at every depth.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from eval.long_context.ruler.needles import NEEDLE_TASKS, needle_sample
 from eval.long_context.ruler.sample import RulerOptions, Sample
 from eval.long_context.ruler.words import FEWEST_CODED, cwe_sample, fwe_sample, listed_words, vt_sample
 
 FINENESS = 256  # the haystack is within a 256th of the largest that fits, or within one unit
-PROBE = 64  # units that the first estimate of a size is made from
+PROBE = 64  # units that the first estimate of the size measures
 
 
 @dataclass(frozen=True)
 class RulerTask:
-    """A task: how a sample is drawn, and how many tokens the answer may take.
+    """A task: how a sample is drawn, and how many tokens the answer may have.
 
     Args:
-        build (`Callable`): A sample from (size, length, depth, seed, options).
-        new_tokens (`int`): What RULER lets a model write.
-        smallest (`Callable`): The least size, given the options.
-        largest (`Callable`): The greatest size.
-        by_depth (`bool`): Whether a needle stands at a depth.
+        build (`Callable`): Makes a sample from (size, length, depth, seed, options).
+        new_tokens (`int`): Tokens that RULER allows for an answer.
+        smallest (`Callable`): The smallest size with the given options.
+        largest (`Callable`): The largest size.
+        by_depth (`bool`): Whether a needle is put at a depth.
     """
 
     build: Callable[[int, int, float | None, str, RulerOptions], Sample]
     new_tokens: int
-    smallest: Callable[[RulerOptions], int]
-    largest: Callable[[], int]
+    smallest: Callable[[RulerOptions], int] = lambda options: 1
+    largest: Callable[[], int] = lambda: 2**30
     by_depth: bool = False
 
 
-def unlimited() -> int:
-    """No haystack has more units than this."""
-    return 2**30
-
-
-def needle_task(name: str) -> RulerTask:
-    """One of `NEEDLE_TASKS`."""
-
-    def build(size: int, length: int, depth: float | None, seed: str, options: RulerOptions) -> Sample:
-        return needle_sample(NEEDLE_TASKS[name], size, depth, seed, options)
-
-    return RulerTask(build, 128, lambda options: 1, unlimited, by_depth=True)
-
-
-def text_task(sample: Callable, new_tokens: int, smallest: Callable, largest: Callable = unlimited) -> RulerTask:
-    """One of `eval.long_context.ruler.words`, which know no depth."""
-
-    def build(size: int, length: int, depth: float | None, seed: str, options: RulerOptions) -> Sample:
-        return sample(size, length, seed, options)
-
-    return RulerTask(build, new_tokens, smallest, largest)
-
-
 RULER_TASKS = {
-    **{name: needle_task(name) for name in NEEDLE_TASKS},
-    "vt": text_task(vt_sample, 30, lambda options: 1),
-    "cwe": text_task(cwe_sample, 120, lambda options: 2 * options.common_words, lambda: len(listed_words())),
-    "fwe": text_task(fwe_sample, 50, lambda options: FEWEST_CODED),
+    **{name: RulerTask(partial(needle_sample, task), 128, by_depth=True) for name, task in NEEDLE_TASKS.items()},
+    "vt": RulerTask(vt_sample, 30),
+    "cwe": RulerTask(cwe_sample, 120, lambda options: 2 * options.common_words, lambda: len(listed_words())),
+    "fwe": RulerTask(fwe_sample, 50, lambda options: FEWEST_CODED),
 }
 
 
 def largest_fitting(tokens_of: Callable[[int], int], room: int, smallest: int, largest: int) -> int | None:
-    """The size that fills `room` tokens, to within `FINENESS`; `None` when even `smallest` is too large."""
+    """The size that fills `room` tokens, to within `FINENESS`; `None` if even `smallest` is too large."""
     begin = tokens_of(smallest)
     if begin > room:
         return None
@@ -88,13 +66,13 @@ def largest_fitting(tokens_of: Callable[[int], int], room: int, smallest: int, l
 
 
 class Sampler:
-    """Samples of a model's tokenizer and prompts.
+    """Samples whose length is counted in a model's tokens.
 
     Args:
-        count_tokens (`Callable[[Sample], int]`): Tokens of a sample as the model reads it.
-        options (`RulerOptions`): See there.
+        count_tokens (`Callable[[Sample], int]`): Counts the tokens of a sample as the model reads it.
+        options (`RulerOptions`): What makes the tasks easier.
         seed (`int`): Another one gives other samples.
-        new_tokens (`int`, *optional*): Of every answer; those of the tasks by default.
+        new_tokens (`int`, *optional*): Tokens of every answer; the task's own number by default.
     """
 
     def __init__(
@@ -103,11 +81,11 @@ class Sampler:
         self.count_tokens, self.options, self.seed, self.new_tokens = count_tokens, options, seed, new_tokens
 
     def answer_tokens(self, task: str) -> int:
-        """What the model may write."""
+        """Tokens that the model may write."""
         return RULER_TASKS[task].new_tokens if self.new_tokens is None else self.new_tokens
 
     def check(self, task: str, length: int, samples: int) -> None:
-        """Whether the smallest prompt of every sample fits.
+        """Refuse a length that is too short for the smallest prompt of a sample.
 
         Raises:
             `ValueError`: naming the task and the length that it needs.

@@ -2,8 +2,10 @@
 """RULER's tasks on whole texts (arXiv 2404.06654, sections 3.2 and 3.3): variable tracking, common and frequent words.
 
 * `vt`: `VAR AB = 12345`, and further down `VAR CD = VAR AB`: which variables have the value 12345?
-* `cwe`: a numbered list in which ten words stand more often than the others.
-* `fwe`: made-up words whose counts fall as the square of their rank, the first of which are dots.
+* `cwe`: a numbered list in which ten words occur more often than the others.
+* `fwe`: made-up words whose counts fall with the square of their rank; the most frequent one is dots.
+
+None has a depth: that argument is there because all tasks have the same.
 """
 
 import random
@@ -16,11 +18,11 @@ from eval.long_context.ruler.needles import NOISE, word_list
 from eval.long_context.ruler.sample import RulerOptions, Sample
 
 EXAMPLE_NOISE = 5  # lines
-LONG = 4096  # tokens from which `cwe` repeats words as often as in the paper
-FEWEST_CODED = 27  # words of `fwe`, of which the third that is asked for stands once
+LONG = 4096  # tokens: from this length on, `cwe` repeats words as often as in the paper
+FEWEST_CODED = 27  # words of `fwe`: with fewer, the third word asked for would not occur
 
 
-def vt_sample(size: int, length: int, seed: str, options: RulerOptions) -> Sample:
+def vt_sample(size: int, length: int, depth: float | None, seed: str, options: RulerOptions) -> Sample:
     """Variable tracking: one chain of assignments in `size` lines of noise."""
     draw = random.Random(f"{seed} variables")
     letters = options.variable_letters
@@ -37,7 +39,7 @@ def tracked(names: list[str], value: int, size: int, draw: random.Random) -> Sam
     chain = [f"VAR {names[0]} = {value}"]
     chain += [f"VAR {name} = VAR {former}" for former, name in pairwise(names)]
     lines = [f"{NOISE}\n"] * size
-    if size <= len(chain):  # as many places as a short text has
+    if size <= len(chain):  # a short text gets more places: between sentences
         lines = [f"{sentence}." for line in lines for sentence in line.strip().removesuffix(".").split(". ")]
     places = sorted(draw.choices(range(len(lines) + 1), k=len(chain)))
     for shift, (place, assignment) in enumerate(zip(places, chain, strict=True)):
@@ -54,11 +56,11 @@ def tracked(names: list[str], value: int, size: int, draw: random.Random) -> Sam
 
 @cache
 def listed_words() -> list[str]:
-    """The words that `cwe` draws from."""
+    """The words from which `cwe` draws."""
     return sorted({word for part in ("nouns", "adjectives", "verbs") for word in word_list(part)})
 
 
-def cwe_sample(size: int, length: int, seed: str, options: RulerOptions) -> Sample:
+def cwe_sample(size: int, length: int, depth: float | None, seed: str, options: RulerOptions) -> Sample:
     """Common words: `size` distinct words in a numbered list, some of which are repeated more often."""
     draw = random.Random(f"{seed} words")
     vocabulary = list(listed_words())
@@ -75,7 +77,7 @@ def cwe_sample(size: int, length: int, seed: str, options: RulerOptions) -> Samp
 
 
 def listed(words: list[str], common: int, repeats: list[int] | tuple[int, ...], draw: random.Random) -> Sample:
-    """The first `common` of `words` repeated `repeats[0]` times and the others `repeats[1]` times, in any order."""
+    """The first `common` words repeated `repeats[0]` times and the others `repeats[1]` times, shuffled."""
     order = words[:common] * repeats[0] + words[common:] * repeats[1]
     draw.shuffle(order)
     return Sample(
@@ -87,14 +89,14 @@ def listed(words: list[str], common: int, repeats: list[int] | tuple[int, ...], 
     )
 
 
-def fwe_sample(size: int, length: int, seed: str, options: RulerOptions) -> Sample:
-    """Frequent words: about `size` made-up words, of rank k so many as `size / (k ** 2 * zeta(2))`."""
+def fwe_sample(size: int, length: int, depth: float | None, seed: str, options: RulerOptions) -> Sample:
+    """Frequent words: about `size` made-up words; that of rank r occurs `size / (r ** 2 * zeta(2))` times."""
     draw = random.Random(f"{seed} words")
     words = distinct_words(
         max(5, length // 50), string.ascii_lowercase, options.coded_letters, draw, "--coded-letters"
     )
     words[0] = "..."  # noise
-    while (counts := coded_counts(size, len(words)))[3] == counts[4]:  # nobody could say which are the three
+    while (counts := coded_counts(size, len(words)))[3] == counts[4]:  # the three would not be defined
         size -= 1
     text = [word for word, count in zip(words, counts, strict=True) for _ in range(count)]
     random.Random(f"{seed} order").shuffle(text)
@@ -115,10 +117,10 @@ def coded_counts(size: int, ranks: int) -> list[int]:
 
 
 def distinct_words(count: int, alphabet: str, letters: int, draw: random.Random, option: str) -> list[str]:
-    """Random strings, no two of them equal.
+    """Random strings, all different.
 
     Raises:
-        `ValueError`: naming `option`, when so many letters do not give so many words.
+        `ValueError`: naming `option`, if so few letters do not give enough words.
     """
     if len(alphabet) ** letters < 2 * count:
         raise ValueError(f"`{option}` is {letters}, which gives too few words: {count} are needed")

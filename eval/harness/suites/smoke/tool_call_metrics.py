@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a generated text is worth as a tool call; lm-eval calls it for `pydoc_tool_call`."""
+"""Scores a generated tool call; lm-eval calls this for `pydoc_tool_call`."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from tokenization.tool_calls import ToolCallError, parse_tool_calls
 
 
 def process_results(doc: dict[str, Any], results: list[str]) -> dict[str, int]:
-    """0 or 1 for: one well-formed call, of the right tool, with the right arguments.
+    """Whether the text has exactly one well-formed call, of the right tool, with the right arguments: 0 or 1 each.
 
     `doc["call"]` is the right call as the chat template writes it.
     """

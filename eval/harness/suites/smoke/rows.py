@@ -1,13 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Data of the smoke suite: rows made from Python's documentation, as JSON Lines, with tasks that read them.
+"""Documents of the smoke suite's tasks, made from Python's documentation.
 
-A task is a file of `smoke_tasks/` and where its rows are; `lm_eval run --include_path FOLDER` takes the folder too.
-
-The split is that of `training.demo`: `core` is what the demo repeats in training, builtins with an answer long enough
-to be told from others; `held_out` it never sees. The same Python and seed give the same files.
+The split is that of `training.demo`: `core` is what the demo repeats in training, builtins whose answers are long
+enough to be told from others; `held_out` it never sees. The same Python and seed give the same documents.
 """
 
-import hashlib
 import json
 import random
 import subprocess
@@ -16,26 +13,22 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from modeling_longcat_lite.whole_files import write_whole
 from tokenization.tool_calls import render_tool_call
-from training.data.documentation import Conversation, core_conversations, split
+from training.data.documentation import Conversation, core_conversations, documentation_conversations, split
 
-SMOKE_TASKS = Path(__file__).parent / "smoke_tasks"
-ROOT = Path(__file__).parents[2]
-CONVERSATIONS = """
+ROOT = Path(__file__).parents[4]
+CONVERSATIONS = f"""
 import json
-from training.data.documentation import documentation_conversations
-print(json.dumps([(conversation.name, conversation.turns) for conversation in documentation_conversations()]))
+from {documentation_conversations.__module__} import {documentation_conversations.__name__}
+print(json.dumps([(one.name, one.turns) for one in {documentation_conversations.__name__}()]))
 """
 WRONG_CHOICES = 3
-GENERATED_ANSWERS = 64  # of the core: decoding takes longer than scoring
+GENERATED_ANSWERS = 64  # questions: decoding takes longer than scoring
 TOOL_REQUESTS = 40
 Row = dict[str, Any]
 
 
-# What the model may call. Templates read name, arguments and description off the functions; nobody runs them.
+# What the model may call. The chat template reads names, arguments and descriptions; nothing calls the functions.
 def read_documentation(subject: str):
     """Show the documentation of a Python object.
 
@@ -70,10 +63,7 @@ REQUESTS = {
 
 @cache
 def fresh_conversations() -> list[Conversation]:
-    """[`documentation_conversations`] of a process of its own.
-
-    Libraries add methods of theirs to classes of the standard library, and their docstrings with them.
-    """
+    """[`documentation_conversations`] of a new process: imported libraries add methods to Python's classes."""
     run = subprocess.run([sys.executable, "-c", CONVERSATIONS], cwd=ROOT, check=True, capture_output=True, text=True)
     return [Conversation(name, tuple(map(tuple, turns))) for name, turns in json.loads(run.stdout)]
 
@@ -84,7 +74,7 @@ def text_rows(conversations: list[Conversation]) -> list[Row]:
 
 
 def choice_rows(conversations: list[Conversation], draw: random.Random) -> list[Row]:
-    """Each question with its answer among three answers to others of `conversations`."""
+    """Each question with its answer and three answers to other questions."""
     rows = []
     for conversation in conversations:
         others = draw.sample([c.answer for c in conversations if c is not conversation], WRONG_CHOICES)
@@ -95,15 +85,15 @@ def choice_rows(conversations: list[Conversation], draw: random.Random) -> list[
 
 
 def answer_rows(conversations: list[Conversation], draw: random.Random) -> list[Row]:
-    """Questions to be answered by writing, not by choosing."""
+    """Questions that the model answers by writing."""
     drawn = draw.sample(conversations, min(GENERATED_ANSWERS, len(conversations)))
     return [{"question": conversation.question, "answer": conversation.answer} for conversation in drawn]
 
 
 def tool_rows(tokenizer, conversations: list[Conversation], draw: random.Random) -> list[Row]:
-    """Requests that one of `TOOLS` answers, as rendered prompts, with the right call among three wrong ones.
+    """Requests for one of `TOOLS`, as rendered prompts, with the right call and three wrong ones.
 
-    The wrong ones: another tool for the same subject, the same tool for another subject, and both wrong.
+    Wrong are: another tool for the same subject, the same tool for another subject, another tool and another subject.
     """
     subjects = [c.name.removeprefix("builtins.") for c in conversations if not c.name.startswith("topics.")]
     rows = []
@@ -123,7 +113,7 @@ def tool_rows(tokenizer, conversations: list[Conversation], draw: random.Random)
 
 
 def smoke_rows(tokenizer, seed: int) -> dict[str, list[Row]]:
-    """The rows of every task of the smoke suite, by the task's name."""
+    """The documents of every task. `seed` decides on wrong answers, their order, and the subjects of tool calls."""
     train, held_out = split(fresh_conversations())
     core = core_conversations(train)
     tools = tool_rows(tokenizer, core + held_out, random.Random(f"{seed} tools"))
@@ -138,31 +128,4 @@ def smoke_rows(tokenizer, seed: int) -> dict[str, list[Row]]:
     }
 
 
-def write_smoke_tasks(folder: Path, tokenizer, seed: int) -> str:
-    """Write rows and tasks of the smoke suite.
-
-    Args:
-        folder (`Path`): Where to; made if it is not there.
-        tokenizer: With a chat template, which renders the prompts of the tool tasks.
-        seed (`int`): Of what is drawn: wrong answers, their order, subjects of tool calls.
-
-    Returns:
-        `str`: SHA-256 of all rows and of the files that say how they are scored, in hexadecimal.
-    """
-    folder, digest = folder.resolve(), hashlib.sha256()
-    for file in sorted(SMOKE_TASKS.glob("*y*")):
-        if file.is_file():
-            digest.update(file.read_bytes())
-    for task, rows in smoke_rows(tokenizer, seed).items():
-        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        digest.update(text.encode())
-        data = folder / f"{task}.jsonl"
-        if not data.exists() or data.read_text(encoding="utf-8") != text:  # a new file would be cached anew
-            write_whole(data, text)
-        kwargs = {"data_files": {"test": str(data)}, "cache_dir": str(folder / "cache")}
-        config = {"include": str(SMOKE_TASKS / f"{task}.yaml"), "dataset_kwargs": kwargs}
-        write_whole(folder / f"{task}.yaml", yaml.safe_dump(config))
-    return digest.hexdigest()
-
-
-__all__ = ["fresh_conversations", "smoke_rows", "write_smoke_tasks"]
+__all__ = ["REQUESTS", "fresh_conversations", "smoke_rows"]
