@@ -5,23 +5,23 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from eval.ngrams.working_set.report import COLOURS, heading, percent
+from eval.ngrams.presentation import COLOURS, heading, percent
 from eval.reports.files import markdown_table, save_figure
 
 COLLISIONS = """\
-A table has a *collision* for every distinct n-gram beyond the first of its row; *sharing* are the n-grams that are not
-alone in their row. *Expected* is what as many distinct n-grams would give if each fell on a row at random. *Hit rate*
-is the share of the rows that this text ever reads; it grows with the text.
+A table has a *collision* for every distinct n-gram beyond the first in its row; *sharing* counts the n-grams that
+share their row. *Expected* is the number for as many distinct n-grams if each read a row at random. *Hit rate* is the
+share of the rows that this text reads at all; it grows with the text.
 """
 USED = """\
-The rows that are read most, of the first table of each order, and the n-grams behind them with their reads, the most
-read first. A short n-gram stands at the beginning of a document. Where a row has more than one n-gram, they all get
-the same vector of this table.
+The most read rows of the first table of each order, and the n-grams that read them with their number of reads, most
+read first. A shorter n-gram is at the beginning of a document. N-grams in the same row all get the same vector from
+this table.
 """
 
 
 def rules_table(rules: list[dict]) -> str:
-    """One line a rule."""
+    """One line per rule."""
     lines = [
         [rule["rule"], "kept" if rule["kept"] else "**warning**", f"{rule['value']:.4g}", f"{rule['limit']:g}"]
         for rule in rules
@@ -31,7 +31,7 @@ def rules_table(rules: list[dict]) -> str:
 
 
 def collisions_table(tables: list[dict]) -> str:
-    """One line a table."""
+    """One line per table."""
     header = ["table", "rows", "distinct n-grams", "hit rate", "collisions", "expected", "sharing", "expected"]
     lines = [
         [
@@ -50,11 +50,11 @@ def collisions_table(tables: list[dict]) -> str:
 
 
 def norms_table(norms: dict) -> str:
-    """What the first attention is added to, and what it is made of."""
+    """Norms of the embedding, of its parts, and of the first attention."""
     names = {
-        "word_term": "word row, as it is added",
-        "ngram_terms": "n-gram rows, projected, / terms",
-        "embedding": "embedding, amplified as the config says",
+        "word_term": "word embedding, scaled as it is added",
+        "ngram_terms": "projected n-gram rows, divided by the number of terms",
+        "embedding": "embedding, amplified by the config's rule",
         "attention": "output of the first attention",
     }
     lines = [[label, f"{norms[key]:.4g}"] for key, label in names.items()]
@@ -63,7 +63,7 @@ def norms_table(norms: dict) -> str:
 
 
 def as_code(text: str) -> str:
-    """A text of any characters in a cell of a table."""
+    """Any text as code in a cell of a table."""
     return "`" + repr(text).replace("`", "'").replace("|", "\\|") + "`"
 
 
@@ -71,14 +71,14 @@ def used_table(entries: list[dict]) -> str:
     """The most used rows of an order."""
     lines = []
     for entry in entries:
-        behind = ", ".join(f"{as_code(ngram['text'])} {ngram['reads']:,}" for ngram in entry["ngrams"])
+        ngrams = ", ".join(f"{as_code(ngram['text'])} {ngram['reads']:,}" for ngram in entry["ngrams"])
         more = entry["distinct"] - len(entry["ngrams"])
         lines.append(
             [
                 f"{entry['row']:,}",
                 f"{entry['reads']:,}",
                 str(entry["distinct"]),
-                behind + (f", {more} more" if more else ""),
+                ngrams + (f", {more} more" if more else ""),
             ]
         )
     return markdown_table(["row", "reads", "n-grams", "the n-grams"], lines)
@@ -88,7 +88,7 @@ def as_markdown(results: dict, name: str) -> str:
     """The whole report; its chart is `{name}.png`."""
     sections = [
         f"# N-gram tables\n\n{heading(results)}",
-        "## Rules\n\nOf arXiv 2601.21204, section 3.2; *occupied rows* is not from there.\n\n"
+        "## Rules\n\nThe rules of arXiv 2601.21204, section 3.2, and *occupied rows*, which is not in the paper.\n\n"
         + rules_table(results["rules"]),
         f"![Hit rates and collisions]({name}.png)\n",
     ]
@@ -103,14 +103,14 @@ def as_markdown(results: dict, name: str) -> str:
 
 
 def draw(results: dict, path: Path):
-    """Hit rate against tokens, collisions beside chance, and with a model its norms."""
+    """Hit rate against tokens, collisions compared with chance, and, with a model, its norms."""
     panels = 3 if "norms" in results else 2
     figure = Figure(figsize=(5.5 * panels, 4.2), layout="constrained")
     hits, collisions, *rest = figure.subplots(1, panels)
     for colour, (order, part) in zip(COLOURS, results["orders"].items(), strict=False):
         rates = [100 * rate for rate in part["hit_rate_by_tokens"]]
         hits.plot(results["curve_tokens"], rates, "o-", ms=3, color=colour, label=order)
-    hits.set(xscale="log", ylim=(0, None), xlabel="tokens seen", ylabel="rows ever read, %", title="Hit rate")
+    hits.set(xscale="log", ylim=(0, None), xlabel="tokens read", ylabel="rows read, %", title="Hit rate")
     hits.grid(alpha=0.3)
     hits.legend()
     tables = results["tables"]
