@@ -137,8 +137,9 @@ ROOMS_MAY_IMPORT = {
     "eval/speed/commits": {"eval/reports"},
     "eval/speed/generation": {"eval/reports", "eval/speed"},
     "eval/speed/placement": {"eval/reports", "eval/speed", "training/data"},
-    "eval/studies/scaling": {"eval/reports", "training/data", "training/routers"},
-    "eval/studies/tools": {"training", "training/data", "training/demo"},
+    "eval/studies": {"eval/reports", "training/data", "training/routers"},
+    "eval/studies/scaling": {"eval/reports", "eval/studies", "training/data", "training/routers"},
+    "eval/studies/tools": {"eval/reports", "training", "training/data", "training/demo"},
     "eval/studies/yarn": {
         "eval/losses",
         "eval/reports",
@@ -147,7 +148,6 @@ ROOMS_MAY_IMPORT = {
         "training/data",
         "training/demo",
     },
-    "eval/studies": {"eval/reports", "eval/studies/scaling", "training/data", "training/routers"},
     "eval/harness/smoke_tasks": set(),
     "eval/harness": {
         "eval/checkpoints",

@@ -5,7 +5,7 @@ A read finds its row in a least-recently-used cache of C rows if fewer than C di
 last read of the same row. That number, the stack distance, does not depend on C (Mattson et al. 1970). For a static
 cache of the C most frequent rows, one ranking of the rows is enough.
 
-Shapes: all arrays are int64 and have one element per read; a key identifies a row.
+All arrays are int64 and have one element per read; a key identifies a row.
 """
 
 import numpy as np

@@ -5,7 +5,7 @@ If G distinct n-grams read a table of R rows, there are `G - occupied rows` coll
 every further one collides. Spread evenly at random, they would occupy `R (1 - (1 - 1/R)**G)` rows (balls in bins). The
 n-gram ids are not such a hash, which is what the comparison shows (arXiv 2601.21204, section 3.2.2).
 
-Shapes: T tokens, N highest n-gram order, R rows of a table; here G is the distinct n-grams of an order.
+Shapes: T tokens, N highest n-gram order, R rows of a table, G distinct n-grams of an order.
 """
 
 import math

@@ -14,7 +14,7 @@ The tables are neither copied nor changed. `"shuffled"` changes the ids, by `id 
 a table of any size; the others change the rows that a forward has gathered, each of which has its own scale. So all
 ablations work with resident tables and with tables on the host or on disk, with n-gram drafts, and in any evaluation.
 
-Shapes: B batch, T tokens, S sub-tables, W width of a table row.
+Shapes: B batch rows, T tokens, S sub-tables, W width of a table row.
 """
 
 import math

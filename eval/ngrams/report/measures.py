@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The figures of the n-gram report: hit rates and collisions, the most used rows as text, norms in a model.
 
-Shapes: B windows, T tokens, D hidden size, S sub-tables; here G is the distinct n-grams of an order.
+Shapes: B batch rows, T tokens, D hidden size, S sub-tables, G distinct n-grams of an order.
 """
 
 from typing import Any

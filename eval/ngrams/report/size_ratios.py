@@ -11,7 +11,7 @@ id `b + a V mod rows`. With `rows = m V + d` and a small d,
 
 so all tokens a, a + m, a + 2 m, ... share the rows of almost the same b. With d = 0 only `a mod m` remains of a.
 
-Shapes: T tokens, V vocabulary; here G is the distinct 2-grams.
+Shapes: T tokens, V vocabulary, G distinct n-grams of an order, here of order 2.
 """
 
 import math
