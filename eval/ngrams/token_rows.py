@@ -17,7 +17,7 @@ import torch
 from rich.progress import Progress
 
 from eval.losses.text import check_length, plain_tokens
-from eval.reports.files import spoken_path
+from eval.reports.files import portable_path
 from modeling_longcat_lite import LongCatLiteConfig, ngram_row_ids
 
 
@@ -92,7 +92,7 @@ def describe(
         "date": date.today().isoformat(),
         "python": platform.python_version(),
         "model": {
-            "name": spoken_path(model) if model else "LongCat-Flash-Lite as released",
+            "name": portable_path(model) if model else "LongCat-Flash-Lite as released",
             "vocab_size": config.vocab_size,
             "ngram_base_vocab_size": config.ngram_base_vocab_size,
             "max_ngram_order": config.max_ngram_order,
@@ -101,7 +101,7 @@ def describe(
             "row_bytes": row_bytes(config),
         },
         "tokenizer": {
-            "name": spoken_path(tokenizer_name),
+            "name": portable_path(tokenizer_name),
             "tokens": len(tokenizer),
             "digest": vocabulary_digest(tokenizer),
         },

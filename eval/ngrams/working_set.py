@@ -18,14 +18,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from rich.console import Console
 from rich.progress import track
 
 from eval.checkpoints.load import load_config, load_tokenizer
 from eval.ngrams.cache_hits import NEVER, lru_hit_rates, previous_reads, stack_distances, static_hit_rates
 from eval.ngrams.presentation import COLOURS, TOTAL_COLOUR, binary_size, heading, percent
 from eval.ngrams.token_rows import curve_points, describe, read_tokens, token_rows
-from eval.reports.files import markdown_table, save_figure, write_report
+from eval.reports.files import markdown_table, write_report
 from modeling_longcat_lite import LongCatLiteConfig, write_hot_rows
 from modeling_longcat_lite.configuration_longcat_lite import segment_ends
 from tokenization.command_line import CommandParser, run_command
@@ -146,7 +145,7 @@ def hit_table(results: dict, key: str) -> str:
     return markdown_table(["rows", "bytes", *orders], lines)
 
 
-def draw(results: dict, path: Path):
+def draw(results: dict) -> Figure:
     """Distinct rows against tokens, and hit rates of the second half against rows; one colour per order."""
     figure = Figure(figsize=(13, 4.5), layout="constrained")
     growth, caches = figure.subplots(1, 2)
@@ -171,7 +170,7 @@ def draw(results: dict, path: Path):
     for panel in (growth, caches):
         panel.grid(alpha=0.3)
         panel.legend(fontsize=7)
-    save_figure(figure, path)
+    return figure
 
 
 def make_parser() -> CommandParser:
@@ -203,13 +202,11 @@ def main(arguments: argparse.Namespace):
         "cache_rows": sizes,
         "orders": measure(config, rows, sizes),
     }
-    paths = write_report(arguments.output, "working_set", results, as_markdown(results))
-    paths.append(arguments.output / "working_set.png")
-    draw(results, paths[-1])
+    paths = write_report(arguments.output, "working_set", results, as_markdown(results), draw(results))
     if arguments.hot_rows:
         write_hot_rows(arguments.hot_rows, config, torch.from_numpy(rows.T), arguments.hot_row_count)
         paths.append(arguments.hot_rows)
-    Console().print("Written: " + ", ".join(map(str, paths)), soft_wrap=True)
+    print("Written: " + ", ".join(map(str, paths)))
 
 
 if __name__ == "__main__":

@@ -16,10 +16,9 @@ from typing import Any
 
 import torch
 from matplotlib.figure import Figure
-from rich.console import Console
 from transformers import Trainer, set_seed
 
-from eval.reports.files import markdown_table, save_figure, write_report
+from eval.reports.files import format_table, write_report
 from eval.reports.machine import describe_machine
 from eval.studies.small_training import rows_as_batch, trainer_arguments
 from modeling_longcat_lite import LongCatLiteConfig, LongCatLiteForCausalLM
@@ -59,6 +58,14 @@ CONTROLS = {
     "balance loss": RouterArguments(balance_loss_weight=0.01),
     "both": RouterArguments(router_bias_rate=0.1, balance_loss_weight=0.01),
 }
+COLUMNS = (
+    ("control", "{control}"),
+    ("routed experts per token", "{experts/mean:.3f}"),
+    ("furthest from target", "{furthest_from_target:.1%}"),
+    ("load spread", "{experts/load_spread:.3f}"),
+    ("gradient share", "{share}"),
+    ("loss", "{loss:.3f}"),
+)
 LOGGED = ("loss", "experts/mean", "experts/load_spread", "balance_loss", "balance_gradient_share")
 
 
@@ -113,20 +120,11 @@ def summarize(logged: dict[str, list[dict[str, float]]], target: float) -> dict[
 
 def as_markdown(results: dict) -> str:
     """The report for people."""
-    machine, rows = results["machine"], []
-    for name, row in results["second_half"].items():
-        share = row.get("largest_gradient_share")
-        rows.append(
-            [
-                name,
-                f"{row['experts/mean']:.3f}",
-                f"{row['furthest_from_target']:.1%}",
-                f"{row['experts/load_spread']:.3f}",
-                "" if share is None else f"{share:.3f}",
-                f"{row['loss']:.3f}",
-            ]
-        )
-    header = ["control", "routed experts per token", "furthest from target", "load spread", "gradient share", "loss"]
+    machine = results["machine"]
+    rows = [{"control": name, "share": "", **row} for name, row in results["second_half"].items()]
+    for row in rows:
+        if "largest_gradient_share" in row:
+            row["share"] = f"{row['largest_gradient_share']:.3f}"
     return f"""# Router control
 
 {machine["date"]}, torch {machine["torch"]}, transformers {machine["transformers"]}. A model with {MODEL["num_layers"]}
@@ -137,12 +135,12 @@ half. *Furthest from target*: the largest deviation among the entries of the log
 *Load spread*: standard deviation of the tokens per routed expert, divided by their mean. *Gradient share*: the largest
 share of the balance loss in the gradient at the routers.
 
-{markdown_table(header, rows)}
+{format_table(COLUMNS, rows)}
 ![Routed experts and spread by step]({NAME}.png)
 """
 
 
-def draw(results: dict, path: Path) -> None:
+def draw(results: dict) -> Figure:
     """Routed experts per token and spread of their load, by step."""
     figure = Figure(figsize=(10, 3.6), layout="constrained")
     left, right = figure.subplots(1, 2)
@@ -156,7 +154,7 @@ def draw(results: dict, path: Path) -> None:
     for axes in (left, right):
         axes.set_xlabel("step")
         axes.legend(fontsize=8)
-    save_figure(figure, path)
+    return figure
 
 
 def make_parser() -> CommandParser:
@@ -197,10 +195,8 @@ def main(arguments: argparse.Namespace, text: TextSettings = TEXT):
             for name, entries in logged.items()
         },
     }
-    paths = write_report(arguments.output, NAME, results, as_markdown(results))
-    paths.append(arguments.output / f"{NAME}.png")
-    draw(results, paths[-1])
-    Console().print("Written: " + ", ".join(map(str, paths)), soft_wrap=True)
+    paths = write_report(arguments.output, NAME, results, as_markdown(results), draw(results))
+    print("Written: " + ", ".join(map(str, paths)))
 
 
 if __name__ == "__main__":

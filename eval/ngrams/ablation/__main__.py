@@ -18,14 +18,13 @@ from pathlib import Path
 import torch
 from matplotlib import colormaps
 from matplotlib.figure import Figure
-from rich.console import Console
 
 from eval.checkpoints.load import load_config, load_tokenizer
 from eval.losses.answers import losses_by_answer, read_rows
 from eval.losses.text import longest_window, losses_by_window, tokenize_documents
 from eval.ngrams.ablation.ablated import ABLATIONS, ablated, check_ablation
 from eval.ngrams.presentation import TOTAL_COLOUR
-from eval.reports.files import markdown_table, save_figure, spoken_path, write_report
+from eval.reports.files import format_table, markdown_table, portable_path, write_report
 from eval.reports.machine import describe_machine
 from eval.reports.results import result_file
 from eval.reports.units import format_size
@@ -87,7 +86,12 @@ def prepare(arguments: argparse.Namespace, tokenizer, longest: int) -> tuple[Sco
         if not rows:
             raise ValueError(f"{arguments.rows} has no conversation")
         num_bytes = sum(len(messages[1]["content"].encode()) for messages in rows)
-        about = {"source": spoken_path(str(arguments.rows)), "unit": "answers", "parts": len(rows), "bytes": num_bytes}
+        about = {
+            "source": portable_path(str(arguments.rows)),
+            "unit": "answers",
+            "parts": len(rows),
+            "bytes": num_bytes,
+        }
         return lambda model: losses_by_answer(model, tokenizer, rows), about
     read = tokenize_documents(tokenizer, documents(arguments.text), arguments.tokens)
     window = min(arguments.window, longest)
@@ -107,7 +111,7 @@ def measure(arguments: argparse.Namespace) -> dict:
     for label, run in variants(arguments.ablations, arguments.by_order, model.config).items():
         with ablated(model, seed=arguments.seed, **run):
             measured[label] = score(model)
-        Console().print(f"{label}: {torch.cat(measured[label]).mean():.4f} nats per token")
+        print(f"{label}: {torch.cat(measured[label]).mean():.4f} nats per token")
     found = {label: summary(losses, measured["on"], scored["bytes"]) for label, losses in measured.items()}
     scored["tokens"] = sum(map(len, measured["on"]))
     results = [
@@ -125,7 +129,7 @@ def measure(arguments: argparse.Namespace) -> dict:
         folder,
         NAME,
         results,
-        path=spoken_path(arguments.model),
+        path=portable_path(arguments.model),
         machine=describe_machine(),
         dtype=arguments.dtype,
         placement=arguments.ngram_tables,
@@ -152,15 +156,15 @@ def places(bucket: dict) -> str:
 def as_markdown(results: dict, name: str) -> str:
     """The whole report; its chart is `{name}.png`."""
     machine, scored, ablations = results["machine"], results["scored"], results["ablations"]
-    lines = [
-        [
-            label,
-            f"{one['loss']:.4f}",
-            f"{one['bits_per_byte']:.4f}",
-            "" if label == "on" else f"{one['added_loss']:+.4f} ± {one['added_loss_standard_error']:.4f}",
-        ]
-        for label, one in ablations.items()
-    ]
+    columns = (
+        ("n-gram tables", "{label}"),
+        ("nats per token", "{loss:.4f}"),
+        ("bits per byte", "{bits_per_byte:.4f}"),
+        ("added, nats per token", "{added}"),
+    )
+    rows = [{"label": label, "added": "", **one} for label, one in ablations.items()]
+    for row in rows[1:]:  # all but "on"
+        row["added"] = f"{row['added_loss']:+.4f} ± {row['added_loss_standard_error']:.4f}"
     buckets = ablations["on"]["by_position"]
     by_position = [
         [
@@ -179,7 +183,7 @@ def as_markdown(results: dict, name: str) -> str:
             f"{format_size(results['table_bytes'])}. Scored: {scored['parts']:,} {scored['unit']} of "
             f"{scored['source']}, {scored['tokens']:,} tokens, {scored['bytes']:,} bytes. Seed {results['seed']}.\n",
             WHAT,
-            markdown_table(["n-gram tables", "nats per token", "bits per byte", "added, nats per token"], lines),
+            format_table(columns, rows),
             f"![Loss added, and by position]({name}.png)\n",
             f"## By position\n\nNats per token by the position of the token in {where}, counted from 0.\n",
             markdown_table(["position", "tokens", *ablations], by_position),
@@ -187,7 +191,7 @@ def as_markdown(results: dict, name: str) -> str:
     )
 
 
-def draw(results: dict, path: Path):
+def draw(results: dict) -> Figure:
     """Loss added by each ablation, and loss by position."""
     figure = Figure(figsize=(12, 4.5), layout="constrained")
     added, positions = figure.subplots(1, 2)
@@ -214,7 +218,7 @@ def draw(results: dict, path: Path):
     positions.set(xlabel=f"position in the {where}", ylabel="nats per token", title="By position")
     positions.grid(alpha=0.3)
     figure.legend(*positions.get_legend_handles_labels(), loc="outside right center", fontsize=9)
-    save_figure(figure, path)
+    return figure
 
 
 def make_parser() -> CommandParser:
@@ -262,10 +266,9 @@ def main(arguments: argparse.Namespace):
     """Measures, writes."""
     check_arguments(arguments)
     results = measure(arguments)
-    paths = write_report(arguments.output, arguments.name, results, as_markdown(results, arguments.name))
-    paths.append(arguments.output / f"{arguments.name}.png")
-    draw(results, paths[-1])
-    Console().print("Written: " + ", ".join(map(str, paths)), soft_wrap=True)
+    markdown = as_markdown(results, arguments.name)
+    paths = write_report(arguments.output, arguments.name, results, markdown, draw(results))
+    print("Written: " + ", ".join(map(str, paths)))
 
 
 if __name__ == "__main__":

@@ -127,18 +127,15 @@ def main(arguments: argparse.Namespace):
     if arguments.ratios:
         name = arguments.name or size_ratios.NAME
         results = size_ratios.measure(arguments.ratios, arguments.tokenizer, arguments.text, arguments.tokens)
-        text, picture = size_ratios.as_markdown(results, name), size_ratios.draw
+        markdown, figure = size_ratios.as_markdown(results, name), size_ratios.draw(results)
     else:
         name = arguments.name or NAME
         results = measure(arguments)
-        text, picture = as_markdown(results, name), draw
-    paths = write_report(arguments.output, name, results, text)
-    paths.append(arguments.output / f"{name}.png")
-    picture(results, paths[-1])
-    console = Console()
+        markdown, figure = as_markdown(results, name), draw(results)
     for rule in results.get("rules", []):
-        console.print("[green]kept[/]" if rule["kept"] else "[yellow]WARNING[/]", rule["text"], soft_wrap=True)
-    console.print("Written: " + ", ".join(map(str, paths)), soft_wrap=True)
+        Console().print("[green]kept[/]" if rule["kept"] else "[yellow]WARNING[/]", rule["text"], soft_wrap=True)
+    paths = write_report(arguments.output, name, results, markdown, figure)
+    print("Written: " + ", ".join(map(str, paths)))
 
 
 if __name__ == "__main__":

@@ -1,12 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The n-gram report as Markdown and as a chart."""
 
-from pathlib import Path
-
 from matplotlib.figure import Figure
 
 from eval.ngrams.presentation import COLOURS, heading, percent
-from eval.reports.files import markdown_table, save_figure
+from eval.reports.files import format_table, markdown_table
 
 COLLISIONS = """\
 A table has a *collision* for every distinct n-gram beyond the first in its row; *sharing* counts the n-grams that
@@ -20,33 +18,23 @@ this table.
 """
 
 
+COLUMNS = (
+    ("table", "{table}, {order}-grams"),
+    ("rows", "{rows:,}"),
+    ("distinct n-grams", "{ngrams:,}"),
+    ("hit rate", "{percent}"),
+    ("collisions", "{collisions:,}"),
+    ("expected", "{expected_collisions:,.0f}"),
+    ("sharing", "{sharing:,}"),
+    ("expected", "{expected_sharing:,.0f}"),
+)
+
+
 def rules_table(rules: list[dict]) -> str:
     """One line per rule."""
-    lines = [
-        [rule["rule"], "kept" if rule["kept"] else "**warning**", f"{rule['value']:.4g}", f"{rule['limit']:g}"]
-        for rule in rules
-    ]
-    sentences = "".join(f"* {rule['text']}\n" for rule in rules)
-    return markdown_table(["rule", "", "measured", "limit"], lines) + "\n" + sentences
-
-
-def collisions_table(tables: list[dict]) -> str:
-    """One line per table."""
-    header = ["table", "rows", "distinct n-grams", "hit rate", "collisions", "expected", "sharing", "expected"]
-    lines = [
-        [
-            f"{table['table']}, {table['order']}-grams",
-            f"{table['rows']:,}",
-            f"{table['ngrams']:,}",
-            percent(table["hit_rate"]),
-            f"{table['collisions']:,}",
-            f"{table['expected_collisions']:,.0f}",
-            f"{table['sharing']:,}",
-            f"{table['expected_sharing']:,.0f}",
-        ]
-        for table in tables
-    ]
-    return markdown_table(header, lines)
+    columns = (("rule", "{rule}"), ("", "{result}"), ("measured", "{value:.4g}"), ("limit", "{limit:g}"))
+    rows = [{**rule, "result": "kept" if rule["kept"] else "**warning**"} for rule in rules]
+    return format_table(columns, rows) + "\n" + "".join(f"* {rule['text']}\n" for rule in rules)
 
 
 def norms_table(norms: dict) -> str:
@@ -94,7 +82,10 @@ def as_markdown(results: dict, name: str) -> str:
     ]
     if "norms" in results:
         sections.append("## Norms\n\n" + norms_table(results["norms"]))
-    sections.append(f"## Hit rates and collisions\n\n{COLLISIONS}\n" + collisions_table(results["tables"]))
+    sections.append(
+        f"## Hit rates and collisions\n\n{COLLISIONS}\n"
+        + format_table(COLUMNS, [{**table, "percent": percent(table["hit_rate"])} for table in results["tables"]])
+    )
     used = [
         f"{order}, table {rows[0]['table']}:\n\n{used_table(rows)}" for order, rows in results["most_used"].items()
     ]
@@ -102,7 +93,7 @@ def as_markdown(results: dict, name: str) -> str:
     return "\n".join(sections)
 
 
-def draw(results: dict, path: Path):
+def draw(results: dict) -> Figure:
     """Hit rate against tokens, collisions compared with chance, and, with a model, its norms."""
     panels = 3 if "norms" in results else 2
     figure = Figure(figsize=(5.5 * panels, 4.2), layout="constrained")
@@ -131,7 +122,7 @@ def draw(results: dict, path: Path):
         rest[0].margins(y=0.15)
         rest[0].bar_label(bars, fmt="%.3g")
         rest[0].set(yscale="log", ylabel="mean L2 norm", title=f"First attention / embedding: {norms['ratio']:.2f}")
-    save_figure(figure, path)
+    return figure
 
 
 __all__ = ["as_markdown", "draw"]

@@ -27,7 +27,7 @@ from eval.checkpoints.load import load_tokenizer
 from eval.ngrams.collisions import DistinctNgrams, count_collisions, distinct_ngrams
 from eval.ngrams.presentation import COLOURS
 from eval.ngrams.token_rows import describe, read_tokens, token_rows
-from eval.reports.files import markdown_table, save_figure
+from eval.reports.files import format_table, markdown_table
 from eval.reports.machine import describe_machine
 from modeling_longcat_lite import LongCatLiteConfig
 from modeling_longcat_lite.configuration_longcat_lite import segment_ends
@@ -96,15 +96,8 @@ def spikes(points: list[dict]) -> list[dict]:
             continue
         for table, count in enumerate(point["collisions"]):
             neighbours = mean(other["collisions"][table] for other in adjacent)
-            found.append(
-                {
-                    "ratio": point["ratio"],
-                    "table": table,
-                    "collisions": count,
-                    "neighbours": neighbours,
-                    "factor": count / neighbours,
-                }
-            )
+            spike = {"ratio": point["ratio"], "table": table, "collisions": count}
+            found.append({**spike, "neighbours": neighbours, "factor": count / neighbours})
     return found
 
 
@@ -150,15 +143,12 @@ def as_markdown(results: dict, name: str) -> str:
     """Spikes, their width, and every ratio; the chart is `{name}.png`."""
     machine, text, tokenizer = results["machine"], results["text"], results["tokenizer"]
     tables = range(len(results["points"][0]["rows"]))
-    spiked = [
-        [
-            f"{spike['ratio']:g}, table {spike['table']}",
-            f"{spike['collisions']:,}",
-            f"{spike['neighbours']:,.0f}",
-            f"{spike['factor']:.2f}",
-        ]
-        for spike in results["spikes"]
-    ]
+    spiked = (
+        ("ratio", "{ratio:g}, table {table}"),
+        ("collisions", "{collisions:,}"),
+        ("at adjacent ratios", "{neighbours:,.0f}"),
+        ("factor", "{factor:.2f}"),
+    )
 
     def line(label: str, point: dict) -> list[str]:
         counts = [*point["collisions"], point["collisions_without_offset"]]
@@ -179,7 +169,7 @@ def as_markdown(results: dict, name: str) -> str:
             f"![Collisions by ratio]({name}.png)\n",
             f"At an integer ratio there are at least **{results['smallest_spike']:.2f}** times as many collisions as",
             "at the adjacent ratios.\n",
-            markdown_table(["ratio", "collisions", "at adjacent ratios", "factor"], spiked),
+            format_table(spiked, results["spikes"]),
             f"How wide the spike is: collisions by the distance from ratio {results['distances'][0]['ratio']:g}, in "
             "vocabularies:\n",
             markdown_table(
@@ -192,7 +182,7 @@ def as_markdown(results: dict, name: str) -> str:
     )
 
 
-def draw(results: dict, path: Path):
+def draw(results: dict) -> Figure:
     """Collisions against the ratio, one line per table, integers marked."""
     figure = Figure(figsize=(11, 5), layout="constrained")
     axes = figure.subplots()
@@ -215,7 +205,7 @@ def draw(results: dict, path: Path):
     )
     axes.grid(alpha=0.3)
     figure.legend(loc="outside lower center", ncols=len(axes.lines))
-    save_figure(figure, path)
+    return figure
 
 
 __all__ = ["NAME", "as_markdown", "documentation_tokenizer", "draw", "measure", "parse_ratios"]

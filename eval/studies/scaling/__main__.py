@@ -26,7 +26,7 @@ import yaml
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from eval.reports.files import write_report
+from eval.reports.files import save_figure, write_report
 from eval.studies.scaling.grid import Point, fingerprint, grid, match
 from eval.studies.scaling.report import as_markdown, draw, gaps, references, summarize
 from eval.studies.scaling.run import KeptRuns, RunSettings
@@ -188,8 +188,8 @@ def main(arguments: argparse.Namespace) -> int:
     for title, experiment in summary["experiments"].items():
         if experiment["rows"]:
             paths.append(arguments.output / f"{name}_{title}.png")
-            draw(title, experiment, paths[-1])
-    Console().print("Written: " + ", ".join(map(str, paths)), soft_wrap=True)
+            save_figure(draw(title, experiment), paths[-1])
+    print("Written: " + ", ".join(map(str, paths)))
     return 1 if problems else 0
 
 

@@ -9,17 +9,39 @@ differences are taken seed by seed, and their interval says whether one of the t
 from collections import Counter
 from dataclasses import dataclass
 from math import sqrt
-from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
 from matplotlib.figure import Figure
 from scipy.stats import t as student
 
-from eval.reports.files import markdown_table, save_figure
+from eval.reports.files import format_table
 
 CONFIDENCE = 0.95
 MEASURE = "best_loss"  # held-out; early stopping would keep this one
+
+POINT_COLUMNS = (
+    ("point", "{label}"),
+    ("total", "{total:,}"),
+    ("activated", "{activated:,}"),
+    ("n-grams", "{ngram_share:.0%}"),
+    ("experts", "{n_routed_experts}"),
+    ("dense width", "{ffn_hidden_size}"),
+    ("table ratio", "{table_ratio}"),
+    ("load spread", "{load_spread:.1%}"),
+    ("seeds", "{count}"),
+    ("held-out loss", "{interval}"),
+    ("at the end", "{last_loss:.4f}"),
+)
+PAIR_COLUMNS = (
+    ("point", "{label}"),
+    ("reference", "{reference}"),
+    ("total differs by", "{total_gap:+.2%}"),
+    ("activated", "{activated_gap:+.2%}"),
+    ("difference of losses", "{interval}"),
+    ("", "{sign}"),
+    ("at the end", "{last}"),
+)
 
 
 @dataclass(frozen=True)
@@ -185,49 +207,27 @@ def experiment_lines(name: str, experiment: dict[str, Any], figure: str) -> list
     changed = {key: value for fields in experiment["changed"].values() for key, value in fields.items()}
     changes = "".join(f" `{key}` is {value}." for key, value in changed.items())
     lines = [f"## {name}\n", f"{experiment['tokens']:,} tokens per run.{changes}\n"]
-    header = [
-        "point",
-        "total",
-        "activated",
-        "n-grams",
-        "experts",
-        "dense width",
-        "table ratio",
-        "load spread",
-        "seeds",
+    ratios = [row["ngram_vocab_size_ratio"] for row in experiment["rows"]]
+    points = [
+        {
+            **row,
+            "table_ratio": "" if ratio is None else f"{ratio:g}",
+            "count": len(row["seeds"]),
+            "interval": str(Interval(row["loss"], row["half"])),
+        }
+        for row, ratio in zip(experiment["rows"], ratios, strict=True)
     ]
-    rows = [
-        [
-            row["label"],
-            f"{row['total']:,}",
-            f"{row['activated']:,}",
-            f"{row['ngram_share']:.0%}",
-            str(row["n_routed_experts"]),
-            str(row["ffn_hidden_size"]),
-            "" if row["ngram_vocab_size_ratio"] is None else f"{row['ngram_vocab_size_ratio']:g}",
-            f"{row['load_spread']:.1%}",
-            str(len(row["seeds"])),
-            str(Interval(row["loss"], row["half"])),
-            f"{row['last_loss']:.4f}",
-        ]
-        for row in experiment["rows"]
-    ]
-    lines.append(markdown_table([*header, "held-out loss", "at the end"], rows))
+    lines.append(format_table(POINT_COLUMNS, points))
     if experiment["pairs"]:
-        header = ["point", "reference", "total differs by", "activated", "difference of losses", "", "at the end"]
-        rows = [
-            [
-                pair["label"],
-                pair["reference"],
-                f"{pair['total_gap']:+.2%}",
-                f"{pair['activated_gap']:+.2%}",
-                str(Interval(pair["difference"], pair["half"])),
-                pair["sign"],
-                str(Interval(pair["last_difference"], pair["last_half"])),
-            ]
+        pairs = [
+            {
+                **pair,
+                "interval": str(Interval(pair["difference"], pair["half"])),
+                "last": str(Interval(pair["last_difference"], pair["last_half"])),
+            }
             for pair in experiment["pairs"]
         ]
-        lines.append(markdown_table(header, rows))
+        lines.append(format_table(PAIR_COLUMNS, pairs))
     lines += [f"Missing: {gap['point']}, seeds {gap['seeds']}.\n" for gap in experiment["missing"]]
     lines += [f"Not matched: {problem}.\n" for problem in experiment["not_matched"]]
     if experiment["rows"]:
@@ -235,7 +235,7 @@ def experiment_lines(name: str, experiment: dict[str, Any], figure: str) -> list
     return lines
 
 
-def draw(name: str, experiment: dict[str, Any], path: Path) -> None:
+def draw(name: str, experiment: dict[str, Any]) -> Figure:
     """Losses of the points and their differences from their references, at the end and over the training."""
     figure = Figure(figsize=(13, 9), layout="constrained")
     (losses, differences), (curves, over_training) = figure.subplots(2, 2)
@@ -251,7 +251,7 @@ def draw(name: str, experiment: dict[str, Any], path: Path) -> None:
     over_training.axhline(0, color="black", linewidth=0.8)
     over_training.set_ylabel(differences.get_ylabel())
     figure.suptitle(name.replace("_", " "))
-    save_figure(figure, path)
+    return figure
 
 
 def draw_curves(axes: Any, entries: list[dict[str, Any]]) -> None:

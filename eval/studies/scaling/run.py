@@ -7,8 +7,8 @@ The study starts each run in its own process, so that several run at once and a 
 is seeded: the same run gives the same losses.
 """
 
+import argparse
 import json
-import sys
 import tempfile
 import threading
 import time
@@ -23,7 +23,7 @@ from transformers import EarlyStoppingCallback, Trainer, set_seed
 from eval.studies.small_training import rows_as_batch, trainer_arguments
 from modeling_longcat_lite import LongCatLiteConfig, LongCatLiteForCausalLM
 from modeling_longcat_lite.whole_files import write_whole
-from tokenization.command_line import run_command
+from tokenization.command_line import CommandParser, run_command
 from tokenization.number_options import check_number
 from training.data.token_rows import load_side
 from training.routers.arguments import RouterArguments
@@ -186,13 +186,20 @@ class KeptRuns:
         write_whole(self.path, f'{{"plans": {json.dumps(self.plans)},\n"runs": {{\n' + ",\n".join(lines) + "\n}}\n")
 
 
-def main(source: str, target: str) -> None:
+def make_parser() -> CommandParser:
+    """Command-line arguments."""
+    parser = CommandParser("eval.studies.scaling.run", "Trains one run of the scaling study.")
+    parser.add_argument("source", type=Path, help="JSON file with what the run is asked for")
+    parser.add_argument("target", type=Path, help="JSON file for its result")
+    return parser
+
+
+def main(arguments: argparse.Namespace) -> None:
     """Reads what a run is asked for, trains it, and writes its result."""
-    run = json.loads(Path(source).read_text(encoding="utf-8"))
-    write_whole(target, json.dumps(train(run)))
+    write_whole(arguments.target, json.dumps(train(json.loads(arguments.source.read_text(encoding="utf-8")))))
 
 
 __all__ = ["KeptRuns", "RunSettings", "steps_for", "train"]
 
 if __name__ == "__main__":
-    run_command(lambda: main(*sys.argv[1:]))
+    run_command(lambda: main(make_parser().parse_args()))

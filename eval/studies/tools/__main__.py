@@ -111,7 +111,7 @@ def main(arguments: argparse.Namespace):
     """Trains, asks, writes."""
     folder = arguments.models
     set_environment(folder)
-    from eval.studies.tools.questions import ask, print_report, summarize, training_figures, write_results
+    from eval.studies.tools.questions import ask, summarize, training_figures, write_results
 
     for made in ("data", "cache", "untrained", *(lesson.ends_as for lesson in LESSONS)):
         shutil.rmtree(folder / made, ignore_errors=True)
@@ -126,9 +126,7 @@ def main(arguments: argparse.Namespace):
     with stage("questions", seconds):
         asked = ask(folder / "model", SEED)
     trained = training_figures([folder / lesson.ends_as for lesson in LESSONS])
-    report = {"seed": SEED, "seconds": seconds, **trained, **summarize(asked)}
-    paths = write_results(arguments.output, report)
-    print_report(report, paths)
+    write_results(arguments.output, {"seed": SEED, "seconds": seconds, **trained, **summarize(asked)})
 
 
 if __name__ == "__main__":

@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
+from rich.markdown import Markdown
 from rich.progress import track
-from rich.table import Table
 from transformers import AutoTokenizer
 
 from eval.reports.files import markdown_table, write_report
@@ -108,10 +107,12 @@ def count(answers: list[dict[str, Any]], key: str) -> int:
     return sum(answer[key] for answer in answers)
 
 
-def write_results(output: Path, report: dict[str, Any]) -> list[Path]:
-    """Writes `tool_demo.json` and `.md` into `output`, with date and versions; returns their paths."""
+def write_results(output: Path, report: dict[str, Any]) -> None:
+    """Writes `tool_demo.json` and `.md` into `output`, with date and versions, and prints the latter."""
     results = {"machine": {**describe_machine(), "trl": version("trl")}, **report}
-    return write_report(output, "tool_demo", results, as_markdown(results))
+    paths = write_report(output, "tool_demo", results, as_markdown(results))
+    Console().print(Markdown(as_markdown(results)))
+    print("Written: " + ", ".join(map(str, paths)))
 
 
 def as_markdown(results: dict[str, Any]) -> str:
@@ -154,21 +155,4 @@ def as_code(calls: list[dict[str, Any]]) -> str:
     return "; ".join(written)
 
 
-def print_report(report: dict[str, Any], paths: list[Path]) -> None:
-    """Prints the ten questions, the counts, and where everything was written."""
-    table = Table(title=f"{report['drawn']} questions with unseen arguments", show_lines=True)
-    for column in ("question", "called", "answer", ""):
-        table.add_column(column)
-    for answer in report["answers"]["held_out"][: report["drawn"]]:
-        mark = "[green]right" if answer["call_right"] else "[red]wrong"
-        table.add_row(*map(escape, (answer["question"], as_code(answer["called"]), answer["answer"])), mark)
-    console = Console()
-    console.print(table)
-    console.print(
-        f"right calls: {report['drawn_right_calls']} of {report['drawn']}, {report['right_calls']} of all "
-        f"{report['questions']}; training took {report['seconds']['fine-tuning']:.0f} s"
-    )
-    console.print("Written: " + ", ".join(map(str, paths)), soft_wrap=True)
-
-
-__all__ = ["ask", "held_out_questions", "print_report", "summarize", "training_figures", "write_results"]
+__all__ = ["ask", "held_out_questions", "summarize", "training_figures", "write_results"]

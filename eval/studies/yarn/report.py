@@ -15,10 +15,11 @@ import yaml
 from datasets import load_dataset
 from matplotlib.figure import Figure
 from rich.console import Console
+from rich.markdown import Markdown
 from transformers import AutoTokenizer
 
 from eval.losses.positions import found, losses_by_position
-from eval.reports.files import markdown_table, save_figure, write_report
+from eval.reports.files import markdown_table, write_report
 from eval.reports.machine import describe_machine
 from eval.studies.yarn.settings import YarnSettings
 from modeling_longcat_lite import LongCatLiteConfig, LongCatLiteForCausalLM
@@ -80,10 +81,9 @@ def write_results(output: Path, rows: dict[str, dict], settings: YarnSettings, s
         "positions_per_bin": BIN,
         "models": rows,
     }
-    paths = write_report(output, NAME, results, as_markdown(results))
-    paths.append(output / f"{NAME}.png")
-    draw(results, paths[-1])
-    Console().print(as_markdown(results), "Written: " + ", ".join(map(str, paths)), soft_wrap=True, markup=False)
+    paths = write_report(output, NAME, results, as_markdown(results), draw(results))
+    Console().print(Markdown(as_markdown(results)))
+    print("Written: " + ", ".join(map(str, paths)))
 
 
 def as_markdown(results: dict) -> str:
@@ -120,7 +120,7 @@ filler words with two successors each, and pairs that recur. They do not represe
 """
 
 
-def draw(results: dict, path: Path) -> None:
+def draw(results: dict) -> Figure:
     """Needles by length and depth, one panel per model, above the loss by position of all models."""
     models, depths, width = results["models"], results["depths"], results["positions_per_bin"]
     original = results["stages"]["original_length"]
@@ -146,7 +146,7 @@ def draw(results: dict, path: Path) -> None:
     axes.set_xlabel(f"position; dotted: the original length, {original}")
     axes.set_ylabel("loss, nats per token")
     axes.legend()
-    save_figure(figure, path)
+    return figure
 
 
 __all__ = ["as_markdown", "draw", "measure", "write_results"]

@@ -5,29 +5,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from training.demo.model import MODEL as DEMO_MODEL
+
 RECIPE = Path("training/recipes/yarn_demo.yaml")
-MODEL: dict[str, Any] = {
+MODEL: dict[str, Any] = DEMO_MODEL | {
     "hidden_size": 96,
     "num_layers": 1,
-    "num_attention_heads": 4,
     "ffn_hidden_size": 192,
     "expert_ffn_hidden_size": 48,
     "q_lora_rank": 64,
     "kv_lora_rank": 48,
-    "qk_nope_head_dim": 16,
-    "qk_rope_head_dim": 16,
     "v_head_dim": 24,
-    "n_routed_experts": 4,
-    "zero_expert_num": 2,
-    "moe_topk": 2,
-    "routed_scaling_factor": 1.0,
     "emb_neighbor_num": 2,
-    "emb_split_num": 2,
-    "ngram_vocab_size_ratio": 5.37,
-    "embedding_amplification": "layer_norm",
     "initializer_range": 0.1,  # about hidden_size ** -0.5; at a fifth of it, attention learns nothing for a long time
-    "num_nextn_predict_layers": 0,
-    "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
 }
 # Name of a variant: what differs from the recipe's stages.
 VARIANTS: dict[str, dict[str, Any]] = {
