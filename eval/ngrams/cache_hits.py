@@ -79,11 +79,4 @@ def static_hit_rates(first: np.ndarray, second: np.ndarray, sizes: list[int]) ->
     return [float(np.mean(ranks < size)) for size in sizes]
 
 
-__all__ = [
-    "NEVER",
-    "frequency_order",
-    "lru_hit_rates",
-    "previous_reads",
-    "stack_distances",
-    "static_hit_rates",
-]
+__all__ = ["NEVER", "frequency_order", "lru_hit_rates", "previous_reads", "stack_distances", "static_hit_rates"]

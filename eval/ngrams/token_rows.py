@@ -116,12 +116,4 @@ def describe(
     }
 
 
-__all__ = [
-    "TokenStream",
-    "curve_points",
-    "describe",
-    "read_tokens",
-    "row_bytes",
-    "token_rows",
-    "vocabulary_digest",
-]
+__all__ = ["TokenStream", "curve_points", "describe", "read_tokens", "row_bytes", "token_rows"]

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 from drawn_figures import DrawnFigure, drawn_figures
+from transformers import AutoTokenizer
 
 from eval.studies.scaling import __main__ as scaling_study
 from eval.studies.scaling import report as study_report
@@ -17,7 +18,7 @@ from eval.studies.scaling import run as study_run
 from eval.studies.scaling.grid import Point, grid, match
 from eval.studies.small_training import rows_as_batch
 from modeling_longcat_lite import LongCatLiteConfig, LongCatLiteForCausalLM
-from training.data.token_rows import TextSettings, is_held_out, load_side, load_tokenizer, prepare_text
+from training.data.token_rows import TextSettings, is_held_out, load_side, prepare_text
 
 RECIPES = sorted(Path("training/recipes").glob("study_*.yaml"))
 RESULTS = Path("eval/results")
@@ -186,7 +187,7 @@ def test_no_file_stands_on_both_sides(studied):
     assert 0 < len(held_out) < len(names)
     facts = json.loads((studied / "text" / "text.json").read_text())
     assert (facts["held_out"]["files"], facts["train"]["files"]) == (len(held_out), len(names) - len(held_out))
-    tokenizer = load_tokenizer(studied / "text")
+    tokenizer = AutoTokenizer.from_pretrained(studied / "text" / "tokenizer")
     rows = load_side(studied / "text", "held_out")["input_ids"]
     text = "".join((studied / name).read_text() + tokenizer.eos_token for name in held_out)
     assert text.startswith(tokenizer.decode([token for row in rows for token in row]))

@@ -17,7 +17,6 @@ from typing import Any
 
 import torch
 from datasets import Dataset, load_from_disk
-from transformers import AutoTokenizer
 
 from modeling_longcat_lite.whole_files import replaced_folder
 from tokenization.number_options import check_number
@@ -124,9 +123,4 @@ def load_side(folder: Path, side: str) -> Dataset:
     return load_from_disk(str(folder / side))
 
 
-def load_tokenizer(folder: Path) -> Any:
-    """The tokenizer of a prepared text."""
-    return AutoTokenizer.from_pretrained(folder / "tokenizer")
-
-
-__all__ = ["FACTS", "TextSettings", "load_side", "load_tokenizer", "prepare_text"]
+__all__ = ["FACTS", "TextSettings", "load_side", "prepare_text"]

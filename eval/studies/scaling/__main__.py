@@ -36,7 +36,7 @@ from training.data.token_rows import TextSettings, prepare_text
 
 NAME = "scaling_study"
 KEYS = {"text", "model", "training", "point", "experiments", "workers", "threads"}
-# Keys of an experiment, besides `quick`, whose values replace some of them.
+# Keys of an experiment; its `quick` has other values for some of them.
 NEEDED, OPTIONAL = {"vary", "tokens", "seeds"}, {"model", "training"}
 
 

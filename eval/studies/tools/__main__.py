@@ -107,25 +107,25 @@ def make_parser() -> CommandParser:
     return parser
 
 
-def main(arguments: argparse.Namespace):
+def main(arguments: argparse.Namespace, lessons: tuple[Lesson, ...] = LESSONS):
     """Trains, asks, writes."""
     folder = arguments.models
     set_environment(folder)
     from eval.studies.tools.questions import ask, summarize, training_figures, write_results
 
-    for made in ("data", "cache", "untrained", *(lesson.ends_as for lesson in LESSONS)):
+    for made in ("data", "cache", "untrained", *(lesson.ends_as for lesson in lessons)):
         shutil.rmtree(folder / made, ignore_errors=True)
     seconds: dict[str, float] = {}
     with stage("conversations", seconds):
-        rows = [row for lesson in LESSONS for row in write_conversations(folder, lesson)]
+        rows = [row for lesson in lessons for row in write_conversations(folder, lesson)]
     with stage("tokenizer and untrained model", seconds):
         write_untrained_model(folder, rows)
     with stage("fine-tuning", seconds):
-        for lesson in LESSONS:
+        for lesson in lessons:
             fine_tune(folder, lesson)
     with stage("questions", seconds):
         asked = ask(folder / "model", SEED)
-    trained = training_figures([folder / lesson.ends_as for lesson in LESSONS])
+    trained = training_figures([folder / lesson.ends_as for lesson in lessons])
     write_results(arguments.output, {"seed": SEED, "seconds": seconds, **trained, **summarize(asked)})
 
 

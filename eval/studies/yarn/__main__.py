@@ -132,7 +132,8 @@ def main(arguments: argparse.Namespace, settings: YarnSettings | None = None):
     from eval.studies.yarn.report import measure, write_results
 
     variants = {name: folder / name.replace(",", "").replace(" ", "-").lower() for name in VARIANTS}
-    base, seconds = folder / "base", {}
+    base = folder / "base"
+    seconds: dict[str, float] = {}
     if not arguments.reuse:
         for made in (base, folder / "short", folder / "long", folder / "cache", *variants.values()):
             shutil.rmtree(made, ignore_errors=True)
