@@ -18,7 +18,7 @@ def committed(*patterns: str) -> list[Path]:
         ["git", "ls-files", "-z", *patterns], cwd=ROOT, capture_output=True, text=True, check=False
     )
     if listed.returncode:  # not a checkout
-        return [path for pattern in patterns for path in ROOT.glob(f"**/{pattern}".replace("**//", "**/"))]
+        return [path for pattern in patterns for path in ROOT.glob(pattern if "/" in pattern else f"**/{pattern}")]
     return [path for name in listed.stdout.split("\0") if name and (path := ROOT / name).exists()]
 
 
@@ -41,8 +41,8 @@ def test_a_committed_result_is_shown(path):
     shown = set().union(*map(linked, PAGES))
     reports = {page for page in shown if page.parent == RESULTS and page.suffix == ".md"}
     figures = set().union(*map(linked, reports))
-    data = {report.with_suffix(".json") for report in reports}
-    assert path.resolve() in shown | figures | data, f"no page shows {path.name}: link to it, or remove it"
+    same_name = {report.with_suffix(suffix) for report in reports for suffix in (".json", ".png")}
+    assert path.resolve() in shown | figures | same_name, f"no page shows {path.name}: link to it, or remove it"
 
 
 @pytest.mark.parametrize("report", [path for path in FILES if path.suffix == ".md"], ids=lambda path: path.name)
