@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is in the n-gram tables and what reads them."""
+"""What the n-gram tables hold, which rows text reads, and what they are worth."""

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What caches of every size would hit in a sequence of reads, exactly, from one pass each.
+"""Exact hit rates of caches of every size for a sequence of reads, in one pass each.
 
-A read finds its row in a least-recently-used cache of C rows if fewer than C distinct other rows were read since that
-row was read last. That number, the stack distance, does not depend on C (Mattson et al. 1970). A static cache of the
-C most frequent rows is one ranking of rows.
+A read finds its row in a least-recently-used cache of C rows if fewer than C distinct other rows were read since the
+last read of the same row. That number, the stack distance, does not depend on C (Mattson et al. 1970). For a static
+cache of the C most frequent rows, one ranking of the rows is enough.
 
-Shapes: R reads, all arrays `[R]` int64. A key names a row of a table.
+All arrays are int64 and have one element per read; a key identifies a row.
 """
 
 import numpy as np
@@ -14,7 +14,7 @@ NEVER = -1
 
 
 def previous_reads(keys: np.ndarray) -> np.ndarray:
-    """For each read, where the same key was read last; `NEVER` for a first read."""
+    """For each read, the place of the last read of the same key; `NEVER` for a first read."""
     order = np.argsort(keys, kind="stable")
     previous = np.full(len(keys), NEVER, dtype=np.int64)
     again = keys[order[1:]] == keys[order[:-1]]
@@ -23,7 +23,7 @@ def previous_reads(keys: np.ndarray) -> np.ndarray:
 
 
 def count_smaller_before(permutation: np.ndarray) -> np.ndarray:
-    """For each element of a permutation of 0..R-1, how many smaller ones stand before it.
+    """For each element of a permutation of 0, 1, 2, ..., the number of smaller elements before it.
 
     Bit by bit from the highest: a smaller element first differs from a larger one in a bit that is 0 and 1. Before
     bit b, elements are grouped by their higher bits, each group in the order of the sequence; the group of an element
@@ -47,10 +47,10 @@ def count_smaller_before(permutation: np.ndarray) -> np.ndarray:
 
 
 def stack_distances(previous: np.ndarray) -> np.ndarray:
-    """For each read, the distinct other keys read since its own key was read last; `NEVER` for a first read.
+    """For each read, the distinct other keys read since the last read of its own key; `NEVER` for a first read.
 
-    Those keys are the reads j between p and i whose own previous read is at p or before. All reads up to p have that
-    too, so it is the count of j before i with previous[j] <= p, less p + 1.
+    Between p and i, the distinct keys are the reads j whose own previous read is at p or earlier. All reads up to p
+    meet that condition too, so the answer is the count of j before i with previous[j] <= p, minus p + 1.
     """
     by_previous = np.argsort(previous, kind="stable")
     ranks = np.empty_like(previous)
@@ -59,19 +59,19 @@ def stack_distances(previous: np.ndarray) -> np.ndarray:
 
 
 def lru_hit_rates(distances: np.ndarray, sizes: list[int]) -> list[float]:
-    """Share of the reads with these stack distances that a least-recently-used cache of each size has."""
+    """Share of the reads with these stack distances that hit a least-recently-used cache, for each size in rows."""
     return [float(np.mean((distances != NEVER) & (distances < size))) for size in sizes]
 
 
 def frequency_order(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The distinct keys, most read first, equals by key; and how often each was read."""
+    """The distinct keys, most read first, ties by key; and the number of reads of each."""
     distinct, counts = np.unique(keys, return_counts=True)
     order = np.argsort(-counts, kind="stable")
     return distinct[order], counts[order]
 
 
 def static_hit_rates(first: np.ndarray, second: np.ndarray, sizes: list[int]) -> list[float]:
-    """Share of the reads of `second` whose key is among the most frequent of `first`, for each number of them."""
+    """Share of the reads of `second` whose key is among the most frequent of `first`, for each number of keys."""
     ordered, _ = frequency_order(first)
     by_key = np.argsort(ordered)
     places = np.searchsorted(ordered, second, sorter=by_key).clip(max=len(ordered) - 1)
@@ -79,12 +79,4 @@ def static_hit_rates(first: np.ndarray, second: np.ndarray, sizes: list[int]) ->
     return [float(np.mean(ranks < size)) for size in sizes]
 
 
-__all__ = [
-    "NEVER",
-    "count_smaller_before",
-    "frequency_order",
-    "lru_hit_rates",
-    "previous_reads",
-    "stack_distances",
-    "static_hit_rates",
-]
+__all__ = ["NEVER", "frequency_order", "lru_hit_rates", "previous_reads", "stack_distances", "static_hit_rates"]

@@ -5,7 +5,7 @@ write_report(output, "step_time", results, markdown, figure)     # the Markdown 
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,11 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = ["| " + " | ".join(header) + " |", "|---|" + "---:|" * (len(header) - 1)]
     lines += ["| " + " | ".join(row) + " |" for row in rows]
     return "\n".join(lines) + "\n"
+
+
+def format_table(columns: Sequence[tuple[str, str]], rows: Iterable[Mapping[str, Any]]) -> str:
+    """A `markdown_table` from (header, format) pairs such as `("loss", "{loss:.4f}")` and the values of each row."""
+    return markdown_table([name for name, _ in columns], [[cell.format(**row) for _, cell in columns] for row in rows])
 
 
 def portable_path(path: str | Path) -> str:
@@ -59,4 +64,4 @@ def write_report(
 
 spoken_path = portable_path  # the former name, for rooms that still use it
 
-__all__ = ["markdown_table", "portable_path", "save_figure", "spoken_path", "write_report"]
+__all__ = ["format_table", "markdown_table", "portable_path", "save_figure", "spoken_path", "write_report"]

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What router control does while a small model trains: routed experts a token, spread of their load, loss.
+"""What router control does while a small model trains: routed experts per token, spread of their load, loss.
 
     python -m eval.studies.router_balance
 
-Trains a model on the standard library's sources for a while with its routers only watched, and goes on from there four
-times: watched, with the selection bias, with the balance loss, with both (`training/routers/control.py`). Seeded;
-three minutes of one core. Writes eval/results/router_balance.{json,md,png}.
+Trains a model on the standard library's sources for a while without control, and continues from there four times:
+without control, with the selection bias, with the balance loss, and with both (`training/routers/control.py`). Seeded;
+three minutes on one core.
 """
 
 import argparse
@@ -16,13 +16,13 @@ from typing import Any
 
 import torch
 from matplotlib.figure import Figure
-from rich.console import Console
-from transformers import Trainer, TrainingArguments, set_seed
+from transformers import Trainer, set_seed
 
-from eval.reports.files import markdown_table, save_figure, write_report
+from eval.reports.files import format_table, write_report
 from eval.reports.machine import describe_machine
-from eval.studies.scaling.run import rows_as_batch
+from eval.studies.small_training import rows_as_batch, trainer_arguments
 from modeling_longcat_lite import LongCatLiteConfig, LongCatLiteForCausalLM
+from tokenization.command_line import CommandParser, run_command
 from tokenization.number_options import check_counts
 from training.data.token_rows import TextSettings, load_side, prepare_text
 from training.routers.arguments import RouterArguments
@@ -58,32 +58,44 @@ CONTROLS = {
     "balance loss": RouterArguments(balance_loss_weight=0.01),
     "both": RouterArguments(router_bias_rate=0.1, balance_loss_weight=0.01),
 }
-WITHIN = 0.05  # of the target, over the second half of the training
-LARGEST_SHARE = 0.1  # of the gradient
+COLUMNS = (
+    ("control", "{control}"),
+    ("routed experts per token", "{experts/mean:.3f}"),
+    ("furthest from target", "{furthest_from_target:.1%}"),
+    ("load spread", "{experts/load_spread:.3f}"),
+    ("gradient share", "{share}"),
+    ("loss", "{loss:.3f}"),
+)
 LOGGED = ("loss", "experts/mean", "experts/load_spread", "balance_loss", "balance_gradient_share")
 
 
-def train(folder: Path, rows, control: RouterArguments, steps: int, every: int, output: Path | None = None):
-    """Trains the model in `folder` and returns what was logged every so many steps; saves it to `output` if given."""
+def measure(folder: Path, text: TextSettings, begin: int, steps: int, every: int) -> dict[str, list[dict[str, float]]]:
+    """The log of each control, from the same beginning on the same rows.
+
+    Args:
+        folder (`Path`): Folder of the tokenized text, which is prepared if need be.
+        text (`TextSettings`): What the text is made of.
+        begin, steps (`int`): Optimizer steps without control before all controls, and under each.
+        every (`int`): Steps between two entries of the log.
+    """
+    facts = prepare_text(folder, text)
+    rows = load_side(folder, "train")
+    with tempfile.TemporaryDirectory() as models:
+        fresh, begun = Path(models) / "fresh", Path(models) / "begun"
+        set_seed(SEED)
+        size = {"vocab_size": facts["vocabulary"], "ngram_base_vocab_size": facts["vocabulary"]}
+        LongCatLiteForCausalLM(LongCatLiteConfig(**MODEL, **size)).save_pretrained(fresh)
+        train(fresh, rows, CONTROLS["watched"], begin, every, begun)
+        return {name: train(begun, rows, control, steps, every) for name, control in CONTROLS.items()}
+
+
+def train(model_folder: Path, rows, control: RouterArguments, steps: int, every: int, output: Path | None = None):
+    """Trains the model in a folder and returns the entries of its log; saves it to `output` if given."""
     set_seed(SEED)
-    model = LongCatLiteForCausalLM.from_pretrained(folder)
-    with tempfile.TemporaryDirectory() as elsewhere:
-        arguments = TrainingArguments(
-            output_dir=elsewhere,
-            max_steps=steps,
-            per_device_train_batch_size=8,
-            learning_rate=3e-3,
-            lr_scheduler_type="constant_with_warmup",
-            warmup_steps=20,
-            weight_decay=0.0,
-            logging_steps=every,
-            save_strategy="no",
-            report_to="none",
-            use_cpu=True,
-            dataloader_pin_memory=False,
-            disable_tqdm=True,
-            seed=SEED,
-        )
+    model = LongCatLiteForCausalLM.from_pretrained(model_folder)
+    with tempfile.TemporaryDirectory() as folder:
+        schedule = {"lr_scheduler_type": "constant_with_warmup", "warmup_steps": 20}
+        arguments = trainer_arguments(folder, steps, every, 8, 3e-3, SEED, **schedule)
         trainer = with_router_control(Trainer, control)(
             model=model, args=arguments, train_dataset=rows, data_collator=rows_as_batch
         )
@@ -93,21 +105,8 @@ def train(folder: Path, rows, control: RouterArguments, steps: int, every: int, 
     return [entry for entry in trainer.state.log_history if "experts/mean" in entry]
 
 
-def measure(text: Path, begin: int, steps: int, every: int) -> dict[str, list[dict[str, float]]]:
-    """What each control logged, from the same beginning on the same rows."""
-    facts = prepare_text(text, TEXT)
-    rows = load_side(text, "train")
-    with tempfile.TemporaryDirectory() as folder:
-        fresh, begun = Path(folder) / "fresh", Path(folder) / "begun"
-        set_seed(SEED)
-        size = {"vocab_size": facts["vocabulary"], "ngram_base_vocab_size": facts["vocabulary"]}
-        LongCatLiteForCausalLM(LongCatLiteConfig(**MODEL, **size)).save_pretrained(fresh)
-        train(fresh, rows, CONTROLS["watched"], begin, every, begun)
-        return {name: train(begun, rows, control, steps, every) for name, control in CONTROLS.items()}
-
-
-def summarize(logged: dict[str, list[dict[str, float]]], target: float) -> dict[str, Any]:
-    """Means over the second half of the training, and verdicts."""
+def summarize(logged: dict[str, list[dict[str, float]]], target: float) -> dict[str, dict[str, float]]:
+    """Means over the second half of the training for each control, and its extremes."""
     table = {}
     for name, entries in logged.items():
         half = entries[len(entries) // 2 :]
@@ -116,82 +115,70 @@ def summarize(logged: dict[str, list[dict[str, float]]], target: float) -> dict[
         shares = [entry["balance_gradient_share"] for entry in entries if "balance_gradient_share" in entry]
         if shares:
             table[name]["largest_gradient_share"] = max(shares)
-    spread = {name: row["experts/load_spread"] for name, row in table.items()}
-    verdicts = {
-        "selection bias keeps the target": table["selection bias"]["furthest_from_target"] <= WITHIN,
-        "balance loss lowers the spread": spread["balance loss"] < spread["watched"],
-        "gradient share of the balance loss": table["balance loss"]["largest_gradient_share"] < LARGEST_SHARE,
-    }
-    return {"target_experts": target, "second_half": table, "verdicts": verdicts}
+    return table
 
 
 def as_markdown(results: dict) -> str:
     """The report for people."""
-    machine, rows = results["machine"], []
-    for name, row in results["second_half"].items():
-        share = row.get("largest_gradient_share")
-        rows.append(
-            [
-                name,
-                f"{row['experts/mean']:.3f}",
-                f"{row['furthest_from_target']:.1%}",
-                f"{row['experts/load_spread']:.3f}",
-                "" if share is None else f"{share:.3f}",
-                f"{row['loss']:.3f}",
-            ]
-        )
-    header = ["control", "routed experts a token", "furthest from target", "load spread", "gradient share", "loss"]
-    verdicts = "\n".join(f"* {name}: {'met' if met else 'missed'}" for name, met in results["verdicts"].items())
+    machine = results["machine"]
+    rows = [{"control": name, "share": "", **row} for name, row in results["second_half"].items()]
+    for row in rows:
+        if "largest_gradient_share" in row:
+            row["share"] = f"{row['largest_gradient_share']:.3f}"
     return f"""# Router control
 
-{machine["date"]}, torch {machine["torch"]}, transformers {machine["transformers"]}. A model of {MODEL["num_layers"]}
-layers with {MODEL["n_routed_experts"]} routed and {MODEL["zero_expert_num"]} zero experts, top
-{MODEL["moe_topk"]}; {results["begin"]} steps watched, then {results["steps"]} steps under each control from there.
-Target: {results["target_experts"]:g} routed experts a token. Means over the second half; *furthest*: the entry of the
-log, every {results["every"]} steps, that is furthest from the target. *Load spread*: standard deviation of the tokens
-of routed experts over their mean. *Gradient share*: the largest, of the balance loss at the routers.
+{machine["date"]}, torch {machine["torch"]}, transformers {machine["transformers"]}. A model with {MODEL["num_layers"]}
+layers of {MODEL["n_routed_experts"]} routed and {MODEL["zero_expert_num"]} zero experts, of which a token selects
+{MODEL["moe_topk"]}; {results["begin"]} steps without control (*watched*), then {results["steps"]} steps under each
+control from there. Target: {results["target_experts"]:g} routed experts per token. Values are means over the second
+half. *Furthest from target*: the largest deviation among the entries of the log, one every {results["every"]} steps.
+*Load spread*: standard deviation of the tokens per routed expert, divided by their mean. *Gradient share*: the largest
+share of the balance loss in the gradient at the routers.
 
-{markdown_table(header, rows)}
-{verdicts}
-
+{format_table(COLUMNS, rows)}
 ![Routed experts and spread by step]({NAME}.png)
 """
 
 
-def draw(results: dict, path: Path) -> None:
-    """Routed experts a token and spread of their load, by step."""
+def draw(results: dict) -> Figure:
+    """Routed experts per token and spread of their load, by step."""
     figure = Figure(figsize=(10, 3.6), layout="constrained")
     left, right = figure.subplots(1, 2)
     for name, entries in results["logged"].items():
         steps = [entry["step"] for entry in entries]
         left.plot(steps, [entry["experts/mean"] for entry in entries], marker=".", label=name)
         right.plot(steps, [entry["experts/load_spread"] for entry in entries], marker=".", label=name)
-    target = results["target_experts"]
-    left.axhspan(target * (1 - WITHIN), target * (1 + WITHIN), color="grey", alpha=0.2)
-    left.set_ylabel("routed experts a token; grey: target")
+    left.axhline(results["target_experts"], color="grey", linestyle=":", label="target")
+    left.set_ylabel("routed experts per token")
     right.set_ylabel("spread of their load")
     for axes in (left, right):
         axes.set_xlabel("step")
         axes.legend(fontsize=8)
-    save_figure(figure, path)
+    return figure
 
 
-def make_parser() -> argparse.ArgumentParser:
+def make_parser() -> CommandParser:
     """Command-line arguments."""
-    parser = argparse.ArgumentParser(prog="python -m eval.studies.router_balance", description=__doc__.split("\n")[0])
-    parser.add_argument("--begin", type=int, default=150, help="steps with routers watched, before all controls")
+    parser = CommandParser("eval.studies.router_balance", __doc__.split("\n")[0])
+    parser.add_argument("--begin", type=int, default=150, help="steps without control, before all controls")
     parser.add_argument("--steps", type=int, default=400, help="steps under each control")
     parser.add_argument("--every", type=int, default=20, help="steps between two entries of the log")
-    parser.add_argument("--text", type=Path, default=Path("outputs/router_balance/text"), help="tokenized text")
-    parser.add_argument("--output", type=Path, default=Path("eval/results"), help="folder for JSON, Markdown and PNG")
+    parser.add_argument(
+        "--text",
+        type=Path,
+        metavar="DIR",
+        default=Path("outputs/router_balance/text"),
+        help="folder of the tokenized text",
+    )
+    parser.add_shared("--output", default=Path("eval/results"))
     return parser
 
 
-def main(arguments: argparse.Namespace):
+def main(arguments: argparse.Namespace, text: TextSettings = TEXT):
     """Trains, writes, prints."""
     check_counts(arguments, "begin", "steps", "every")
-    torch.set_num_threads(1)  # steps this small gain nothing from a second thread
-    logged = measure(arguments.text, arguments.begin, arguments.steps, arguments.every)
+    torch.set_num_threads(1)  # a second thread does not speed up steps this small
+    logged = measure(arguments.text, text, arguments.begin, arguments.steps, arguments.every)
     target = CONTROLS["watched"].target_for(LongCatLiteConfig(**MODEL))
     results = {
         "machine": describe_machine(),
@@ -201,17 +188,16 @@ def main(arguments: argparse.Namespace):
         "every": arguments.every,
         "model": MODEL,
         "controls": {name: asdict(control) for name, control in CONTROLS.items()},
-        **summarize(logged, target),
+        "target_experts": target,
+        "second_half": summarize(logged, target),
         "logged": {
-            name: [{key: e[key] for key in ("step", *LOGGED) if key in e} for e in entries]
+            name: [{key: entry[key] for key in ("step", *LOGGED) if key in entry} for entry in entries]
             for name, entries in logged.items()
         },
     }
-    paths = write_report(arguments.output, NAME, results, as_markdown(results))
-    paths.append(arguments.output / f"{NAME}.png")
-    draw(results, paths[-1])
-    Console().print("Written: " + ", ".join(map(str, paths)), soft_wrap=True)
+    paths = write_report(arguments.output, NAME, results, as_markdown(results), draw(results))
+    print("Written: " + ", ".join(map(str, paths)))
 
 
 if __name__ == "__main__":
-    main(make_parser().parse_args())
+    run_command(lambda: main(make_parser().parse_args()))

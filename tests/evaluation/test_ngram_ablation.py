@@ -8,6 +8,7 @@ import math
 import pytest
 import torch
 from conftest import CONFORMANCE, randomize, tiny_config
+from drawn_figures import drawn_figures
 from quantized_tables import convert
 from tiny_chat import write_tiny_chat
 from torch.nn.functional import cross_entropy
@@ -190,7 +191,8 @@ def check_summary(found: dict, losses: list[torch.Tensor], num_bytes: int) -> No
 
 def test_the_command_scores_answers(chat, tmp_path):
     options = ["--model", chat / "model", "--rows", chat / "data" / "test.jsonl", "--by-order", "--name", "mine"]
-    run(*options, "--output", tmp_path / "once")
+    with drawn_figures() as figures:
+        run(*options, "--output", tmp_path / "once")
     results = read_results(tmp_path / "once" / "mine.json", model_identity(chat / "model"))
     labels = ["on", "zeroed", "shuffled", "int8", "int4", "2-grams zeroed", "3-grams zeroed", "4-grams zeroed"]
     assert list(results["ablations"]) == labels
@@ -222,9 +224,15 @@ def test_the_command_scores_answers(chat, tmp_path):
 
     text = (tmp_path / "once" / "mine.md").read_text()
     assert f"{results['ablations']['shuffled']['loss']:.4f}" in text and "mine.png" in text
-    assert (tmp_path / "once" / "mine.png").read_bytes().startswith(b"\x89PNG")
+    added, positions = figures["mine.png"].panels
+    assert added.of_kind("bars")[0].named == pytest.approx(
+        {label: one["added_loss"] for label, one in results["ablations"].items() if label != "on"}
+    )
+    assert (positions.x_label, set(positions.labels)) == ("position in the answer", set(labels))
+    for label, one in results["ablations"].items():
+        assert positions.series(label).y == [bucket["loss"] for bucket in one["by_position"]]
     assert str(tmp_path) not in text and str(chat) not in text + json.dumps(results)
-    run(*options, "--output", tmp_path / "twice", "--placement", "disk")
+    run(*options, "--output", tmp_path / "twice", "--ngram-tables", "disk")
     again = json.loads((tmp_path / "twice" / "mine.json").read_text())
     assert again["ablations"] == results["ablations"] and again["table_bytes"] == results["table_bytes"]
 
@@ -280,10 +288,10 @@ def test_what_cannot_be_scored_is_named(chat, tmp_path, capsys):
         (("--model", vanilla, "--ablations", "on"), "vanilla/model: `use_ngram_embedding` is false"),
         (few, r"`ablation` 'int8': the tables have 8 bits already"),
         ((*model, "--window", 0), "`--window`"),
-        (("--model", tmp_path / "nowhere"), "nowhere is no folder"),
+        (("--model", tmp_path / "nowhere"), "nowhere is not a folder"),
         (("--model", tmp_path / "small", "--tokenizer", chat / "model", "--text", short), "`vocab_size`"),
     ):
         with pytest.raises(ValueError, match=message):
             run(*options, "--output", tmp_path / "results")
-    assert "nats a token" not in capsys.readouterr().out  # said before anything is scored
+    assert "nats per token" not in capsys.readouterr().out  # said before anything is scored
     assert not (tmp_path / "results").exists()

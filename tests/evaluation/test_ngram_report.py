@@ -11,17 +11,17 @@ import numpy as np
 import pytest
 import torch
 from conftest import randomize, tiny_config
+from drawn_figures import drawn_figures
 from naive_ngram import naive_lookback
 from test_working_set import EOS, naive_rows, stream
 from tiny_chat import write_tiny_chat
 
 from eval.ngrams.collisions import distinct_ngrams, expected_collisions, expected_sharing
 from eval.ngrams.report import __main__ as ngram_report
-from eval.ngrams.report.norms import branch_norms
-from eval.ngrams.report.row_texts import most_used_rows
+from eval.ngrams.report.measures import branch_norms, ngram_texts, order_figures, table_figures
 from eval.ngrams.report.rules import norm_rule, occupied_rule, share_rule, size_rule
 from eval.ngrams.report.size_ratios import documentation_tokenizer, parse_ratios
-from eval.ngrams.table_reads import table_rows
+from eval.ngrams.token_rows import token_rows
 from eval.reports.results import model_identity, read_results
 from modeling_longcat_lite import LongCatLiteConfig, LongCatLiteForCausalLM
 from modeling_longcat_lite.ngram_embedding import ngram_tokens
@@ -40,8 +40,8 @@ def plain_ngrams(tokens: list[int], order: int) -> list[tuple[int, ...]]:
 def measured(config: LongCatLiteConfig, tokens: list[int]) -> tuple[np.ndarray, list, list[dict]]:
     array = np.array(tokens)
     orders = distinct_ngrams(ngram_tokens(config, torch.tensor([tokens]))[0].numpy())
-    rows = table_rows(config, array)
-    return rows, orders, ngram_report.measure_tables(config, rows, orders)
+    rows = token_rows(config, array)
+    return rows, orders, table_figures(config, rows, orders)
 
 
 @pytest.mark.parametrize(
@@ -55,16 +55,16 @@ def test_counts_of_a_plain_dictionary(changes):
     for table in tables:
         order = 2 + table["table"] // config.num_subtables_per_order
         ngrams = plain_ngrams(tokens, order)
-        behind: dict[int, set] = defaultdict(set)
+        readers: dict[int, set] = defaultdict(set)
         for t, ngram in enumerate(ngrams):
-            behind[naive[t][table["table"]]].add(ngram)
+            readers[naive[t][table["table"]]].add(ngram)
         size = config.subtable_sizes[table["table"]]
         assert table["order"] == order and table["rows"] == size
         assert table["ngrams"] == len(set(ngrams))
-        assert table["occupied"] == len(behind)
-        assert table["hit_rate"] == len(behind) / size
-        assert table["collisions"] == sum(len(one) - 1 for one in behind.values())
-        assert table["sharing"] == sum(len(one) for one in behind.values() if len(one) > 1)
+        assert table["occupied"] == len(readers)
+        assert table["hit_rate"] == len(readers) / size
+        assert table["collisions"] == sum(len(one) - 1 for one in readers.values())
+        assert table["sharing"] == sum(len(one) for one in readers.values() if len(one) > 1)
         seen = [
             len({row[table["table"]] for row in naive[:point]}) / size for point in (100, 200, 500, 1000, 2000, 2300)
         ]
@@ -72,7 +72,7 @@ def test_counts_of_a_plain_dictionary(changes):
         counts = Counter(ngrams)
         kept = orders[order - 2]
         assert {tuple(ngram): reads for ngram, reads in zip(kept.tokens.tolist(), kept.reads, strict=True)} == counts
-    sums = ngram_report.sums_by_order(tables)
+    sums = order_figures(tables)
     parts = [table for table in tables if table["order"] == 3]
     assert sums["3-grams"]["hit_rate"] == pytest.approx(
         sum(part["occupied"] for part in parts) / sum(part["rows"] for part in parts)
@@ -112,7 +112,10 @@ def test_a_table_with_a_factor_of_the_vocabulary_is_named():
         found[tables[0]["rows"]] = occupied_rule(tables, config.ngram_base_vocab_size)
     assert found[283]["kept"] and "factor" not in found[283]["text"]
     # 64 tokens, 64 * 5 rows: of the token before, the id keeps what 5 leaves of it.
-    assert not found[320]["kept"] and "320 rows and the base vocabulary, 64, have the factor 64" in found[320]["text"]
+    assert (
+        not found[320]["kept"]
+        and "320 rows and the base vocabulary, 64, have the common factor 64" in found[320]["text"]
+    )
 
 
 @pytest.mark.parametrize(
@@ -179,7 +182,7 @@ def test_rows_come_back_from_their_text():
     tokens = tokenizer(text, add_special_tokens=False)["input_ids"]
     config = tiny_config(vocab_size=512)
     rows, orders, _ = measured(config, tokens)
-    used = most_used_rows(rows, orders, tokenizer, 5, 3)
+    used = ngram_texts(rows, orders, tokenizer, 5, 3)
     assert list(used) == ["2-grams", "3-grams", "4-grams"]
     for place, (name, entries) in enumerate(used.items()):
         column = Counter(rows[:, 4 * place].tolist())
@@ -207,7 +210,8 @@ def test_the_command_reports_a_config_without_weights(tmp_path, chat_model, book
         config.ngram_vocab_size_ratio = ratio
         config.save_pretrained(tmp_path / folder)
     options = ["--tokenizer", chat_model, "--text", book, "--tokens", 1500]
-    run("--config", tmp_path / "away" / "config.json", *options, "--output", tmp_path / "once")
+    with drawn_figures() as figures:
+        run("--config", tmp_path / "away" / "config.json", *options, "--output", tmp_path / "once")
     run("--config", tmp_path / "away", *options, "--output", tmp_path / "twice")
     once, again = (json.loads((tmp_path / name / "ngram_report.json").read_text()) for name in ("once", "twice"))
     for part in ("orders", "tables", "most_used", "rules", "ngram_share"):
@@ -217,7 +221,15 @@ def test_the_command_reports_a_config_without_weights(tmp_path, chat_model, book
     assert rules["3.2.2, table size"] and rules["3.2.1, n-gram share"] == (once["ngram_share"] <= 0.5)
     text = (tmp_path / "once" / "ngram_report.md").read_text()
     assert f"{once['tables'][3]['collisions']:,}" in text and "ngram_report.png" in text
-    assert (tmp_path / "once" / "ngram_report.png").read_bytes().startswith(b"\x89PNG")
+    figure = figures["ngram_report.png"]
+    assert [panel.title for panel in figure.panels] == ["Hit rate", "Collisions of each table"]
+    for order, part in once["orders"].items():
+        drawn = figure.panel("Hit rate").series(order)
+        assert drawn.x == once["curve_tokens"]
+        assert drawn.y == pytest.approx([100 * rate for rate in part["hit_rate_by_tokens"]])
+    collisions = figure.panel("Collisions of each table")
+    assert collisions.series("measured").values == [table["collisions"] for table in once["tables"]]
+    assert collisions.series("at random").y == [table["expected_collisions"] for table in once["tables"]]
     assert str(tmp_path) not in text + json.dumps(once)
     capsys.readouterr()
     run("--config", tmp_path / "near", *options, "--output", tmp_path / "near", "--name", "mine")
@@ -228,19 +240,25 @@ def test_the_command_reports_a_config_without_weights(tmp_path, chat_model, book
 
 
 def test_the_command_reports_a_model(tmp_path, chat_model, book):
-    run("--model", chat_model, "--text", book, "--model-tokens", 600, "--window", 64, "--output", tmp_path)
+    with drawn_figures() as figures:
+        run("--model", chat_model, "--text", book, "--model-tokens", 600, "--window", 64, "--output", tmp_path)
     results = read_results(tmp_path / "ngram_report.json", model_identity(chat_model))
     assert results["norms"]["tokens"] == 600 and results["norms"]["window"] == 64
     assert results["results"][0]["value"] == results["norms"]["ratio"]
     assert results["evaluation"] == "ngram_report" and results["model"]["tables"] == 12
     assert f"{results['norms']['ratio']:.3f}" in (tmp_path / "ngram_report.md").read_text()
+    panel = figures["ngram_report.png"].panels[2]
+    keys = ("word_term", "ngram_terms", "embedding", "attention")
+    assert panel.y_label == "mean L2 norm"
+    assert panel.of_kind("bars")[0].values == pytest.approx([results["norms"][key] for key in keys])
 
 
 def test_collisions_spike_at_integers_and_are_those_of_a_dictionary(tmp_path):
-    run("--ratios", "30.9:31.1:0.1", "--tokens", 30_000, "--output", tmp_path)
+    with drawn_figures() as figures:
+        run("--ratios", "30.9:31.1:0.1", "--tokens", 30_000, "--output", tmp_path)
     results = json.loads((tmp_path / "collision_ratios.json").read_text())
     assert [point["ratio"] for point in results["points"]] == [30.9, 31.0, 31.1]
-    assert results["passed"] and results["smallest_spike"] >= 1.2
+    assert results["smallest_spike"] >= 1.2
     assert {spike["ratio"] for spike in results["spikes"]} == {31.0} and len(results["spikes"]) == 4
 
     tokenizer = documentation_tokenizer(4096)
@@ -261,9 +279,14 @@ def test_collisions_spike_at_integers_and_are_those_of_a_dictionary(tmp_path):
         ):
             assert collisions == len(bigrams) - len({(near + far * 4096) % rows for far, near in bigrams})
     whole = results["points"][1]["collisions"][2]
-    beside = [results["points"][place]["collisions"][2] for place in (0, 2)]
-    assert results["spikes"][2]["factor"] == pytest.approx(whole / (sum(beside) / 2))
-    assert (tmp_path / "collision_ratios.png").read_bytes().startswith(b"\x89PNG")
+    adjacent = [results["points"][place]["collisions"][2] for place in (0, 2)]
+    assert results["spikes"][2]["factor"] == pytest.approx(whole / (sum(adjacent) / 2))
+    (panel,) = figures["collision_ratios.png"].panels
+    assert panel.labels == [*(f"ratio * V + {2 * i + 1} rows" for i in range(4)), "ratio * V rows", "at random"]
+    for i in range(4):
+        line = panel.series(f"ratio * V + {2 * i + 1} rows")
+        assert line.x == [30.9, 31.0, 31.1]
+        assert line.y == [point["collisions"][i] for point in results["points"]]
     assert f"**{results['smallest_spike']:.2f}**" in (tmp_path / "collision_ratios.md").read_text()
 
 
@@ -286,7 +309,7 @@ def test_what_cannot_be_measured_is_named(tmp_path, chat_model, book):
         (("--config", tmp_path / "small", "--tokenizer", chat_model, "--text", book), "`vocab_size`"),
         (("--config", tmp_path / "vanilla", "--tokenizer", chat_model), "`use_ngram_embedding`"),
         (("--config", tmp_path / "small", "--model", chat_model), "`--config` .*small has other tables"),
-        (("--model", tmp_path / "nowhere"), "`--model` .*nowhere is no folder"),
+        (("--model", tmp_path / "nowhere"), "`--model` .*nowhere is not a folder"),
         (("--text", book), "Give `--config`"),
         (("--config", chat_model, "--ratios", "30:33:0.1"), "leave out `--config`"),
         (("--config", chat_model, "--tokens", 0), "`--tokens`"),

@@ -9,16 +9,20 @@ from pathlib import Path
 
 import pytest
 import yaml
+from drawn_figures import DrawnFigure, drawn_figures
+from transformers import AutoTokenizer
 
 from eval.studies.scaling import __main__ as scaling_study
 from eval.studies.scaling import report as study_report
 from eval.studies.scaling import run as study_run
 from eval.studies.scaling.grid import Point, grid, match
+from eval.studies.small_training import rows_as_batch
 from modeling_longcat_lite import LongCatLiteConfig, LongCatLiteForCausalLM
-from training.data.token_rows import TextSettings, is_held_out, load_side, load_tokenizer, prepare_text
+from training.data.token_rows import TextSettings, is_held_out, load_side, prepare_text
 
 RECIPES = sorted(Path("training/recipes").glob("study_*.yaml"))
 RESULTS = Path("eval/results")
+README = Path("eval/studies/scaling/README.md")
 BASE = {"total_ratio": 6, "amplification": "layer_norm"}
 MODEL = {
     **yaml.safe_load(Path("training/recipes/study_cpu.yaml").read_text(encoding="utf-8"))["model"],
@@ -50,28 +54,39 @@ def folder(tmp_path_factory) -> Path:
             "long": {"tokens": 10**9, "seeds": [0], "vary": {"ngram_share": [0.5]}},
         },
     }
-    (folder / "study.yaml").write_text(yaml.safe_dump(study), encoding="utf-8")
+    (folder / "study.yaml").write_text(yaml.safe_dump(study, sort_keys=False), encoding="utf-8")
     return folder
 
 
 def run(folder: Path, *options: str) -> int:
-    paths = ["--text", str(folder / "text"), "--runs", str(folder / "runs"), "--output", str(folder / "report")]
+    paths = ["--text", str(folder / "text"), "--runs", str(folder / "runs.json"), "--output", str(folder / "report")]
     options = ("--config", str(folder / "study.yaml"), *paths, *options)
     return scaling_study.main(scaling_study.make_parser().parse_args(options))
 
 
-def kept(folder: Path) -> list[Path]:
-    return sorted((folder / "runs").glob("*-seed?.json"))
+def kept(folder: Path) -> dict[str, dict]:
+    """The lines of the file of runs, by name and seed."""
+    return json.loads((folder / "runs.json").read_text())["runs"]
 
 
 @pytest.fixture(scope="module")
-def studied(folder) -> Path:
-    assert run(folder) == 0
+def figures() -> dict[str, DrawnFigure]:
+    """The figures of `studied`."""
+    return {}
+
+
+@pytest.fixture(scope="module")
+def studied(folder, figures) -> Path:
+    with drawn_figures() as drawn:
+        assert run(folder) == 0
+    figures.update(drawn)
     return folder
 
 
-def test_runs_are_kept_and_reported(studied):
+def test_runs_are_kept_and_reported(studied, figures):
     assert len(kept(studied)) == 4  # the pair at a ratio of 4, two seeds each
+    assert all(name.endswith(f"-seed{one['seed']}") for name, one in kept(studied).items())
+    assert len((studied / "runs.json").read_text().splitlines()) == 4 + 3
     summary = json.loads((studied / "report" / "scaling_study.json").read_text())
     pair = summary["experiments"]["pair"]
     assert [row["seeds"] for row in pair["rows"]] == [[0, 1], [0, 1]]
@@ -82,22 +97,33 @@ def test_runs_are_kept_and_reported(studied):
     assert (
         "cannot be matched" in report and "118371.2 times the text" in report
     )  # what cannot be, and the text that is too small
-    assert (studied / "report" / "scaling_study_pair.png").read_bytes().startswith(b"\x89PNG")
+    losses, differences, curves, over_training = figures["scaling_study_pair.png"].panels
+    assert (losses.x_label, losses.x_scale) == ("total / activated parameters", "log")
+    for row in pair["rows"]:
+        label = "50% n-grams" if row["point"]["ngram_share"] else "experts alone"
+        assert losses.series(label).y == [row["loss"]]
+        assert losses.series(label).errors == pytest.approx([row["half"]])
+        assert list(map(list, zip(*row["over_training"], strict=True))) == [
+            curves.series(row["label"]).x,
+            curves.series(row["label"]).y,
+        ]
+    assert differences.series("lowest of each run").y == [pair["pairs"][0]["difference"]]
+    assert over_training.labels == [pair["pairs"][0]["label"]]
 
 
 def test_an_interrupted_study_goes_on_and_the_same_seed_gives_the_same_losses(studied):
-    before = {path: path.read_text() for path in kept(studied)}
-    times = {path: path.stat().st_mtime_ns for path in kept(studied)}
-    gone = kept(studied)[1]
-    gone.unlink()
+    before, text = kept(studied), (studied / "runs.json").read_text()
+    gone = sorted(before)[1]
+    lines = [line for line in text.splitlines() if gone not in line.split(":")[0]]
+    (studied / "runs.json").write_text("\n".join(lines) + "\n")
+    assert kept(studied).keys() == before.keys() - {gone}
     assert run(studied, "--report-only") == 0
     missing = json.loads((studied / "report" / "scaling_study.json").read_text())["experiments"]["pair"]["missing"]
     assert len(missing) == 1 and len(missing[0]["seeds"]) == 1
     assert run(studied) == 0
-    for path, text in before.items():
-        first, second = json.loads(text)["result"], json.loads(path.read_text())["result"]
-        assert first["held_out"] == second["held_out"]
-        assert (path.stat().st_mtime_ns == times[path]) == (path != gone)
+    for name, one in kept(studied).items():
+        assert one["result"]["held_out"] == before[name]["result"]["held_out"]
+        assert (one == before[name]) is (name != gone)  # another speed: it was trained again
 
 
 def test_a_run_that_fails_is_named_and_the_rest_goes_on(folder, tmp_path):
@@ -113,9 +139,10 @@ def test_a_run_that_fails_is_named_and_the_rest_goes_on(folder, tmp_path):
         },
         {"name": "worse-seed0"},
     ]
-    problems = scaling_study.train_all(runs, tmp_path, workers=2, threads=1)
+    keeper = study_run.KeptRuns(tmp_path / "runs.json")
+    problems = scaling_study.train_all(runs, keeper, workers=2, threads=1)
     assert sorted(problem.split(" failed: ")[0] for problem in problems) == ["run bad-seed0", "run worse-seed0"]
-    assert not list(tmp_path.glob("*.json"))
+    assert not list(tmp_path.iterdir())
 
 
 def plain_run(folder: Path, point: Point, **training) -> dict:
@@ -131,19 +158,18 @@ def plain_run(folder: Path, point: Point, **training) -> dict:
     }
 
 
-def test_twins_read_the_same_rows_in_the_same_order(studied, monkeypatch):
+def test_twins_read_the_same_rows_in_the_same_order(studied):
     read: list[list] = []
-    monkeypatch.setattr(
-        study_run, "rows_as_batch", lambda rows, as_batch=study_run.rows_as_batch: record(as_batch(rows))
-    )
 
-    def record(batch: dict) -> dict:
+    def record(rows: list[dict]) -> dict:
+        batch = rows_as_batch(rows)
         read[-1].append(batch["input_ids"].tolist())
         return batch
 
     for share in (0, 0.5):
         read.append([])
-        study_run.train(plain_run(studied, Point(total_ratio=4, ngram_share=share, hidden_size=48, num_layers=1)))
+        point = Point(total_ratio=4, ngram_share=share, hidden_size=48, num_layers=1)
+        study_run.train(plain_run(studied, point), as_batch=record)
     assert read[0] == read[1] and len(read[0]) > 6
 
 
@@ -161,7 +187,7 @@ def test_no_file_stands_on_both_sides(studied):
     assert 0 < len(held_out) < len(names)
     facts = json.loads((studied / "text" / "text.json").read_text())
     assert (facts["held_out"]["files"], facts["train"]["files"]) == (len(held_out), len(names) - len(held_out))
-    tokenizer = load_tokenizer(studied / "text")
+    tokenizer = AutoTokenizer.from_pretrained(studied / "text" / "tokenizer")
     rows = load_side(studied / "text", "held_out")["input_ids"]
     text = "".join((studied / name).read_text() + tokenizer.eos_token for name in held_out)
     assert text.startswith(tokenizer.decode([token for row in rows for token in row]))
@@ -200,7 +226,7 @@ def test_grids_vary_fields_together():
     seen = [(point.max_order, point.splits, point.ngram_share) for point in points]
     assert seen == [(2, 1, 0), (2, 1, 0.5), (3, 3, 0), (3, 3, 0.5)]
     assert {point.total_ratio for point in points} == {6}
-    with pytest.raises(ValueError, match="`depth` is no field of a point"):
+    with pytest.raises(ValueError, match="`depth` is not a field of a point"):
         grid({}, {"depth": [1]})
 
 
@@ -208,10 +234,10 @@ def test_intervals_are_those_of_students_t():
     interval = study_report.Interval.of([1.0, 2.0, 3.0])
     assert interval.middle == 2.0
     assert interval.half == pytest.approx(4.303 / 3**0.5, abs=1e-3)  # t at 97.5 % with two degrees of freedom
-    assert study_report.Interval.of([1.0]).verdict == "one seed"
-    assert interval.verdict == "no difference seen"
-    assert study_report.Interval(-1.0, 0.5).verdict == "lower"
-    assert study_report.Interval(1.0, 0.5).verdict == "higher"
+    assert study_report.Interval.of([1.0]).sign == "one seed"
+    assert interval.sign == "no difference seen"
+    assert study_report.Interval(-1.0, 0.5).sign == "lower"
+    assert study_report.Interval(1.0, 0.5).sign == "higher"
 
 
 def test_points_are_compared_with_their_vanilla_twin_or_the_base():
@@ -262,9 +288,9 @@ def test_an_experiment_can_change_model_and_training(folder):
     ("change", "problem"),
     [
         (lambda study: study.pop("point"), "`point` is missing"),
-        (lambda study: study.update(grid={}), "`grid` is no key of a study"),
+        (lambda study: study.update(grid={}), "`grid` is not a key of a study"),
         (lambda study: study["experiments"]["pair"].pop("seeds"), "`pair` lacks `seeds`"),
-        (lambda study: study["experiments"]["pair"].update(seed=1), "`pair` has `seed`, which is no key"),
+        (lambda study: study["experiments"]["pair"].update(seed=1), "`pair` has `seed`, which is not a key"),
     ],
 )
 def test_mistakes_in_a_study_are_named(folder, tmp_path, change, problem):
@@ -280,16 +306,19 @@ def test_runs_of_another_text_are_left_alone(studied, tmp_path):
     text.mkdir()
     facts = json.loads((studied / "text" / "text.json").read_text())
     (text / "text.json").write_text(json.dumps(facts | {"sha256": "another"}))
-    before = (studied / "runs" / "plan.json").read_text()
-    with pytest.raises(ValueError, match=r"`runs` .*runs holds a study of another text.*`--runs`"):
+    before = (studied / "runs.json").read_text()
+    with pytest.raises(ValueError, match=r"`--runs` .*runs\.json holds a study of another text.*`--runs`"):
         run(studied, "--text", str(text))
-    assert (studied / "runs" / "plan.json").read_text() == before
+    assert (studied / "runs.json").read_text() == before
 
 
 def test_a_quick_study_leaves_the_whole_one_alone(studied):
-    before = [(studied / name).read_text() for name in ("runs/plan.json", "report/scaling_study.json")]
+    plans = json.loads((studied / "runs.json").read_text())["plans"]
+    before = kept(studied), plans["scaling_study"], (studied / "report" / "scaling_study.json").read_text()
     assert run(studied, "--quick", "--only", "pair") == 0
-    assert [(studied / name).read_text() for name in ("runs/plan.json", "report/scaling_study.json")] == before
+    plans = json.loads((studied / "runs.json").read_text())["plans"]
+    after = kept(studied), plans["scaling_study"], (studied / "report" / "scaling_study.json").read_text()
+    assert after == before and plans.keys() == {"scaling_study", "scaling_study_quick"}
     quick = json.loads((studied / "report" / "scaling_study_quick.json").read_text())
     assert quick["experiments"]["pair"]["rows"] and "--quick" in quick["command"]
     assert "(scaling_study_quick_pair.png)" in (studied / "report" / "scaling_study_quick.md").read_text()
@@ -298,19 +327,24 @@ def test_a_quick_study_leaves_the_whole_one_alone(studied):
 def test_what_cannot_be_asked_for_is_named(folder, tmp_path):
     with pytest.raises(ValueError, match="no experiment depth"):
         run(folder, "--only", "depth")
-    arguments = ["--config", str(folder / "study.yaml"), "--runs", str(tmp_path), "--report-only"]
-    with pytest.raises(ValueError, match="leave `--report-only` out"):
-        scaling_study.main(scaling_study.make_parser().parse_args(arguments))
+    (tmp_path / "other.json").write_text("{}")
+    for runs, problem in (
+        (tmp_path / "none.json", "leave out `--report-only`"),
+        (tmp_path / "other.json", r"other\.json does not hold the runs of a study"),
+        (tmp_path, "is a folder: give a JSON file"),
+    ):
+        with pytest.raises(ValueError, match=problem):
+            run(folder, "--runs", str(runs), "--report-only")
 
 
-def test_the_kept_runs_give_the_report_that_stands_beside_them(tmp_path):
+def test_the_kept_runs_give_the_committed_report(tmp_path):
     arguments = ["--config", "training/recipes/study_cpu.yaml", "--report-only", "--output", str(tmp_path)]
     scaling_study.main(scaling_study.make_parser().parse_args(arguments))
     for name in ("scaling_study.json", "scaling_study.md"):
         assert (tmp_path / name).read_text() == (RESULTS / name).read_text()
     figures = sorted(path.name for path in tmp_path.glob("*.png"))
     assert figures == sorted(path.name for path in RESULTS.glob("scaling_study_*.png")) and len(figures) >= 7
-    assert set(figures) <= set(re.findall(r"scaling_study_\w+\.png", Path("training/STUDY.md").read_text()))
+    assert set(figures) == set(re.findall(r"scaling_study_\w+\.png", README.read_text(encoding="utf-8")))
 
 
 def numbers_in(value) -> Iterator[float]:
@@ -327,5 +361,5 @@ def numbers_in(value) -> Iterator[float]:
 def test_every_loss_that_the_study_quotes_is_in_its_report():
     numbers = list(numbers_in(json.loads((RESULTS / "scaling_study.json").read_text())))
     there = {f"{number:.3f}" for number in numbers} | {f"{number:+.3f}" for number in numbers}
-    quoted = set(re.findall(r"(?<![\d.])[+-]?\d\.\d{3}(?!\d)", Path("training/STUDY.md").read_text()))
+    quoted = set(re.findall(r"(?<![\d.])[+-]?\d\.\d{3}(?!\d)", README.read_text(encoding="utf-8")))
     assert len(quoted) > 20 and quoted <= there, quoted - there

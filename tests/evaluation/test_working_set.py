@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 import torch
 from conftest import tiny_config
+from drawn_figures import drawn_figures
 from naive_ngram import naive_ngram_ids
 from safetensors.torch import load_file
 from tiny_chat import write_tiny_chat
 
+from eval.ngrams import working_set
 from eval.ngrams.cache_hits import NEVER, lru_hit_rates, previous_reads, stack_distances, static_hit_rates
-from eval.ngrams.table_reads import row_bytes, table_rows
-from eval.ngrams.working_set import __main__ as working_set
+from eval.ngrams.token_rows import row_bytes, token_rows
 from modeling_longcat_lite import LongCatLiteConfig, ngram_row_ids, read_hot_rows
 from training.data.local_text import documents, standard_library_files
 
@@ -63,7 +64,7 @@ def naive_rows(config: LongCatLiteConfig, tokens: list[int]) -> list[list[int]]:
 @pytest.mark.parametrize("config", [tiny_config(), LongCatLiteConfig()], ids=["tiny", "released"])
 def test_rows_of_the_definition(config):
     tokens = stream(300)
-    assert table_rows(config, np.array(tokens)).tolist() == naive_rows(config, tokens)
+    assert token_rows(config, np.array(tokens)).tolist() == naive_rows(config, tokens)
     batch = ngram_row_ids(config, torch.tensor([tokens[:100], tokens[100:200]]))
     assert batch.shape == (12, 2, 100) and batch.dtype == torch.int64
     assert batch[:, 1].T.tolist() == naive_rows(config, tokens[100:200])
@@ -144,7 +145,8 @@ def book(tmp_path):
 def test_the_command_writes_its_report(tmp_path, chat_model, book):
     options = ["--model", chat_model, "--tokenizer", chat_model, "--text", book, "--tokens", 1500]
     options += ["--cache-sizes", 100, 10, "--hot-row-count", 7]
-    run(*options, "--output", tmp_path / "once", "--hot-rows", tmp_path / "hot.safetensors")
+    with drawn_figures() as figures:
+        run(*options, "--output", tmp_path / "once", "--hot-rows", tmp_path / "hot.safetensors")
     written = (tmp_path / "once" / "working_set.json").read_text()
     results = json.loads(written)
     config = LongCatLiteConfig.from_pretrained(chat_model)
@@ -155,7 +157,14 @@ def test_the_command_writes_its_report(tmp_path, chat_model, book):
     assert f"{results['orders']['all']['distinct_rows']:,}" in text
     assert f"{100 * results['orders']['3-grams']['lru_hit_rate'][1]:.1f} %" in text
     assert "smaller vocabulary" not in text
-    assert (tmp_path / "once" / "working_set.png").read_bytes().startswith(b"\x89PNG")
+    growth, caches = figures["working_set.png"].panels
+    assert (growth.x_label, growth.x_scale, caches.y_label) == ("tokens read", "log", "hit rate, %")
+    for name, part in results["orders"].items():
+        assert growth.series(name).x == results["curve_tokens"]
+        assert growth.series(name).y == part["distinct_rows_by_tokens"]
+        for label, key in (("LRU", "lru_hit_rate_second_half"), ("frequent", "static_hit_rate_second_half")):
+            assert caches.series(f"{name}, {label}").x == [10, 100]
+            assert caches.series(f"{name}, {label}").y == pytest.approx([100 * rate for rate in part[key]])
     assert str(tmp_path) not in written + text and str(chat_model) not in written + text
     assert [len(table) for table in read_hot_rows(tmp_path / "hot.safetensors", config)] == [7] * 12
 

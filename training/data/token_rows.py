@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The text of the scaling study: files, tokenized once, cut into rows, memory-mapped; some files held out.
+"""Text as rows of tokens for training from scratch: tokenized once, cut into rows, memory-mapped; some files held out.
 
-The sources and the documentation of the running Python's standard library are always there; files of the user's own
-join them. Documents stand one behind the other, each closed by the end-of-sequence token, at which n-grams start
-afresh. A file is held out or not by a hash of its name, whatever other files there are.
+The text is the standard library of the running Python, sources with their documentation, and the user's files, or
+either alone. Documents follow one another, each closed by the end-of-sequence token, at which n-grams start afresh. A
+hash of a file's name alone decides whether it is held out.
 
-Shapes: T tokens of a row.
+Shapes: B batch rows, T tokens.
 """
 
 import hashlib
@@ -17,7 +17,6 @@ from typing import Any
 
 import torch
 from datasets import Dataset, load_from_disk
-from transformers import AutoTokenizer
 
 from modeling_longcat_lite.whole_files import replaced_folder
 from tokenization.number_options import check_number
@@ -30,14 +29,14 @@ SIDES = ("train", "held_out")
 
 @dataclass(frozen=True)
 class TextSettings:
-    """What the text is made of.
+    """What the text consists of.
 
     Args:
-        vocabulary (`int`): Tokens asked for of the tokenizer, which is trained on the training side.
-        length (`int`): T.
-        held_out_percent (`int`): Of the files.
-        held_out_rows (`int`): At most; they are taken evenly from all held-out rows.
-        files (`list[str]`): UTF-8 text files beside those of the standard library.
+        vocabulary (`int`): Tokens of the tokenizer, which is trained on the training side.
+        length (`int`): T, tokens of a row.
+        held_out_percent (`int`): Share of the files that is held out.
+        held_out_rows (`int`): Most held-out rows; they are taken evenly from all.
+        files (`list[str]`): UTF-8 text files, in addition to the standard library.
         standard_library (`bool`): Whether its files are read.
     """
 
@@ -68,8 +67,8 @@ def read_documents(settings: TextSettings) -> list[tuple[str, str]]:
     return list(found.items())
 
 
-def token_rows(texts: Iterable[str], tokenizer: Any, length: int) -> torch.Tensor:
-    """Texts as `[R, T]` int32 ids, one behind the other with an end each; what fills no row is left out."""
+def cut_rows(texts: Iterable[str], tokenizer: Any, length: int) -> torch.Tensor:
+    """Consecutive texts as int32 ids `[B, T]`, an end after each; a last, incomplete row is left out."""
     stream: list[int] = []
     for ids in tokenizer(list(texts))["input_ids"]:
         stream += [*ids, tokenizer.eos_token_id]
@@ -78,7 +77,7 @@ def token_rows(texts: Iterable[str], tokenizer: Any, length: int) -> torch.Tenso
 
 
 def prepare_text(folder: Path, settings: TextSettings) -> dict[str, Any]:
-    """Writes tokenizer, `train` and `held_out` rows and `text.json` to `folder`, unless they are there.
+    """Writes tokenizer, `train` and `held_out` rows and `text.json` to `folder`, unless they exist.
 
     Returns:
         The facts: settings, tokens, bytes and files of both sides, and `sha256`, a hash of all rows.
@@ -103,11 +102,13 @@ def prepare_text(folder: Path, settings: TextSettings) -> dict[str, Any]:
     with replaced_folder(folder) as building:
         tokenizer.save_pretrained(building / "tokenizer")
         for side, texts in sides.items():
-            rows = token_rows(texts, tokenizer, settings.length)
+            rows = cut_rows(texts, tokenizer, settings.length)
             if side == "held_out" and len(rows) > settings.held_out_rows:
                 rows = rows[torch.linspace(0, len(rows) - 1, settings.held_out_rows).long()]
             if not len(rows):
-                raise ValueError(f"`text`: the {side} side has less than one row of {settings.length} tokens")
+                raise ValueError(
+                    f"`text`: the {side} side is shorter than one row of {settings.length} tokens: give more files"
+                )
             digest.update(rows.numpy().tobytes())
             Dataset.from_dict({"input_ids": rows.numpy()}).save_to_disk(str(building / side))
             size = sum(len(text.encode()) for text in texts)
@@ -118,13 +119,8 @@ def prepare_text(folder: Path, settings: TextSettings) -> dict[str, Any]:
 
 
 def load_side(folder: Path, side: str) -> Dataset:
-    """The rows of a side, memory-mapped: `input_ids` of `[T]`."""
+    """The rows of a side, memory-mapped: `input_ids` `[T]`."""
     return load_from_disk(str(folder / side))
 
 
-def load_tokenizer(folder: Path) -> Any:
-    """The tokenizer of a prepared text."""
-    return AutoTokenizer.from_pretrained(folder / "tokenizer")
-
-
-__all__ = ["FACTS", "TextSettings", "load_side", "load_tokenizer", "prepare_text"]
+__all__ = ["FACTS", "TextSettings", "load_side", "prepare_text"]

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the tables buy: `python -m eval.ngrams.ablation`."""
+"""What a model loses without its n-gram tables: `python -m eval.ngrams.ablation`."""

@@ -1,20 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A model without what its n-gram tables know, for as long as a `with` lasts.
+"""A model without the knowledge in its n-gram tables, inside a `with` block.
 
     with ablated(model, "zeroed"):
         model.generate(...)
 
-    "on"         as it is, tables or none
-    "zeroed"     every row is 0; the word row stays divided by the number of terms
+    "on"         unchanged, with or without tables
+    "zeroed"     every row is 0; the word embedding is still divided by the number of terms
     "shuffled"   every row is another row of its table: the tables' statistics without their knowledge
     "int8"       the rows as `eval.checkpoints.quantize --bits 8` would store them; "int4" likewise
                  (to the bit, in the dtype of the checkpoint or a wider one)
 
-Nothing is copied or changed. Shuffled are the ids, by `id -> (a id + c) mod rows`, a permutation of a table of any
-size; the others act on the rows that a forward has gathered, which have a scale each. So all work wherever the
-tables lie, resident, on the host or on disk, with n-gram drafts and whatever evaluation runs inside.
+The tables are neither copied nor changed. `"shuffled"` changes the ids, by `id -> (a id + c) mod rows`, which permutes
+a table of any size; the others change the rows that a forward has gathered, each of which has its own scale. So all
+ablations work with resident tables and with tables on the host or on disk, with n-gram drafts, and in any evaluation.
 
-Shapes: B batch, T tokens, S sub-tables, W row width.
+Shapes: B batch rows, T tokens, S sub-tables, W width of a table row.
 """
 
 import math
@@ -33,7 +33,7 @@ BITS = {"int8": 8, "int4": 4}
 
 
 def permutations(sizes: Sequence[int], seed: int) -> list[tuple[int, int]]:
-    """Factor and summand of each table: `(factor * id + summand) % rows` permutes its ids."""
+    """Factor and summand for each table: `(factor * id + summand) % rows` permutes its ids."""
     draw = random.Random(seed)
     drawn = []
     for rows in sizes:
@@ -60,7 +60,7 @@ def chosen_tables(config, orders: Sequence[int] | None) -> list[int]:
 
 
 def check_ablation(name: str, config: LongCatLiteConfig):
-    """Raises a `ValueError` if a model of `config` cannot be ablated so: it needs no weights to tell."""
+    """Raises a `ValueError` if this ablation is not possible for a model of `config`; no weights are needed."""
     if name not in ABLATIONS:
         raise ValueError(f"`ablation` is {name!r}; known are {', '.join(ABLATIONS)}")
     if name != "on" and not config.use_ngram_embedding:
@@ -70,7 +70,7 @@ def check_ablation(name: str, config: LongCatLiteConfig):
 
 
 def row_filter(name: str, tables: list[int], count: int) -> Callable[[torch.Tensor], torch.Tensor]:
-    """What `"zeroed"`, `"int8"` or `"int4"` makes of the rows `[B, T, S * W]` of `tables`, among `count` tables."""
+    """A function that zeroes or quantizes the rows `[B, T, S * W]` of `tables`, which are some of `count` tables."""
 
     def changed(rows: torch.Tensor) -> torch.Tensor:
         each = rows.unflatten(-1, (count, -1)).clone()  # [B, T, S, W]
@@ -86,7 +86,7 @@ def row_filter(name: str, tables: list[int], count: int) -> Callable[[torch.Tens
 
 
 def shuffling_hook(config, tables: list[int], seed: int) -> Callable[..., Any]:
-    """A hook that gives the n-gram embedding the row ids of other rows in place of tokens."""
+    """A hook that passes the ids of other rows to the n-gram embedding, in place of the tokens."""
     drawn = permutations(config.subtable_sizes, seed)
     factors = torch.tensor([factor if table in tables else 1 for table, (factor, _) in enumerate(drawn)])
     summands = torch.tensor([summand if table in tables else 0 for table, (_, summand) in enumerate(drawn)])
@@ -104,17 +104,17 @@ def shuffling_hook(config, tables: list[int], seed: int) -> Callable[..., Any]:
 def ablated(
     model: LongCatLiteForCausalLM, name: str, *, orders: Sequence[int] | None = None, seed: int = 0
 ) -> Iterator[LongCatLiteForCausalLM]:
-    """The model with its n-gram tables as `name` says; itself again afterwards, whatever happened inside.
+    """The model with its n-gram tables ablated; it is unchanged after the block, also after an error.
 
     Args:
         model (`LongCatLiteForCausalLM`): Or its trunk; tables in any placement.
         name (`str`): One of `ABLATIONS`.
-        orders (`Sequence[int]`, *optional*): Only the tables of these n-gram orders; all by default.
-        seed (`int`, *optional*, defaults to 0): Draws the permutations of `"shuffled"`.
+        orders (`Sequence[int]`, *optional*): The n-gram orders whose tables are ablated; all by default.
+        seed (`int`, *optional*, defaults to 0): Seed of the permutations of `"shuffled"`.
 
     Raises:
-        `ValueError`: naming an unknown ablation or order; a model without tables, or, for `"int8"` and `"int4"`, with
-            tables of few bits; an ablation inside another.
+        `ValueError`: naming the unknown ablation or order; the model has no tables, or, for `"int8"` and `"int4"`, has
+            quantized tables; or another ablation is active.
     """
     trunk: Any = model.base_model
     embedding, config = trunk.ngram_embeddings, model.config

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A model's n-grams compared with the paper's rules: `python -m eval.ngrams.report`."""
+"""The n-gram tables of a config and a text, compared with the paper's rules: `python -m eval.ngrams.report`."""

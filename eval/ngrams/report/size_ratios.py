@@ -3,18 +3,17 @@
 
     python -m eval.ngrams.report --ratios 30.0:33.0:0.1
 
-What arXiv 2601.21204 shows in section 3.2.2, figure 3b. There, 100 training sequences were hashed into tables of 30 to
-33 vocabularies of 128k. A collision is that of `ngram_collisions.py`: a distinct 2-gram beyond the first of its row.
-The 2-gram (a, b) has the id `b + a V mod rows`. With `rows = m V + d` and d small,
+This repeats figure 3b of arXiv 2601.21204 (section 3.2.2), where 100 training sequences were hashed into tables of 30
+to 33 vocabularies of 128k tokens. A collision is defined as in `eval/ngrams/collisions.py`. The 2-gram (a, b) has the
+id `b + a V mod rows`. With `rows = m V + d` and a small d,
 
     b + a V   and   (b + d) + (a + m) V     are the same row,
 
-so that all tokens a, a + m, a + 2 m, ... share the rows of almost the same b. With d = 0 all but `a mod m` is lost.
+so all tokens a, a + m, a + 2 m, ... share the rows of almost the same b. With d = 0 only `a mod m` remains of a.
 
-Shapes: T tokens, G distinct 2-grams, K tables.
+Shapes: T tokens, V vocabulary, G distinct n-grams of an order, here of order 2.
 """
 
-import argparse
 import math
 from pathlib import Path
 from statistics import mean
@@ -26,10 +25,9 @@ from rich.progress import track
 
 from eval.checkpoints.load import load_tokenizer
 from eval.ngrams.collisions import DistinctNgrams, count_collisions, distinct_ngrams
-from eval.ngrams.table_reads import read_tokens, table_rows
-from eval.ngrams.working_set.__main__ import describe
-from eval.ngrams.working_set.report import COLOURS
-from eval.reports.files import markdown_table, save_figure
+from eval.ngrams.presentation import COLOURS
+from eval.ngrams.token_rows import describe, read_tokens, token_rows
+from eval.reports.files import format_table, markdown_table
 from eval.reports.machine import describe_machine
 from modeling_longcat_lite import LongCatLiteConfig
 from modeling_longcat_lite.configuration_longcat_lite import segment_ends
@@ -40,7 +38,6 @@ from training.data.local_text import documents
 
 NAME = "collision_ratios"
 VOCABULARY = 4096
-SPIKE = 1.2  # times the neighbours
 DISTANCES = [0.0, 0.001, 0.002, 0.003, 0.005, 0.01, 0.02, 0.05, 0.1]  # from the first integer, in vocabularies
 
 
@@ -55,26 +52,26 @@ def parse_ratios(text: str) -> list[float]:
     except ValueError as error:
         raise ValueError(f"`--ratios` is {text!r}; write FIRST:LAST:STEP, as in `30.0:33.0:0.1`") from error
     if not (math.isfinite(first + last + step) and 0 < first <= last and step > 0):
-        raise ValueError(f"`--ratios` is {text!r}; it must be above zero and rise")
+        raise ValueError(f"`--ratios` is {text!r}; ratios must be above zero and increase")
     return [round(first + number * step, 10) for number in range(round((last - first) / step) + 1)]
 
 
 def documentation_tokenizer(size: int):
-    """A tokenizer trained on the documentation of the running Python."""
+    """A tokenizer of `size` tokens trained on the documentation of the running Python."""
     texts = (text for conversation in documentation_conversations() for turn in conversation.turns for text in turn)
     return train_tokenizer(texts, size)
 
 
 def bigram_config(ratio: float, vocab_size: int, end: int) -> LongCatLiteConfig:
-    """The config of K 2-gram tables of `ratio` vocabularies."""
+    """A config with 2-gram tables only, each with about `ratio` times `vocab_size` rows."""
     return LongCatLiteConfig(
         vocab_size=vocab_size, ngram_vocab_size_ratio=ratio, emb_neighbor_num=2, eos_token_id=end, pad_token_id=None
     )
 
 
 def collisions_at(config: LongCatLiteConfig, tokens: np.ndarray, ngrams: DistinctNgrams) -> dict:
-    """Collisions of each table of `config`, and of one of exactly ratio times vocabulary rows."""
-    rows, sizes = table_rows(config, tokens), config.subtable_sizes
+    """Collisions in each table of `config`, and in a table of exactly ratio times vocabulary rows."""
+    rows, sizes = token_rows(config, tokens), config.subtable_sizes
     tables = [count_collisions(rows[ngrams.first, table], size) for table, size in enumerate(sizes)]
     vocabulary = config.ngram_base_vocab_size
     bare = int(config.ngram_vocab_size_ratio * vocabulary)
@@ -90,24 +87,17 @@ def collisions_at(config: LongCatLiteConfig, tokens: np.ndarray, ngrams: Distinc
 
 
 def spikes(points: list[dict]) -> list[dict]:
-    """Each table at each integer ratio against the mean of the ratios beside it, one on each side if there is one."""
+    """Each table at each integer ratio, compared with the mean of the adjacent ratios that are not integers."""
     found = []
     for place, point in enumerate(points):
-        sides = [points[beside] for beside in (place - 1, place + 1) if 0 <= beside < len(points)]
-        beside = [side for side in sides if side["ratio"] % 1]
-        if point["ratio"] % 1 or not beside:
+        adjacent = [points[other] for other in (place - 1, place + 1) if 0 <= other < len(points)]
+        adjacent = [other for other in adjacent if other["ratio"] % 1]
+        if point["ratio"] % 1 or not adjacent:
             continue
         for table, count in enumerate(point["collisions"]):
-            neighbours = mean(side["collisions"][table] for side in beside)
-            found.append(
-                {
-                    "ratio": point["ratio"],
-                    "table": table,
-                    "collisions": count,
-                    "neighbours": neighbours,
-                    "factor": count / neighbours,
-                }
-            )
+            neighbours = mean(other["collisions"][table] for other in adjacent)
+            spike = {"ratio": point["ratio"], "table": table, "collisions": count}
+            found.append({**spike, "neighbours": neighbours, "factor": count / neighbours})
     return found
 
 
@@ -115,11 +105,11 @@ def measure(ratios: str, tokenizer_name: str | None, text: list[Path] | None, to
     """Reads the text once and hashes it at every ratio.
 
     Raises:
-        `ValueError`: naming the option or the file; no integer ratio with a neighbour among `ratios`.
+        `ValueError`: naming the option or the file; `ratios` has no integer with an adjacent ratio.
     """
     sweep = parse_ratios(ratios)
     if all(ratio % 1 for ratio in sweep) or len(sweep) < 2:
-        raise ValueError(f"`--ratios` is {ratios!r}, which has no integer with a ratio beside it to compare")
+        raise ValueError(f"`--ratios` is {ratios!r}, which has no integer with an adjacent ratio to compare")
     unbound = LongCatLiteConfig()  # as large a vocabulary as tokenizers have
     tokenizer = load_tokenizer(tokenizer_name, unbound) if tokenizer_name else documentation_tokenizer(VOCABULARY)
     size, end = len(tokenizer), tokenizer.eos_token_id
@@ -133,11 +123,8 @@ def measure(ratios: str, tokenizer_name: str | None, text: list[Path] | None, to
     whole = next(ratio for ratio in sweep if not ratio % 1)
     near = [collisions_at(bigram_config(whole + away, size, end), stream.tokens, ngrams) for away in DISTANCES]
     found = spikes(points)
-    described = argparse.Namespace(
-        model=None, tokenizer=tokenizer_name or "trained on Python's documentation", text=text
-    )
-    about = describe(described, config, tokenizer, stream)
-    smallest = min(spike["factor"] for spike in found)
+    shown_name = tokenizer_name or "trained on Python's documentation"
+    about = describe(config, tokenizer, stream, None, shown_name, bool(text))
     return {
         "machine": describe_machine(),
         "ratios": ratios,
@@ -148,25 +135,20 @@ def measure(ratios: str, tokenizer_name: str | None, text: list[Path] | None, to
         "points": points,
         "distances": [{"distance": away, **point} for away, point in zip(DISTANCES, near, strict=True)],
         "spikes": found,
-        "smallest_spike": smallest,
-        "least_spike": SPIKE,
-        "passed": smallest >= SPIKE,
+        "smallest_spike": min(spike["factor"] for spike in found),
     }
 
 
 def as_markdown(results: dict, name: str) -> str:
-    """Spikes, their width, and every point; the chart is `{name}.png`."""
+    """Spikes, their width, and every ratio; the chart is `{name}.png`."""
     machine, text, tokenizer = results["machine"], results["text"], results["tokenizer"]
     tables = range(len(results["points"][0]["rows"]))
-    spiked = [
-        [
-            f"{spike['ratio']:g}, table {spike['table']}",
-            f"{spike['collisions']:,}",
-            f"{spike['neighbours']:,.0f}",
-            f"{spike['factor']:.2f}",
-        ]
-        for spike in results["spikes"]
-    ]
+    spiked = (
+        ("ratio", "{ratio:g}, table {table}"),
+        ("collisions", "{collisions:,}"),
+        ("at adjacent ratios", "{neighbours:,.0f}"),
+        ("factor", "{factor:.2f}"),
+    )
 
     def line(label: str, point: dict) -> list[str]:
         counts = [*point["collisions"], point["collisions_without_offset"]]
@@ -176,31 +158,32 @@ def as_markdown(results: dict, name: str) -> str:
     return "\n".join(
         [
             "# 2-gram collisions by table size\n",
-            f"{machine['date']}, Python {machine['python']}. Counted, not timed, by",
+            f"{machine['date']}, Python {machine['python']}. These are counts, not timings, of",
             f"`python -m eval.ngrams.report --ratios {results['ratios']}`.\n",
             f"Text: {text['source']}, {text['tokens']:,} tokens, {results['ngrams']:,} distinct 2-grams. Tokenizer: "
             f"{tokenizer['name']}, V = {results['vocab_size']:,} tokens (vocabulary {tokenizer['digest']}).\n",
-            "A collision is a distinct 2-gram beyond the first of its row: distinct 2-grams less the rows that they",
-            "occupy, over the whole text. Table i has `int(ratio * V + 2 i + 1)` rows, as in the model; the column",
-            "`ratio * V rows` has no such offset. The paper (arXiv 2601.21204, section 3.2.2, figure 3b) counts over",
-            "100 sequences, and does not say whether it adds one.\n",
+            "A collision is a distinct 2-gram beyond the first in its row: the number of distinct 2-grams in the text",
+            "minus the number of rows that they occupy. Table i has `int(ratio * V + 2 i + 1)` rows, as in the model;",
+            "the column `ratio * V rows` has no such offset. The paper (arXiv 2601.21204, section 3.2.2, figure 3b)",
+            "counts over 100 sequences, and does not say whether it adds an offset.\n",
             f"![Collisions by ratio]({name}.png)\n",
-            f"At an integer, collisions come to at least **{results['smallest_spike']:.2f}** times those of the",
-            f"ratios beside it ({results['least_spike']} {'reached' if results['passed'] else 'missed'}).\n",
-            markdown_table(["ratio", "collisions", "beside it", "factor"], spiked),
-            "How near an integer is near, by the distance in vocabularies:\n",
+            f"At an integer ratio there are at least **{results['smallest_spike']:.2f}** times as many collisions as",
+            "at the adjacent ratios.\n",
+            format_table(spiked, results["spikes"]),
+            f"How wide the spike is: collisions by the distance from ratio {results['distances'][0]['ratio']:g}, in "
+            "vocabularies:\n",
             markdown_table(
                 ["distance", *header], [line(f"{near['distance']:g}", near) for near in results["distances"]]
             ),
-            "All ratios. Other simple fractions, above all halves, collide more too: with `rows = (m + 1/2) V + d`,",
-            "tokens that are 2 m + 1 apart share almost the same rows.\n",
+            "All ratios. Other simple fractions, above all halves, also have more collisions: with",
+            "`rows = (m + 1/2) V + d`, tokens that are 2 m + 1 apart share almost the same rows.\n",
             markdown_table(["ratio", *header], [line(f"{point['ratio']:g}", point) for point in results["points"]]),
         ]
     )
 
 
-def draw(results: dict, path: Path):
-    """Collisions against the ratio, one line a table, integers marked."""
+def draw(results: dict) -> Figure:
+    """Collisions against the ratio, one line per table, integers marked."""
     figure = Figure(figsize=(11, 5), layout="constrained")
     axes = figure.subplots()
     points = results["points"]
@@ -222,7 +205,7 @@ def draw(results: dict, path: Path):
     )
     axes.grid(alpha=0.3)
     figure.legend(loc="outside lower center", ncols=len(axes.lines))
-    save_figure(figure, path)
+    return figure
 
 
 __all__ = ["NAME", "as_markdown", "documentation_tokenizer", "draw", "measure", "parse_ratios"]

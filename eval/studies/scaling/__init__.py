@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""N-gram embeddings against experts at equal parameters: `python -m eval.studies.scaling`."""
+"""N-gram embeddings compared with experts at equal parameters: `python -m eval.studies.scaling`."""

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Points of the scaling study as configs: the same total and the same activated parameters, spent differently.
 
-A point says how many parameters there are for each one that a token activates, which share of them lies in n-gram
-tables, and of what kind those are. Three numbers of the config are free, and are solved for: routed experts and the
-rows of the tables make up the total; the width of the dense MLPs takes up what the routers, which grow with the
-experts, add to the activated parameters.
+A point defines the ratio of total to activated parameters, the share of the total in n-gram tables, and the shape of
+these tables. Three numbers of the config are free and are solved for: the numbers of routed experts and of table rows
+give the total; the width of the dense MLPs compensates for the routers, which grow with the experts and add to the
+activated parameters.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ from tokenization.number_options import check_number
 from training.routers.counts import activated_parameters
 
 TOLERANCE = 0.01  # of total and of activated parameters
-ROUNDS = 4  # of solving for experts and width in turn: each moves the other a little
+ROUNDS = 4  # of solving for experts and width in turn: each changes the other a little
 
 
 @dataclass(frozen=True)
@@ -29,11 +29,11 @@ class Point:
 
     Args:
         total_ratio (`float`): Total parameters divided by activated ones.
-        ngram_share (`float`): Of the total; 0 is the vanilla twin, without n-gram embedding.
+        ngram_share (`float`): Share of the total; 0 is the vanilla twin, without n-gram embedding.
         max_order, splits (`int`): N and K: orders 2 to N, K sub-tables each.
-        ratio_fraction (`float`): What stands behind the point of `ngram_vocab_size_ratio`; 0 is an integer ratio.
-        amplification (`str`): Of the embedding: `"none"`, `"sqrt_d"` or `"layer_norm"`.
-        hidden_size, num_layers (`int`): Width and depth; the activated parameters follow from these.
+        ratio_fraction (`float`): Fractional part of `ngram_vocab_size_ratio`; 0 is an integer ratio.
+        amplification (`str`): Amplification of the embedding: `"none"`, `"sqrt_d"` or `"layer_norm"`.
+        hidden_size, num_layers (`int`): Width and depth, which determine the activated parameters.
     """
 
     total_ratio: float = 12.0
@@ -53,7 +53,7 @@ class Point:
             check_number(name, getattr(self, name), least=1)
 
     def label(self, varied: list[str]) -> str:
-        """The fields that an experiment varies, for tables."""
+        """The fields that an experiment varies, as text for tables."""
         return ", ".join(
             f"{name} {getattr(self, name):g}" if name != "amplification" else self.amplification for name in varied
         )
@@ -68,7 +68,7 @@ def grid(base: dict[str, Any], vary: dict[str, list]) -> list[Point]:
     known = {field.name for field in fields(Point)}
     for name in [*base, *(name for key in vary for name in key.split())]:
         if name not in known:
-            raise ValueError(f"`{name}` is no field of a point; its fields are {', '.join(sorted(known))}")
+            raise ValueError(f"`{name}` is not a field of a point; the fields are {', '.join(sorted(known))}")
     points = []
     for values in product(*vary.values()):
         chosen = dict(base)
@@ -81,7 +81,7 @@ def grid(base: dict[str, Any], vary: dict[str, list]) -> list[Point]:
 
 @dataclass(frozen=True)
 class Matched:
-    """A solved point: the fields of its config, and what it has of parameters."""
+    """A solved point: the fields of its config, and its parameters."""
 
     fields: dict[str, Any]
     total: int
@@ -89,7 +89,7 @@ class Matched:
     ngram: int
 
     def facts(self) -> dict[str, Any]:
-        """For reports."""
+        """The figures for reports."""
         return {
             "total": self.total,
             "activated": self.activated,
@@ -101,29 +101,29 @@ class Matched:
 
 
 def total_parameters(config: LongCatLiteConfig) -> int:
-    """Of a model of `config`, selection biases included, on the meta device."""
+    """Parameters of a model of `config`, selection biases included; nothing is allocated."""
     with torch.device("meta"):
         return sum(tensor.numel() for tensor in LongCatLiteForCausalLM(config).state_dict().values())
 
 
 def activated_total(config: LongCatLiteConfig) -> int:
-    """Parameters of blocks and head that multiply a token, with `moe_topk` routed experts: there are no zero ones.
+    """Parameters of blocks and head that multiply a token, with `moe_topk` routed experts and no zero experts.
 
-    As the paper counts: embeddings are not in it, and neither is the small projection of the n-grams.
+    Counted as in the paper: without embeddings, and without the small projection of the n-grams.
     """
     always, expert = activated_parameters(config)
     return always + expert * config.moe_topk * config.num_layers
 
 
 def ngram_parameters(config: LongCatLiteConfig) -> int:
-    """Tables and projections."""
+    """Parameters of tables and projections."""
     if not config.use_ngram_embedding:
         return 0
     return sum(config.subtable_sizes) * config.subtable_width + config.hidden_size**2
 
 
 def base_fields(model: dict[str, Any], point: Point) -> dict[str, Any]:
-    """`model` (fields of the config) with the width, depth and tables of `point`, before anything is solved."""
+    """`model` (fields of the config) with the width, depth and tables of `point`, before solving."""
     return {
         **model,
         "hidden_size": point.hidden_size,
@@ -143,13 +143,13 @@ def match(model: dict[str, Any], point: Point) -> Matched:
     `ffn_hidden_size`, at the point's width and depth.
 
     Raises:
-        `ValueError`: total or activated parameters cannot be had within 1 %.
+        `ValueError`: the total or activated parameters cannot be matched within 1 %.
     """
     solved = base_fields(model, point)
     hidden, layers = point.hidden_size, point.num_layers
     activated = activated_total(LongCatLiteConfig(**solved | {"use_ngram_embedding": False}))
     total = round(activated * point.total_ratio)
-    a_ratio = solved["vocab_size"] * hidden  # parameters that an n-gram ratio of 1 stands for
+    a_ratio = solved["vocab_size"] * hidden  # parameters for an n-gram ratio of 1
     an_expert = layers * (3 * hidden * solved["expert_ffn_hidden_size"] + hidden + 1)  # and its row of the router
     a_column = 2 * layers * 3 * hidden  # of the dense MLPs' width
     if point.ngram_share:
@@ -168,12 +168,12 @@ def match(model: dict[str, Any], point: Point) -> Matched:
     found = Matched(solved, total_parameters(config), activated_total(config), ngram_parameters(config))
     for name, seen, wanted in (("total", found.total, total), ("activated", found.activated, activated)):
         if abs(seen / wanted - 1) > TOLERANCE:
-            raise ValueError(f"{point} cannot be matched: {seen:,} {name} parameters, wanted {wanted:,} within 1 %")
+            raise ValueError(f"{point} cannot be matched: {seen:,} {name} parameters, not within 1 % of {wanted:,}")
     return found
 
 
 def fingerprint(*parts: Any) -> str:
-    """Ten hexadecimal digits that stand for JSON-like parts: equal ones mean the same run."""
+    """Ten hexadecimal digits of a hash of JSON-like parts: the same digits mean the same run."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:10]
 
 

@@ -1,25 +1,47 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The report of the scaling study, from the kept JSON of its runs: tables, intervals over seeds, plots.
+"""The report of the scaling study, from its kept runs: tables, intervals over seeds, plots.
 
-An interval is Student's t at 95 % over the seeds. A point is compared with its vanilla twin where the experiment
-varies the share of n-grams, otherwise with the study's base point. Both have the same seeds, hence the same order of
-rows: their difference is taken seed by seed, and its interval says whether one of them is better at this size.
+An interval is Student's t at 95 % over the seeds. A point is compared with its vanilla twin if the experiment varies
+the share of n-grams, otherwise with the study's base point. Both have the same seeds and so the same order of rows:
+differences are taken seed by seed, and their interval says whether one of the two is better at this size.
 """
 
 from collections import Counter
 from dataclasses import dataclass
 from math import sqrt
-from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
 from matplotlib.figure import Figure
 from scipy.stats import t as student
 
-from eval.reports.files import save_figure
+from eval.reports.files import format_table
 
 CONFIDENCE = 0.95
-MEASURE = "best_loss"  # held-out, early stopping in mind
+MEASURE = "best_loss"  # held-out; early stopping would keep this one
+
+POINT_COLUMNS = (
+    ("point", "{label}"),
+    ("total", "{total:,}"),
+    ("activated", "{activated:,}"),
+    ("n-grams", "{ngram_share:.0%}"),
+    ("experts", "{n_routed_experts}"),
+    ("dense width", "{ffn_hidden_size}"),
+    ("table ratio", "{table_ratio}"),
+    ("load spread", "{load_spread:.1%}"),
+    ("seeds", "{count}"),
+    ("held-out loss", "{interval}"),
+    ("at the end", "{last_loss:.4f}"),
+)
+PAIR_COLUMNS = (
+    ("point", "{label}"),
+    ("reference", "{reference}"),
+    ("total differs by", "{total_gap:+.2%}"),
+    ("activated", "{activated_gap:+.2%}"),
+    ("difference of losses", "{interval}"),
+    ("", "{sign}"),
+    ("at the end", "{last}"),
+)
 
 
 @dataclass(frozen=True)
@@ -40,8 +62,8 @@ class Interval:
         return f"{self.middle:.4f}" + ("" if self.half is None else f" ± {self.half:.4f}")
 
     @property
-    def verdict(self) -> str:
-        """What a difference of losses says."""
+    def sign(self) -> str:
+        """What this difference of losses shows."""
         if self.half is None:
             return "one seed"
         if abs(self.middle) <= self.half:
@@ -50,9 +72,9 @@ class Interval:
 
 
 def references(points: list[dict[str, Any]], varied: list[str], base: dict[str, Any]) -> list[tuple[int, int]]:
-    """(place of a point, place of what it is compared with).
+    """(place of a point, place of its reference) for every point that has a reference.
 
-    That is its vanilla twin where the experiment varies the share of n-grams, and the point equal to `base` otherwise.
+    It is the vanilla twin if the experiment varies the share of n-grams, otherwise the point equal to `base`.
     """
     values = [point["point"] for point in points]
     found = []
@@ -64,7 +86,7 @@ def references(points: list[dict[str, Any]], varied: list[str], base: dict[str, 
 
 
 def rows_of(experiment: dict[str, Any], runs: dict[str, dict]) -> list[dict[str, Any]]:
-    """One row a point of an experiment, with the results of its seeds, by seed, as far as they are there."""
+    """One row per point of an experiment, with the results of its seeds, by seed, and the seeds without a result."""
     rows = []
     for point in experiment["points"]:
         results = {run["seed"]: runs[run["name"]]["result"] for run in point["runs"] if run["name"] in runs}
@@ -115,12 +137,12 @@ def summary_of(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def gaps(point: dict[str, Any], reference: dict[str, Any]) -> dict[str, float]:
-    """By what share a point's total and activated parameters differ from its reference's."""
+    """Relative differences between the total and activated parameters of a point and of its reference."""
     return {f"{key}_gap": point["facts"][key] / reference["facts"][key] - 1 for key in ("total", "activated")}
 
 
 def pairs_of(rows: list[dict[str, Any]], varied: list[str], base: dict[str, Any]) -> list[dict[str, Any]]:
-    """Differences of losses between points and their references, as far as they have seeds in common."""
+    """Differences of losses between points and their references, over the seeds that both have."""
     pairs = []
     for place, other in references(rows, varied, base):
         row, reference = rows[place], rows[other]
@@ -133,19 +155,19 @@ def pairs_of(rows: list[dict[str, Any]], varied: list[str], base: dict[str, Any]
         pairs.append(
             {"label": row["label"], "reference": reference["label"], **gaps(row, reference)}
             | {"differences": differences, "difference": difference.middle, "half": difference.half}
-            | {"last_difference": last.middle, "last_half": last.half, "verdict": difference.verdict}
+            | {"last_difference": last.middle, "last_half": last.half, "sign": difference.sign}
             | {"over_training": difference_over_training(row, reference, seeds)}
         )
     return pairs
 
 
 def seed_differences(row: dict[str, Any], reference: dict[str, Any], seeds: list[int], measure: str) -> list[float]:
-    """What a point has less what its reference has, for each seed."""
+    """The value of a point minus that of its reference, for each seed."""
     return [row["results"][seed][measure] - reference["results"][seed][measure] for seed in seeds]
 
 
 def difference_over_training(row: dict[str, Any], reference: dict[str, Any], seeds: list[int]) -> list[list[float]]:
-    """Mean difference of held-out losses over the training, as `mean_curve`."""
+    """Mean difference of held-out losses over the training, as a `mean_curve`."""
     pairs = [(row["results"][seed]["held_out"], reference["results"][seed]["held_out"]) for seed in seeds]
     return mean_curve(
         [[[tokens, loss - other] for (tokens, loss), (_, other) in zip(*pair, strict=False)] for pair in pairs]
@@ -153,70 +175,67 @@ def difference_over_training(row: dict[str, Any], reference: dict[str, Any], see
 
 
 def mean_curve(curves: list[list[list[float]]]) -> list[list[float]]:
-    """[tokens, mean] at every evaluation that all curves have; one that stopped early is shorter than others."""
+    """[tokens, mean] at every evaluation that all curves have; a run that stopped early has fewer."""
     return [[same[0][0], mean(value for _, value in same)] for same in zip(*curves, strict=False)]
 
 
 def as_markdown(summary: dict[str, Any], report: str) -> str:
     """The report for people; `report` is how the names of its figures begin."""
-    text, lines = summary["text"], ["# Scaling study: n-gram embeddings against experts\n"]
+    text = summary["text"]
     train, held_out = text["train"], text["held_out"]
-    lines.append(
+    lines = [
+        "# Scaling study: n-gram embeddings compared with experts\n",
         f"`{summary['command']}`. Text: {train['files']} files, {train['tokens']:,} tokens to train on; "
-        f"{held_out['files']} files held out, of which {held_out['tokens']:,} tokens are measured. Losses are nats a "
-        "token, the lowest of a run's evaluations; ± is Student's t at 95 % over the seeds. Differences are taken "
-        f"seed by seed. Trained with torch {', '.join(summary['torch'])}.\n"
-    )
-    lines += verdict_lines(summary["experiments"])
+        f"{held_out['files']} files held out, of which {held_out['tokens']:,} tokens are measured. Losses are in nats "
+        "per token, the lowest of a run's evaluations; ± is Student's t at 95 % over the seeds. Differences are taken "
+        f"seed by seed. Trained with torch {', '.join(summary['torch'])}.\n",
+        "| experiment | comparisons |",
+        "|---|---|",
+    ]
+    for name, experiment in summary["experiments"].items():
+        counts = Counter(pair["sign"] for pair in experiment["pairs"])
+        if counts:
+            lines.append(f"| {name} | {', '.join(f'{count} {sign}' for sign, count in counts.items())} |")
+    lines.append("")
     for name, experiment in summary["experiments"].items():
         lines += experiment_lines(name, experiment, f"{report}_{name}.png")
     return "\n".join(lines) + "\n"
 
 
-def verdict_lines(experiments: dict[str, Any]) -> list[str]:
-    """How often a point was lower, higher or not apart from what it is compared with."""
-    lines = ["| experiment | comparisons |", "|---|---|"]
-    for name, experiment in experiments.items():
-        counts = Counter(pair["verdict"] for pair in experiment["pairs"])
-        if counts:
-            lines.append(f"| {name} | {', '.join(f'{count} {verdict}' for verdict, count in counts.items())} |")
-    return [*lines, ""]
-
-
 def experiment_lines(name: str, experiment: dict[str, Any], figure: str) -> list[str]:
     """Tables of one experiment."""
     changed = {key: value for fields in experiment["changed"].values() for key, value in fields.items()}
-    otherwise = "".join(f" `{key}` is {value}." for key, value in changed.items())
-    lines = [f"## {name}\n", f"{experiment['tokens']:,} tokens a run.{otherwise}\n"]
-    lines.append(
-        "| point | total | activated | n-grams | experts | dense width | table ratio | load spread | seeds "
-        "| held-out loss | at the end |"
-    )
-    lines.append("|---|" + "---:|" * 10)
-    for row in experiment["rows"]:
-        ratio = "" if row["ngram_vocab_size_ratio"] is None else f"{row['ngram_vocab_size_ratio']:g}"
-        lines.append(
-            f"| {row['label']} | {row['total']:,} | {row['activated']:,} | {row['ngram_share']:.0%} | "
-            f"{row['n_routed_experts']} | {row['ffn_hidden_size']} | {ratio} | {row['load_spread']:.1%} | "
-            f"{len(row['seeds'])} | {Interval(row['loss'], row['half'])} | {row['last_loss']:.4f} |"
-        )
+    changes = "".join(f" `{key}` is {value}." for key, value in changed.items())
+    lines = [f"## {name}\n", f"{experiment['tokens']:,} tokens per run.{changes}\n"]
+    ratios = [row["ngram_vocab_size_ratio"] for row in experiment["rows"]]
+    points = [
+        {
+            **row,
+            "table_ratio": "" if ratio is None else f"{ratio:g}",
+            "count": len(row["seeds"]),
+            "interval": str(Interval(row["loss"], row["half"])),
+        }
+        for row, ratio in zip(experiment["rows"], ratios, strict=True)
+    ]
+    lines.append(format_table(POINT_COLUMNS, points))
     if experiment["pairs"]:
-        lines += ["", "| point | against | total differs by | activated | difference of losses | | at the end |"]
-        lines += ["|---|---|---:|---:|---:|---|---:|"]
-        lines += [
-            f"| {pair['label']} | {pair['reference']} | {pair['total_gap']:+.2%} | {pair['activated_gap']:+.2%} | "
-            f"{Interval(pair['difference'], pair['half'])} | {pair['verdict']} | "
-            f"{Interval(pair['last_difference'], pair['last_half'])} |"
+        pairs = [
+            {
+                **pair,
+                "interval": str(Interval(pair["difference"], pair["half"])),
+                "last": str(Interval(pair["last_difference"], pair["last_half"])),
+            }
             for pair in experiment["pairs"]
         ]
-    lines += ["", *(f"Not there: {gap['point']}, seeds {gap['seeds']}." for gap in experiment["missing"])]
-    lines += [f"Not matched: {problem}." for problem in experiment["not_matched"]]
+        lines.append(format_table(PAIR_COLUMNS, pairs))
+    lines += [f"Missing: {gap['point']}, seeds {gap['seeds']}.\n" for gap in experiment["missing"]]
+    lines += [f"Not matched: {problem}.\n" for problem in experiment["not_matched"]]
     if experiment["rows"]:
         lines.append(f"![{name}]({figure})\n")
     return lines
 
 
-def draw(name: str, experiment: dict[str, Any], path: Path) -> None:
+def draw(name: str, experiment: dict[str, Any]) -> Figure:
     """Losses of the points and their differences from their references, at the end and over the training."""
     figure = Figure(figsize=(13, 9), layout="constrained")
     (losses, differences), (curves, over_training) = figure.subplots(2, 2)
@@ -224,7 +243,7 @@ def draw(name: str, experiment: dict[str, Any], path: Path) -> None:
         draw_ratios(losses, experiment)
     else:
         draw_points(losses, experiment)
-    losses.set_ylabel("held-out loss, nats a token")
+    losses.set_ylabel("held-out loss, nats per token")
     draw_differences(differences, experiment["pairs"])
     draw_curves(curves, experiment["rows"])
     curves.set_ylabel(losses.get_ylabel())
@@ -232,11 +251,11 @@ def draw(name: str, experiment: dict[str, Any], path: Path) -> None:
     over_training.axhline(0, color="black", linewidth=0.8)
     over_training.set_ylabel(differences.get_ylabel())
     figure.suptitle(name.replace("_", " "))
-    save_figure(figure, path)
+    return figure
 
 
 def draw_curves(axes: Any, entries: list[dict[str, Any]]) -> None:
-    """What each point or pair has over its training."""
+    """The curve of each point or pair over its training."""
     for entry in entries:
         axes.plot(*zip(*entry["over_training"], strict=True), marker=".", label=entry["label"])
     axes.set_xlabel("tokens")
@@ -265,7 +284,7 @@ def draw_ratios(axes: Any, experiment: dict[str, Any]) -> None:
 
 
 def draw_points(axes: Any, experiment: dict[str, Any]) -> None:
-    """A point with its interval for each row, and the seeds beside it."""
+    """A point with its interval for each row, and the values of its seeds."""
     for place, row in enumerate(experiment["rows"]):
         axes.errorbar([place], [row["loss"]], yerr=[row["half"] or 0], marker="o", capsize=4, color="C0")
         axes.plot([place] * len(row["losses"]), row["losses"], ".", color="grey", alpha=0.6)
@@ -274,7 +293,7 @@ def draw_points(axes: Any, experiment: dict[str, Any]) -> None:
 
 
 def draw_differences(axes: Any, pairs: list[dict[str, Any]]) -> None:
-    """Differences with their intervals: of the lowest losses, their seeds beside them, and of those at the end."""
+    """Differences of the lowest losses and of the last ones, with intervals, and those of each seed."""
     for place, pair in enumerate(pairs):
         axes.plot([place] * len(pair["differences"]), pair["differences"], ".", color="grey", alpha=0.6)
     for shift, key, half, style in (
@@ -285,7 +304,7 @@ def draw_differences(axes: Any, pairs: list[dict[str, Any]]) -> None:
         halves = [pair[half] or 0 for pair in pairs]
         axes.errorbar(places, middles, yerr=halves, linestyle="", capsize=4, **style)
     axes.axhline(0, color="black", linewidth=0.8)
-    labels = [f"{pair['label']}\nagainst\n{pair['reference']}".replace(", ", "\n") for pair in pairs]
+    labels = [f"{pair['label']}\nversus\n{pair['reference']}".replace(", ", "\n") for pair in pairs]
     axes.set_xticks(range(len(labels)), labels, fontsize=7)
     axes.set_ylabel("difference of held-out losses (below 0: better)")
     axes.legend(fontsize=7)

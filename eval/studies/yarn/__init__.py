@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Context extension by YaRN, four ways: `python -m eval.studies.yarn`."""
+"""Context extension of a small model by YaRN, four ways: `python -m eval.studies.yarn`."""
