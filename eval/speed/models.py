@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Shapes of the models that are measured, the models themselves, and caches with a past that was never computed.
 
-Shapes: B batch, T tokens, P past length, C `kv_lora_rank`.
+Shapes: B batch rows, T tokens, L tokens of the past, C rank of the key-value latent, Dr rotated width of a key.
 """
 
 import os
@@ -170,13 +170,13 @@ def random_tokens(vocab_size: int, batch: int, length: int) -> torch.Tensor:
 
 
 def filled(cache: Cache, config, tokens: torch.Tensor, dtype: torch.dtype) -> Cache:
-    """`cache` with random latents for `tokens` `[B, P]`: attending to them costs the same, making them nothing."""
+    """`cache` with random latents for `tokens` `[B, L]`: attending to them costs the same, making them nothing."""
     if isinstance(cache, LongCatLiteDynamicCache | LongCatLiteStaticCache):
         cache.append_tokens(tokens, config.max_ngram_order - 1)
     batch, past = tokens.shape
     for sublayer in range(config.num_hidden_layers):
-        latent = torch.randn(batch, 1, past, config.kv_lora_rank).to(dtype)  # [B, 1, P, C]
-        rotated_key = torch.randn(batch, 1, past, config.qk_rope_head_dim).to(dtype)
+        latent = torch.randn(batch, 1, past, config.kv_lora_rank).to(dtype)  # [B, 1, L, C]
+        rotated_key = torch.randn(batch, 1, past, config.qk_rope_head_dim).to(dtype)  # [B, 1, L, Dr]
         cache.update(latent, rotated_key, sublayer)
     return cache
 
@@ -189,7 +189,7 @@ def decode_step(forward: Callable, cache: Cache, token: torch.Tensor) -> Callabl
 def our_decode_step(
     model: LongCatLiteForCausalLM, tokens: torch.Tensor, capacity: int | None = None
 ) -> Callable[[], object]:
-    """Our decode step after the context `tokens` `[B, P]`.
+    """Our decode step after the context `tokens` `[B, L]`.
 
     With a `capacity`, the forward is compiled and its static cache has room for that many tokens; otherwise the cache
     grows.

@@ -4,7 +4,7 @@
 It works as the released model's own code does: tokens are shifted once per distance, within each segment between
 end-of-sequence tokens; then each sub-table hashes, looks up and projects by itself.
 
-Shapes: B batch, T tokens, D hidden size, N max n-gram order, W width of a table row.
+Shapes: B batch rows, T tokens, D hidden size, N highest n-gram order, W width of a table row.
 """
 
 import torch

@@ -16,8 +16,8 @@ is the median over paired runs, in which the alternatives take turns. *In-tree* 
 `LongcatFlashForCausalLM` of the same shape, with a growing cache, its only experts implementation, and without the
 n-gram embedding that our model also computes. *Dynamic* is our model with a growing cache, *compiled* with a static
 cache and `torch.compile(fullgraph=True)`; the name that follows is the implementation of the routed experts. The
-*roofline* is the least time that this machine could take: the larger of the bare matrix products of a forward and of
-reading its active weights once, measured in the same run.
+*roofline* estimates the least time: the larger of the bare matrix products of a forward and of reading its active
+weights once, measured in the same run.
 """
 
 COLOURS = {"in-tree": "#999999", "dynamic": "#4477aa", "compiled": "#228833", "roofline": "#cc3311"}

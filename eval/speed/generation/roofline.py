@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The roofline of a forward: the least time in which this machine could compute it, measured in the same run.
+"""The roofline of a forward: an estimate of the least time it could take on this machine, measured in the same run.
 
 It is the larger of two times: that of the bare matrix products, and that of reading the active weights once. Norms,
 activations, softmax, routing, cache and a model's Python are left out. The products read weights of the model's own
 sizes, each once a pass, so that caches help them no more than they help the model.
 
-Shapes: B batch, T tokens, P past length, H heads, C `kv_lora_rank`; M rows that a weight is applied to.
+Shapes: B batch rows, M tokens together, L tokens with history, H heads, C rank of the key-value latent, Dr rotated
+width of a head.
 """
 
 from collections.abc import Callable
@@ -37,7 +38,7 @@ def expert_rows(config: LongCatLiteConfig, tokens: int) -> list[int]:
 
 
 def weight_products(model: LongCatLiteForCausalLM, forward: Forward) -> list[tuple[torch.Tensor, int]]:
-    """Every active weight `[out, in]` with the number M of rows that it is applied to."""
+    """Every active weight `[out, in]` with the number of tokens M that it is applied to."""
     tokens = forward.batch * forward.length
     linear = {id(module.weight) for module in model.modules() if isinstance(module, nn.Linear)}
     products = []
@@ -57,7 +58,7 @@ def attention_products(
 ) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """Factors of the scores and of the outputs of one attention.
 
-    Decoding attends to latents: `[B, H, C + rotated] x [B, C + rotated, P + 1]`, then `[B, H, P + 1] x [B, P + 1, C]`.
+    Decoding attends to latents: `[B, H, C + Dr] x [B, C + Dr, L]`, then `[B, H, L] x [B, L, C]`.
     Prefill attends head by head, to half of the square of tokens.
     """
     heads, latent, rotated = config.num_attention_heads, config.kv_lora_rank, config.qk_rope_head_dim
