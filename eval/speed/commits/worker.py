@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One process of `eval.speed.commits`: times the package that is first on `PYTHONPATH`, prints seconds as JSON.
+"""One process of `eval.speed.commits`: times the package that comes first on `PYTHONPATH` and prints JSON.
 
-It imports nothing else of this repository, and runs with the package of earlier commits too.
+It imports nothing else from this repository, so that it also runs with the package of an earlier commit.
 """
 
 import json
@@ -36,11 +36,11 @@ CONFIG: dict[str, Any] = {
     "max_position_embeddings": 4096,
     "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
 }
-CALLS = 3  # of which the median counts
+CALLS = 3  # the median counts
 
 
 def seconds(function: Callable[[], object]) -> float:
-    """Median over `CALLS` calls, after one that does not count."""
+    """Median of `CALLS` calls, after one that does not count."""
     function()
     times = []
     for _ in range(CALLS):
@@ -51,7 +51,7 @@ def seconds(function: Callable[[], object]) -> float:
 
 
 def measure(folder: str) -> dict[str, float]:
-    """Seconds of each case, and the peak of resident memory in MB."""
+    """Seconds of each case, and the peak of resident memory in MB (2^20 bytes)."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
     model = LongCatLiteForCausalLM.from_pretrained(folder).eval()
