@@ -88,7 +88,7 @@ def measure(models: Models, cases: Cases, compiled: bool) -> Iterator[tuple[str,
     shortest: dict[int, dict] = {}  # by batch
     for batch, context in cases.decode:
         # At a batch's shortest context every implementation is compiled, at longer ones the one that won there.
-        experts = COMPILABLE_EXPERTS if compiled else ()
+        experts: tuple[str, ...] = COMPILABLE_EXPERTS if compiled else ()
         if compiled and batch in shortest:
             experts = (fastest_experts(shortest[batch], "compiled"),)
         row = measure_decode(models, batch, context, cases.repeats, cases.decode_calls, experts)
