@@ -10,11 +10,13 @@ from eval.speed.commits import __main__ as commit_speed
 
 # Tells which package it would import, as a number: 1 for the one in this checkout, 2 for the other commit's.
 WORKER = """
-import importlib.util, json, pathlib, sys
-if sys.argv[1] == "--make":
-    pathlib.Path(sys.argv[2], "made").touch()
-else:
-    assert pathlib.Path(sys.argv[1], "made").exists()
+import importlib.util, json, pathlib
+
+def make(folder):
+    pathlib.Path(folder, "made").touch()
+
+def measure(folder):
+    assert pathlib.Path(folder, "made").exists()
     package = pathlib.Path(importlib.util.find_spec("modeling_longcat_lite").origin).parents[1]
     print(json.dumps({"load": 1.0 if str(package) == "ROOT" else 2.0}))
 """
@@ -26,9 +28,8 @@ def run(tmp_path, *options):
 
 
 def test_each_commit_runs_with_its_own_package(tmp_path, monkeypatch):
-    worker = tmp_path / "worker.py"
-    worker.write_text(WORKER.replace("ROOT", str(commit_speed.ROOT)))
-    monkeypatch.setattr(commit_speed, "WORKER", worker)
+    (tmp_path / "worker.py").write_text(WORKER.replace("ROOT", str(commit_speed.ROOT)))
+    monkeypatch.setattr(commit_speed, "WORKERS", tmp_path)
     written = run(tmp_path, "--base", "HEAD", "--repeats", "2")
     assert written["cases"] == {"load": {"before": [2.0, 2.0], "now": [1.0, 1.0], "ratio": 0.5}}
     assert "| load | 2.000 | 1.000 | 0.500 |" in (tmp_path / "commit_speed.md").read_text()
@@ -42,9 +43,9 @@ def test_a_commit_that_does_not_exist_is_named(tmp_path):
 def test_the_ratio_is_the_median_of_pairs(monkeypatch, tmp_path):
     values = {"now": iter([2.0, 9.0, 40.0]), "before": iter([1.0, 3.0, 10.0])}
 
-    def worker(package, *arguments):
+    def worker(package, function, model):
         side = "before" if package == tmp_path else "now"
-        return "" if "--make" in arguments else json.dumps({"save": next(values[side])})
+        return json.dumps({"save": next(values[side])}) if function == "measure" else ""
 
     monkeypatch.setattr(commit_speed, "run_worker", worker)
     case = commit_speed.compare(tmp_path, repeats=3)["save"]

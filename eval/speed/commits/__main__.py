@@ -26,7 +26,7 @@ from tokenization.command_line import CommandParser, run_command
 from tokenization.number_options import check_counts
 
 ROOT = Path(__file__).parents[3]
-WORKER = Path(__file__).with_name("worker.py")
+WORKERS = Path(__file__).parent  # the folder of `worker.py`
 
 
 @contextmanager
@@ -49,10 +49,11 @@ def checked_out(revision: str) -> Iterator[Path]:
             subprocess.run([*git, "worktree", "remove", "--force", str(folder)], check=True)
 
 
-def run_worker(package: Path, *arguments: str) -> str:
-    """What the worker prints with the package in the folder `package`."""
-    environment = {**os.environ, "PYTHONPATH": str(package), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-P", str(WORKER), *arguments]
+def run_worker(package: Path, function: str, model: str) -> str:
+    """What a function of `worker.py` prints for the folder of a model, with the package in the folder `package`."""
+    python_path = os.pathsep.join(map(str, (package, WORKERS)))
+    environment = {**os.environ, "PYTHONPATH": python_path, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-P", "-c", f"import sys, worker; worker.{function}(sys.argv[1])", model]
     return subprocess.run(command, env=environment, cwd=package, capture_output=True, text=True, check=True).stdout
 
 
@@ -60,11 +61,11 @@ def compare(base: Path, repeats: int) -> dict[str, dict]:
     """Per case: the values of either side, in the order of the repeats, and the median of `now / before`."""
     values: dict[str, dict] = {}
     with tempfile.TemporaryDirectory() as model:
-        run_worker(base, "--make", model)
+        run_worker(base, "make", model)
         sides = [("before", base), ("now", ROOT)]
         for repeat in track(range(repeats), "pairs"):
             for side, package in sides if repeat % 2 else sides[::-1]:
-                for case, value in json.loads(run_worker(package, model).splitlines()[-1]).items():
+                for case, value in json.loads(run_worker(package, "measure", model).splitlines()[-1]).items():
                     values.setdefault(case, {"before": [], "now": []})[side].append(value)
     for by_side in values.values():
         pairs = zip(by_side["now"], by_side["before"], strict=True)
