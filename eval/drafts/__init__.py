@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the draft head's drafts are worth: `python -m eval.drafts`."""
+"""How many drafts of the draft head are accepted, and the time that saves: `python -m eval.drafts`."""

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How many drafts of the checkpoint's own head are accepted, and what that is worth in time.
+"""How many drafts of the checkpoint's own head are accepted, and how much time that saves.
 
     python -m training.sft --config training/recipes/demo.yaml --draft_loss_weight 0.5 \
         --model_init_kwargs '{"mtp_use_ngram_embedding": true}' --output_dir outputs/demo-draft
     python -m eval.drafts --model outputs/demo-draft --rows outputs/demo/data/test.jsonl
 
-`make draft` does both behind `make demo`, for drafts from n-grams and from words. Two counts. Free: from held-out
-questions, the model writes its own answers. Teacher-forced: at places inside held-out answers, behind the true text,
-one cycle is drafted and verified; a model that says the same to everyone gains nothing there. Both decode eagerly at
-batch 1, drafting and plain greedy decoding in pairs, which must give the same tokens.
+`make draft` does both after `make demo`, for drafts from n-grams and from words. There are two counts. Free: the model
+writes its own answers to held-out questions. Teacher-forced: at places inside held-out answers, after the true text,
+one cycle is drafted and verified; there, a model that gives everyone the same answer gains nothing. Both decode
+eagerly at batch 1. Free answers are decoded twice, with drafts and plainly, which must give the same tokens.
 """
 
 import argparse
@@ -22,18 +22,17 @@ from typing import Any
 
 import torch
 from matplotlib.figure import Figure
-from rich.console import Console
 from rich.progress import track
 from transformers import AutoTokenizer
 
 from eval.losses.answers import prompt_ids, read_rows
 from eval.reports.files import markdown_table, save_figure, write_report
-from eval.reports.machine import describe_machine, load_average
+from eval.reports.machine import describe_machine, load_average, machine_sentence
 from modeling_longcat_lite import LongCatLiteForCausalLM
+from tokenization.command_line import CommandParser, run_command
 from tokenization.number_options import check_counts
 
 PLACES_PER_ANSWER = 4
-FEWEST_ACCEPTED, LEAST_SPEEDUP = 1.5, 1.3
 
 
 def seconds_of(function: Callable[[], Any]) -> tuple[float, Any]:
@@ -58,9 +57,9 @@ def measure_free(model, tokenizer, rows: list[list[dict]], new_tokens: int) -> d
         results = {name: seconds_of(runs[name]) for name in order}
         tokens, draft_seconds = results["drafted"][1]
         assert torch.equal(results["plain"][1], tokens), "drafting changed a token"
-        of_cycles = model.draft_statistics.accepted_per_cycle
-        accepted += of_cycles
-        inside_answers += before_the_end(of_cycles, tokens[0, ids.shape[1] :], tokenizer.eos_token_id)
+        per_cycle = model.draft_statistics.accepted_per_cycle
+        accepted += per_cycle
+        inside_answers += before_the_end(per_cycle, tokens[0, ids.shape[1] :], tokenizer.eos_token_id)
         speedups.append(results["plain"][0] / results["drafted"][0])
         per_token.append(results["plain"][0] / new_tokens)
         cycles = model.draft_statistics.cycles
@@ -85,7 +84,7 @@ def counts(accepted: list[int]) -> dict[str, int]:
 
 
 def before_the_end(accepted: list[int], tokens: torch.Tensor, eos_token_id: int) -> list[int]:
-    """Of the accepted drafts per cycle, those of cycles that begin before `tokens` first say that the answer ends."""
+    """Accepted drafts of the cycles that begin before the first end-of-sequence token among `tokens`."""
     ends = (tokens == eos_token_id).nonzero()
     end = int(ends[0]) if len(ends) else len(tokens)
     begins = accumulate(accepted, lambda begin, drafts: begin + drafts + 1, initial=1)  # the prompt gives a token
@@ -93,7 +92,7 @@ def before_the_end(accepted: list[int], tokens: torch.Tensor, eos_token_id: int)
 
 
 def timed_drafting(model, ids: torch.Tensor, options: dict) -> tuple[torch.Tensor, float]:
-    """Tokens of drafted decoding, and the seconds of them that went into drafting."""
+    """Tokens of decoding with drafts, and the seconds that drafting took of it."""
     spent = 0.0
     make = model._get_candidate_generator
 
@@ -118,7 +117,7 @@ def timed_drafting(model, ids: torch.Tensor, options: dict) -> tuple[torch.Tenso
 
 
 def measure_forced(model, tokenizer, rows: list[list[dict]]) -> dict:
-    """Accepted drafts of one cycle behind the true text, at evenly spaced places inside held-out answers."""
+    """Accepted drafts of one cycle after the true text, at evenly spaced places inside held-out answers."""
     drafts = model.config.num_draft_tokens
     accepted, answers = [], set()
     for messages in track(rows, description="places", transient=True):
@@ -141,33 +140,35 @@ def measure_forced(model, tokenizer, rows: list[list[dict]]) -> dict:
 
 def as_markdown(results: dict) -> str:
     """The report for people."""
-    free, forced, machine = results["free"], results["teacher_forced"], results["machine"]
+    free, forced = results["free"], results["teacher_forced"]
     rows = [
-        ("drafts accepted per cycle, own answers", f"{free['accepted_per_cycle']:.2f}", f"{FEWEST_ACCEPTED}"),
-        ("the same, up to the end of the answer", f"{free['accepted_per_cycle_inside_answers']:.2f}", ""),
-        ("drafts accepted per cycle, behind true text", f"{forced['accepted_per_cycle']:.2f}", f"{FEWEST_ACCEPTED}"),
-        ("plain decoding time / drafted", f"{free['speedup']:.2f}", f"{LEAST_SPEEDUP}"),
-        ("plain decoding, ms per token", f"{free['plain_ms_per_token']:.2f}", ""),
-        ("drafting, ms per cycle", f"{free['draft_ms_per_cycle']:.2f}", ""),
-        ("verifying and the rest, ms per cycle", f"{free['verify_ms_per_cycle']:.2f}", ""),
-        ("tokens per cycle", f"{free['tokens_per_cycle']:.2f}", ""),
+        ("drafts accepted per cycle, own answers", free["accepted_per_cycle"]),
+        ("the same, up to the end of the answer", free["accepted_per_cycle_inside_answers"]),
+        ("drafts accepted per cycle, after true text", forced["accepted_per_cycle"]),
+        ("plain decoding time / time with drafts", free["speedup"]),
+        ("plain decoding, ms per token", free["plain_ms_per_token"]),
+        ("drafting, ms per cycle", free["draft_ms_per_cycle"]),
+        ("verifying and the rest, ms per cycle", free["verify_ms_per_cycle"]),
+        ("tokens per cycle", free["tokens_per_cycle"]),
     ]
-    head = (
-        f"# Drafts accepted\n\n{machine['date']}, {machine['cpu']}, {machine['threads']} thread(s), "
-        f"torch {machine['torch']}, transformers {machine['transformers']}, load {results['load']}.\n\n"
-        f"{free['answers']} held-out questions, {free['cycles']} cycles; {forced['places']} places in "
-        f"{forced['distinct_answers']} distinct held-out answers. Eager, batch 1, "
-        f"{results['num_draft_tokens']} drafts a cycle from {results['drafts_from']}. Answers go on behind their "
-        "end, so that all have one length.\n\n"
+    return "\n".join(
+        [
+            f"# Drafts accepted\n\n{machine_sentence(results['machine'], results['load_average'])}\n",
+            f"{free['answers']} held-out questions, {free['cycles']} cycles; {forced['places']} places in "
+            f"{forced['distinct_answers']} distinct held-out answers. Eager, batch 1, {results['num_draft_tokens']} "
+            f"drafts a cycle from {results['drafts_from']}. Answers go on after their end, so that all have the same "
+            "length.\n",
+            markdown_table(["", "measured"], [(name, f"{value:.2f}") for name, value in rows]),
+            f"![Accepted drafts]({results['name']}.png)\n",
+        ]
     )
-    return head + markdown_table(["", "measured", "at least"], rows) + f"\n![Accepted drafts]({results['name']}.png)\n"
 
 
-def draw(results: dict, path: Path):
+def draw(results: dict, path: Path) -> None:
     """Share of cycles by accepted drafts, for both counts."""
     figure = Figure(figsize=(6, 3.5), layout="constrained")
     panel = figure.subplots()
-    for place, (section, label) in enumerate((("free", "own answers"), ("teacher_forced", "behind true text"))):
+    for place, (section, label) in enumerate((("free", "own answers"), ("teacher_forced", "after true text"))):
         cycles = results[section]["cycles_with_accepted"]
         shares = [100 * number / sum(cycles.values()) for number in cycles.values()]
         places = [int(accepted) + 0.4 * place - 0.2 for accepted in cycles]
@@ -178,21 +179,21 @@ def draw(results: dict, path: Path):
     save_figure(figure, path)
 
 
-def make_parser() -> argparse.ArgumentParser:
+def make_parser() -> CommandParser:
     """Command-line arguments."""
-    parser = argparse.ArgumentParser(prog="python -m eval.drafts", description=__doc__.split("\n")[0])
-    parser.add_argument("--model", required=True, help="checkpoint with a trained draft head")
-    parser.add_argument("--rows", type=Path, required=True, help="held-out conversations, JSON Lines")
-    parser.add_argument("--count", type=int, default=60, help="conversations to use, default: %(default)s")
-    parser.add_argument("--new-tokens", type=int, default=64, help="tokens per answer, default: %(default)s")
-    parser.add_argument("--threads", type=int, default=1, help="torch threads, default: %(default)s")
-    parser.add_argument("--output", type=Path, default=Path("eval/results"), help="folder for JSON, Markdown and PNG")
-    parser.add_argument("--name", default="draft_acceptance", help="of the files, default: %(default)s")
+    parser = CommandParser("eval.drafts", __doc__.split("\n")[0])
+    parser.add_shared("--model", required=True, help="folder of a model with a trained draft head")
+    parser.add_shared("--rows", required=True, help="held-out conversations: JSON Lines with `messages`")
+    parser.add_argument("--count", type=int, default=60, help="conversations to use")
+    parser.add_argument("--new-tokens", type=int, default=64, help="tokens of each answer")
+    parser.add_shared("--threads", default=1)
+    parser.add_shared("--name", default="draft_acceptance")
+    parser.add_shared("--output", default=Path("eval/results"))
     return parser
 
 
 @torch.no_grad()
-def main(arguments: argparse.Namespace):
+def main(arguments: argparse.Namespace) -> None:
     """Measures, prints, writes."""
     check_counts(arguments, "count", "new_tokens", "threads")
     torch.set_num_threads(arguments.threads)
@@ -203,16 +204,16 @@ def main(arguments: argparse.Namespace):
         "name": arguments.name,
         "drafts_from": "n-grams" if model.config.mtp_use_ngram_embedding else "words",
         "machine": describe_machine(),
-        "load": load_average(),
+        "load_average": load_average(),
         "num_draft_tokens": model.config.num_draft_tokens,
         "free": measure_free(model, tokenizer, rows, arguments.new_tokens),
         "teacher_forced": measure_forced(model, tokenizer, rows),
     }
-    markdown = as_markdown(results)
+    markdown, chart = as_markdown(results), arguments.output / f"{arguments.name}.png"
     paths = write_report(arguments.output, arguments.name, results, markdown)
-    draw(results, arguments.output / f"{arguments.name}.png")
-    Console().print(markdown, *(f"Written: {path}" for path in paths), sep="\n")
+    draw(results, chart)
+    print(markdown, *(f"Written: {path}" for path in (*paths, chart)), sep="\n")
 
 
 if __name__ == "__main__":
-    main(make_parser().parse_args())
+    run_command(lambda: main(make_parser().parse_args()))

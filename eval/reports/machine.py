@@ -41,4 +41,14 @@ def load_average() -> list[float]:
     return [round(load, 2) for load in os.getloadavg()]
 
 
-__all__ = ["describe_machine", "load_average", "processor_name"]
+def machine_sentence(machine: dict, *loads: list[float]) -> str:
+    """[`describe_machine`] for the head of a report, with the load at the start and, if it was taken, at the end."""
+    load = " at the start, ".join(map(str, loads)) + (" at the end" if len(loads) > 1 else "")
+    return (
+        f"{machine['date']}, torch {machine['torch']}, transformers {machine['transformers']}, {machine['cpu']} "
+        f"({machine['cpu_capability']}), cores: {machine['cores']}, threads: {machine['threads']}. Load average "
+        f"(1, 5, 15 minutes): {load}."
+    )
+
+
+__all__ = ["describe_machine", "load_average", "machine_sentence", "processor_name"]

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The two models of the speed comparison, and caches that hold a context without having computed it.
+"""Shapes of the models that are measured, the models themselves, and caches with a past that was never computed.
 
-Shapes: B batch, T tokens, L tokens of context, C and R widths of the key-value latent and of the rotated key.
+Shapes: B batch rows, T tokens, L tokens of the past, C rank of the key-value latent, Dr rotated width of a key.
 """
 
 import os
@@ -9,6 +9,7 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import torch
 from transformers import DynamicCache, LongcatFlashConfig, LongcatFlashForCausalLM
@@ -20,16 +21,20 @@ from modeling_longcat_lite import (
     LongCatLiteForCausalLM,
     LongCatLiteStaticCache,
 )
+from tokenization.number_options import check_number
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 EXPERTS = ("grouped_mm", "batched_mm", "eager")
-COMPILABLE_EXPERTS = EXPERTS[:2]  # the plain loop asks which experts were selected, which no graph can
-FIRST_PLAIN_TOKEN = 4  # after begin, end and padding
+COMPILABLE_EXPERTS = EXPERTS[:2]  # the plain loop asks which experts were selected, which breaks a graph
+FIRST_PLAIN_TOKEN = 4  # the ids before it are special tokens
 
 
 @dataclass(frozen=True)
 class Shape:
-    """Both models' sizes. The n-gram fields are ours alone: transformers' in-tree model has no n-gram embedding."""
+    """Sizes of a model; the defaults are those of `eval.speed.generation`.
+
+    The last three fields are used by our model only: the one in transformers has no n-gram embedding.
+    """
 
     vocab_size: int = 8192
     hidden_size: int = 384
@@ -65,27 +70,76 @@ class Shape:
             rope_parameters=dict(ours.rope_parameters),
         )
 
+    def __str__(self) -> str:
+        return ", ".join(f"{name} {value}" for name, value in asdict(self).items())
 
-def parse_shape(changes: list[str], base: Shape | None = None) -> Shape:
-    """`["hidden_size=768"]` as changes to a shape, the default one unless given.
+
+# The model that `training.demo` trains.
+DEMO = Shape(
+    vocab_size=2048,
+    hidden_size=192,
+    num_layers=2,
+    num_attention_heads=4,
+    ffn_hidden_size=384,
+    expert_ffn_hidden_size=96,
+    q_lora_rank=96,
+    qk_nope_head_dim=16,
+    n_routed_experts=4,
+    zero_expert_num=2,
+    moe_topk=2,
+    max_position_embeddings=2048,
+    emb_split_num=2,
+    ngram_vocab_size_ratio=5.37,
+)
+# Table rows of 512 bytes in 12 sub-tables, as released, with a backbone of one layer.
+RELEASED_ROWS = Shape(
+    hidden_size=3072,
+    num_layers=1,
+    ffn_hidden_size=1024,
+    expert_ffn_hidden_size=256,
+    q_lora_rank=256,
+    kv_lora_rank=128,
+    qk_nope_head_dim=64,
+    qk_rope_head_dim=32,
+    v_head_dim=64,
+    n_routed_experts=8,
+    zero_expert_num=4,
+)
+
+# The option of commands that measure a `Shape`.
+SHAPE_OPTION: dict[str, Any] = {
+    "nargs": "+",
+    "default": [],
+    "metavar": "FIELD=VALUE",
+    "help": f"fields of the model's shape to change: {', '.join(asdict(Shape()))}",
+}
+
+
+def parse_shape(changes: list[str], base: Shape) -> Shape:
+    """`base` with the changes of `--shape`, for example `["hidden_size=768"]`.
 
     Raises:
-        `ValueError`: for a field that a shape does not have.
+        `ValueError`: naming a field that a shape does not have, or one whose value is not a number in its range.
     """
-    base = base or Shape()
     kinds = {name: type(value) for name, value in asdict(base).items()}
     values = {}
     for change in changes:
-        name, _, value = change.partition("=")
+        name, _, text = change.partition("=")
         if name not in kinds:
-            raise ValueError(f"`--shape` has no field `{name}`; its fields are {', '.join(kinds)}.")
-        values[name] = kinds[name](value)
+            raise ValueError(f"`--shape` has no field `{name}`; its fields are {', '.join(kinds)}")
+        try:
+            values[name] = kinds[name](text)
+        except ValueError:
+            kind = "a whole number" if kinds[name] is int else "a number"
+            raise ValueError(f"`--shape {name}` is `{text}`, but must be {kind}: write `{name}=VALUE`") from None
+        least, above = (0, None) if name == "zero_expert_num" else (None, 0)
+        check_number(f"--shape {name}", values[name], least=least, above=above)
     return replace(base, **values)
 
 
 @dataclass(frozen=True)
 class Models:
-    """Ours once per implementation of the routed experts (switching one model would be timed too), and theirs."""
+    """Ours, once per implementation of the routed experts (switching one model would be timed too), and theirs."""
 
     ours: dict[str, LongCatLiteForCausalLM]
     theirs: LongcatFlashForCausalLM
@@ -94,7 +148,7 @@ class Models:
 
 
 def build_models(shape: Shape, dtype: str, seed: int) -> Models:
-    """Random weights, loaded from a checkpoint as a user loads them: some stay in float32 whatever `dtype` is."""
+    """Random weights, loaded from a checkpoint as users do: some weights stay in float32 whatever `dtype` is."""
     torch.manual_seed(seed)
     with tempfile.TemporaryDirectory() as folder:
         LongCatLiteForCausalLM(shape.our_config()).save_pretrained(folder)
@@ -110,38 +164,35 @@ def build_models(shape: Shape, dtype: str, seed: int) -> Models:
     return Models(ours, theirs, shape, dtype)
 
 
-def random_tokens(shape: Shape, batch: int, length: int) -> torch.Tensor:
+def random_tokens(vocab_size: int, batch: int, length: int) -> torch.Tensor:
     """`[B, T]` tokens, none of them special."""
-    return torch.randint(FIRST_PLAIN_TOKEN, shape.vocab_size, (batch, length))
+    return torch.randint(FIRST_PLAIN_TOKEN, vocab_size, (batch, length))
 
 
 def filled(cache: Cache, config, tokens: torch.Tensor, dtype: torch.dtype) -> Cache:
-    """`cache` with random latents for `tokens` `[B, L]`: as costly to attend to as computed ones, at no cost."""
+    """`cache` with random latents for `tokens` `[B, L]`: attending to them costs the same, making them nothing."""
     if isinstance(cache, LongCatLiteDynamicCache | LongCatLiteStaticCache):
         cache.append_tokens(tokens, config.max_ngram_order - 1)
-    batch, length = tokens.shape
+    batch, past = tokens.shape
     for sublayer in range(config.num_hidden_layers):
-        latent = torch.randn(batch, 1, length, config.kv_lora_rank).to(dtype)
-        rotated_key = torch.randn(batch, 1, length, config.qk_rope_head_dim).to(dtype)
+        latent = torch.randn(batch, 1, past, config.kv_lora_rank).to(dtype)  # [B, 1, L, C]
+        rotated_key = torch.randn(batch, 1, past, config.qk_rope_head_dim).to(dtype)  # [B, 1, L, Dr]
         cache.update(latent, rotated_key, sublayer)
     return cache
 
 
 def decode_step(forward: Callable, cache: Cache, token: torch.Tensor) -> Callable[[], object]:
-    """One forward of one token a row. The cache grows by a token with every call."""
-
-    def step():
-        return forward(input_ids=token, past_key_values=cache, use_cache=True, logits_to_keep=1)
-
-    return step
+    """A forward of one token a row. Each call adds that token to the cache."""
+    return lambda: forward(input_ids=token, past_key_values=cache, use_cache=True, logits_to_keep=1)
 
 
 def our_decode_step(
     model: LongCatLiteForCausalLM, tokens: torch.Tensor, capacity: int | None = None
 ) -> Callable[[], object]:
-    """Our decode step behind the context `tokens` `[B, L]`.
+    """Our decode step after the context `tokens` `[B, L]`.
 
-    With a `capacity` the cache is a static one of so many tokens and the forward compiled; a growing cache otherwise.
+    With a `capacity`, the forward is compiled and its static cache has room for that many tokens; otherwise the cache
+    grows.
     """
     cache: Cache
     if capacity is None:
@@ -153,7 +204,7 @@ def our_decode_step(
 
 
 def their_decode_step(model: LongcatFlashForCausalLM, tokens: torch.Tensor) -> Callable[[], object]:
-    """The same for transformers' model, which has one experts implementation and cannot be compiled as one graph."""
+    """The same for transformers' model, which has one experts implementation and does not compile as one graph."""
     cache = filled(DynamicCache(config=model.config), model.config, tokens, model.dtype)
     return decode_step(model.forward, cache, tokens[:, -1:].clone())
 
@@ -166,11 +217,16 @@ def no_compiler_reason() -> str | None:
 
 __all__ = [
     "COMPILABLE_EXPERTS",
+    "DEMO",
     "DTYPES",
     "EXPERTS",
+    "FIRST_PLAIN_TOKEN",
+    "RELEASED_ROWS",
+    "SHAPE_OPTION",
     "Models",
     "Shape",
     "build_models",
+    "filled",
     "no_compiler_reason",
     "our_decode_step",
     "parse_shape",

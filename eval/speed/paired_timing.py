@@ -13,7 +13,7 @@ from statistics import median
 
 @dataclass(frozen=True)
 class PairedTimes:
-    """Seconds of every alternative, one entry a repeat; entry `i` of all alternatives stands for the same moment."""
+    """Seconds of every alternative, one entry a repeat; entries with the same index were taken together."""
 
     seconds: dict[str, list[float]]
 
@@ -25,17 +25,13 @@ class PairedTimes:
         pairs = zip(self.seconds[slower], self.seconds[faster], strict=True)
         return median(a / b for a, b in pairs)
 
-    def fastest(self, names: list[str]) -> str:
-        """The one of `names` with the lowest median."""
-        return min(names, key=self.median_ms)
-
 
 def time_paired(
     alternatives: Mapping[str, Callable[[], object]], repeats: int, calls: int = 1, warm_up: int = 1
 ) -> PairedTimes:
     """Times every alternative `repeats` times, `calls` calls each, after `warm_up` calls that do not count.
 
-    A repeat's entry is seconds per call. The order turns by one place each repeat, so that none always comes first.
+    An entry is in seconds per call. The order rotates by one place each repeat, so that none always comes first.
     """
     for function in alternatives.values():
         for _ in range(warm_up):

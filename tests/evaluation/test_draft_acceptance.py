@@ -5,6 +5,7 @@ import json
 
 import pytest
 import torch
+from drawn_figures import drawn_figures
 from tiny_chat import chat_rows, write_rows, write_tiny_chat
 
 from eval.drafts import __main__ as draft_acceptance
@@ -17,7 +18,8 @@ def run(model, rows, output):
 
 def test_the_report(tmp_path):
     chat = write_tiny_chat(tmp_path, num_nextn_predict_layers=1)
-    run(chat / "model", chat / "data" / "test.jsonl", tmp_path / "results")
+    with drawn_figures() as figures:
+        run(chat / "model", chat / "data" / "test.jsonl", tmp_path / "results")
     results = json.loads((tmp_path / "results" / "draft_acceptance.json").read_text())
     free, forced = results["free"], results["teacher_forced"]
     assert free["answers"] == 2 and free["cycles"] >= 2
@@ -25,8 +27,16 @@ def test_the_report(tmp_path):
     assert free["tokens_per_cycle"] == 1 + free["accepted_per_cycle"]
     assert forced["places"] >= 2 and forced["distinct_answers"] == 2
     assert sum(free["cycles_with_accepted"].values()) == free["cycles"]
-    assert (tmp_path / "results" / "draft_acceptance.png").read_bytes().startswith(b"\x89PNG")
-    assert f"{free['speedup']:.2f}" in (tmp_path / "results" / "draft_acceptance.md").read_text()
+    report = (tmp_path / "results" / "draft_acceptance.md").read_text()
+    assert f"| plain decoding time / time with drafts | {free['speedup']:.2f} |" in report
+    (panel,) = figures["draft_acceptance.png"].panels
+    assert (panel.x_label, panel.y_label) == ("drafts accepted", "share of cycles, %")
+    assert panel.title == f"Drafts from {results['drafts_from']}"
+    assert panel.x_ticks == ["0", "1", "2", "3"] and panel.labels == ["own answers", "after true text"]
+    for label, counted in (("own answers", free), ("after true text", forced)):
+        cycles = counted["cycles_with_accepted"]
+        shares = {accepted: 100 * number / sum(cycles.values()) for accepted, number in cycles.items()}
+        assert panel.series(label).named == pytest.approx(shares)
 
 
 def test_rows_without_an_answer_are_named(tmp_path):
@@ -38,7 +48,7 @@ def test_rows_without_an_answer_are_named(tmp_path):
         run(chat / "model", tmp_path / "bad.jsonl", tmp_path / "results")
 
 
-def test_cycles_behind_the_end_of_an_answer_are_not_inside_it():
+def test_cycles_after_the_end_of_an_answer_are_not_inside_it():
     # One token from the prompt, then cycles of 3, 1 and 2 tokens; the fifth token, an end, begins the second cycle.
     tokens = torch.tensor([5, 6, 7, 8, 2, 9, 2])
     assert draft_acceptance.before_the_end([2, 0, 1], tokens, eos_token_id=2) == [2]

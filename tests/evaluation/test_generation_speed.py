@@ -5,13 +5,22 @@ import json
 
 import pytest
 import torch
+from drawn_figures import drawn_figures
+from torch.utils.flop_counter import FlopCounterMode
 
-from eval.speed.generation import __main__ as generation_speed
-from eval.speed.generation.expert_work import measure_expert_work
-from eval.speed.generation.floor import Work, active_weights, expert_rows
+from eval.speed.generation.__main__ import main, make_parser
+from eval.speed.generation.moe_flops import measure_moe_flops
 from eval.speed.generation.per_table_ngrams import PerTableNgramEmbedding
-from eval.speed.generation.targets import judge_all
-from eval.speed.models import EXPERTS, Shape, build_models, no_compiler_reason, our_decode_step, random_tokens
+from eval.speed.generation.roofline import Forward, active_weights, expert_rows, roofline_functions, weight_products
+from eval.speed.models import (
+    EXPERTS,
+    Shape,
+    build_models,
+    no_compiler_reason,
+    our_decode_step,
+    parse_shape,
+    random_tokens,
+)
 from eval.speed.paired_timing import PairedTimes
 
 SHAPE = [
@@ -35,12 +44,13 @@ SHAPE = [
 
 @pytest.fixture(scope="module")
 def models():
-    return build_models(generation_speed.parse_shape(SHAPE), "fp32", seed=0)
+    return build_models(parse_shape(SHAPE, Shape()), "fp32", seed=0)
 
 
 def test_the_command_writes_json_markdown_and_a_chart(tmp_path):
     arguments = ["--quick", "--no-compile", "--repeats", "1", "--output", str(tmp_path), "--shape", *SHAPE]
-    generation_speed.main(generation_speed.make_parser().parse_args(arguments))
+    with drawn_figures() as figures:
+        main(make_parser().parse_args(arguments))
     written = json.loads((tmp_path / "generation_speed.json").read_text())
     assert {"date", "torch", "transformers", "cpu", "cores", "threads"} <= written["machine"].keys()
     assert len(written["load_average"]["start"]) == len(written["load_average"]["end"]) == 3
@@ -48,12 +58,19 @@ def test_the_command_writes_json_markdown_and_a_chart(tmp_path):
     assert {row["dtype"] for row in written["rows"]} == {"fp32", "bf16"} == written["profiles"].keys()
     decode = next(row for row in written["rows"] if row["section"] == "decode")
     assert decode["ms"].keys() == {"in-tree", *(f"dynamic, {name}" for name in EXPERTS), "products", "reading"}
-    assert decode["floor_ms"] == max(decode["ms"]["products"], decode["ms"]["reading"])
+    assert decode["roofline_ms"] == max(decode["ms"]["products"], decode["ms"]["reading"])
     assert all(ratio > 0 for row in written["rows"] for ratio in row["ratios"].values())
     report = (tmp_path / "generation_speed.md").read_text()
     assert "Not compiled: `--no-compile` was given." in report
     assert f"{decode['ms']['in-tree']:.2f}" in report
-    assert (tmp_path / "generation_speed.png").read_bytes().startswith(b"\x89PNG")
+    panel = figures["generation_speed.png"].panel("fp32")
+    assert panel.x_label == "ms (median)" and panel.x_scale == "log"
+    assert panel.labels == panel.legend == ["in-tree", "dynamic", "compiled", "roofline"]
+    assert panel.y_ticks[-1] == "generation, 1 x 64 in, 8 out" and len(panel.y_ticks) == 6
+    assert panel.series("in-tree").named["decode, 1 x 32"] == pytest.approx(decode["ms"]["in-tree"])
+    dynamic = min(ms for name, ms in decode["ms"].items() if name.startswith("dynamic"))
+    assert panel.series("dynamic").named["decode, 1 x 32"] == pytest.approx(dynamic)
+    assert panel.series("roofline").named["decode, 1 x 32"] == pytest.approx(decode["roofline_ms"])
 
 
 @torch.no_grad()
@@ -61,7 +78,7 @@ def test_the_loop_over_subtables_computes_the_same(models):
     model = models.ours["grouped_mm"]
     layer, order = model.model.ngram_embeddings, model.config.max_ngram_order
     loop = PerTableNgramEmbedding(model.config, layer.embedders, layer.post_proj)
-    tokens = random_tokens(models.shape, 2, order - 1 + 20)
+    tokens = random_tokens(models.shape.vocab_size, 2, order - 1 + 20)
     tokens[0, 9] = tokens[1, 4] = tokens[1, -1] = model.config.eos_token_id
     words = model.model.embed_tokens(tokens[:, order - 1 :])
     torch.testing.assert_close(loop(words, tokens), layer(words, tokens))
@@ -71,7 +88,7 @@ def test_the_loop_over_subtables_computes_the_same(models):
 @torch.no_grad()
 def test_a_filled_cache_serves_both_kinds_of_decoding(models, capacity, monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda function, **_: function)
-    tokens = random_tokens(models.shape, 2, 9)
+    tokens = random_tokens(models.shape.vocab_size, 2, 9)
     step = our_decode_step(models.ours["eager"], tokens, capacity)
     first, second = step(), step()
     assert first.logits.shape == (2, 1, models.shape.vocab_size)
@@ -79,15 +96,15 @@ def test_a_filled_cache_serves_both_kinds_of_decoding(models, capacity, monkeypa
 
 
 def test_zero_experts_multiply_nothing(models):
-    work = measure_expert_work(models, 64, repeats=1)
-    assert work["selected_zero"] > 0
+    measured = measure_moe_flops(models, 64, repeats=1)
+    assert measured["selected_zero"] > 0
     for name in ("ours, grouped_mm", "ours, eager", "in-tree"):
-        assert work["implementations"][name]["flops"] == work["necessary_flops"]
-        assert work["implementations"][name]["largest_difference"] < 1e-5
-    assert work["implementations"]["ours, grouped_mm"]["calls_per_expert"] == 0
+        assert measured["implementations"][name]["flops"] == measured["necessary_flops"]
+        assert measured["implementations"][name]["largest_difference"] < 1e-5
+    assert measured["implementations"]["ours, grouped_mm"]["calls_per_expert"] == 0
 
 
-def test_the_floor_counts_what_a_token_activates(models):
+def test_the_roofline_counts_what_a_token_activates(models):
     config = models.ours["grouped_mm"].config
     # Of 2 selected experts of 6, 4 of them routed: 1.33 routed ones a token.
     assert expert_rows(config, 1) == [1] and expert_rows(config, 30) == [10, 10, 10, 10]
@@ -95,26 +112,54 @@ def test_the_floor_counts_what_a_token_activates(models):
     matrices = [p.numel() for name, p in parameters.items() if p.ndim == 2 and "embed" not in name]
     projection = parameters["model.ngram_embeddings.post_proj.weight"].numel()
     expert = 3 * config.hidden_size * config.expert_ffn_hidden_size
-    counted = active_weights(models.ours["grouped_mm"], Work(batch=1, length=1, history=8))
+    counted = active_weights(models.ours["grouped_mm"], Forward(batch=1, length=1, past=8))
     assert counted == {"count": sum(matrices) + projection + expert, "bytes": 4 * counted["count"]}
 
 
-def test_targets_are_judged_on_paired_ratios():
+@pytest.mark.parametrize("forward", [Forward(2, 16), Forward(2, 1, past=8)], ids=["prefill", "decode"])
+def test_the_roofline_multiplies_active_weights_and_attention(models, forward):
+    model, config = models.ours["grouped_mm"], models.ours["grouped_mm"].config
+    products = roofline_functions(model, forward)["products"]
+    with FlopCounterMode(display=False) as counter:
+        products()
+    flops = counter.get_flop_counts()["Global"]
+    if forward.past:
+        keys, widths = forward.past + 1, 2 * config.kv_lora_rank + config.qk_rope_head_dim
+    else:
+        keys, widths = (forward.length + 1) // 2, config.qk_head_dim + config.v_head_dim
+    attention = 2 * forward.batch * config.num_attention_heads * forward.length * keys * widths
+    assert flops[torch.ops.aten.bmm] == config.num_hidden_layers * attention
+    assert flops[torch.ops.aten.mm] == 2 * sum(
+        weight.numel() * rows for weight, rows in weight_products(model, forward)
+    )
+
+
+def test_ratios_are_of_pairs():
     times = PairedTimes({"per-table loop": [4.0, 9.0, 40.0], "one pass": [1.0, 2.0, 10.0]})
     assert times.ratio("per-table loop", "one pass") == 4.0
-    ratios = {"per-table loop / one pass": 4.0}
-    row = {"section": "n-gram layer", "dtype": "fp32", "batch": 1, "tokens": 1, "ms": {"one pass": 2.0}}
-    (verdict,) = judge_all([row | {"ratios": ratios}])
-    assert verdict["met"] and verdict["value"] == 4.0
-    prefill = {"section": "prefill", "dtype": "bf16", "batch": 1, "tokens": 512, "ms": {"dynamic, eager": 3.0}}
-    (verdict,) = judge_all([prefill | {"ratios": {"dynamic, eager / floor": 2.5, "in-tree / dynamic, eager": 9.0}}])
-    assert not verdict["met"] and verdict["value"] == 2.5
+    assert times.median_ms("one pass") == 2000
 
 
-def test_a_shape_names_the_field_it_does_not_know():
-    assert generation_speed.parse_shape(["hidden_size=96"]) == Shape(hidden_size=96)
-    with pytest.raises(ValueError, match="`hiden_size`"):
-        generation_speed.parse_shape(["hiden_size=96"])
+def test_fields_of_a_shape_are_read():
+    changed = parse_shape(["hidden_size=96", "ngram_vocab_size_ratio=2", "zero_expert_num=0"], Shape())
+    assert changed == Shape(hidden_size=96, ngram_vocab_size_ratio=2.0, zero_expert_num=0)
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ("hiden_size=96", "`--shape` has no field `hiden_size`; its fields are vocab_size, hidden_size"),
+        ("hidden_size", "`--shape hidden_size` is ``, but must be a whole number: write `hidden_size=VALUE`"),
+        ("hidden_size=4.5", "`--shape hidden_size` is `4.5`, but must be a whole number"),
+        ("hidden_size=-4", "`--shape hidden_size` is -4, but must be above 0"),
+        ("zero_expert_num=-1", "`--shape zero_expert_num` is -1, but must be at least 0"),
+        ("ngram_vocab_size_ratio=nan", "`--shape ngram_vocab_size_ratio` is nan, but must be a finite number"),
+        ("ngram_vocab_size_ratio=x", "`--shape ngram_vocab_size_ratio` is `x`, but must be a number"),
+    ],
+)
+def test_a_wrong_field_of_a_shape_is_named(change, problem):
+    with pytest.raises(ValueError, match=problem):
+        parse_shape([change], Shape())
 
 
 def test_without_a_compiler_the_reason_is_given(monkeypatch):

@@ -1,13 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One process of `eval.speed.commits`: times the package that is first on `PYTHONPATH`, prints seconds as JSON.
+"""One process of `eval.speed.commits`, which times the package that comes first on `PYTHONPATH`.
 
-It imports nothing else of this repository, and runs with the package of earlier commits too.
+Nothing else from this repository is imported, so that this also runs with the package of an earlier commit.
 """
 
 import json
 import resource
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -36,11 +35,11 @@ CONFIG: dict[str, Any] = {
     "max_position_embeddings": 4096,
     "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
 }
-CALLS = 3  # of which the median counts
+CALLS = 3  # the median counts
 
 
 def seconds(function: Callable[[], object]) -> float:
-    """Median over `CALLS` calls, after one that does not count."""
+    """Median of `CALLS` calls, after one that does not count."""
     function()
     times = []
     for _ in range(CALLS):
@@ -50,8 +49,14 @@ def seconds(function: Callable[[], object]) -> float:
     return statistics.median(times)
 
 
-def measure(folder: str) -> dict[str, float]:
-    """Seconds of each case, and the peak of resident memory in MB."""
+def make(folder: str):
+    """Saves the model to be measured."""
+    torch.manual_seed(0)
+    LongCatLiteForCausalLM(LongCatLiteConfig(**CONFIG)).save_pretrained(folder)
+
+
+def measure(folder: str):
+    """Prints as JSON the seconds of each case, and the peak of resident memory in MB (2^20 bytes)."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
     model = LongCatLiteForCausalLM.from_pretrained(folder).eval()
@@ -83,12 +88,7 @@ def measure(folder: str) -> dict[str, float]:
         }
     found["training step"] = seconds(train)
     found["peak memory, MB"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return found
+    print(json.dumps(found))
 
 
-if __name__ == "__main__":
-    if sys.argv[1] == "--make":
-        torch.manual_seed(0)
-        LongCatLiteForCausalLM(LongCatLiteConfig(**CONFIG)).save_pretrained(sys.argv[2])
-    else:
-        print(json.dumps(measure(sys.argv[1])))
+__all__ = ["make", "measure"]

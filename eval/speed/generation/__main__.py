@@ -1,28 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How fast prefill and decode are, against transformers' `longcat_flash` and against the floor, in one run.
+"""How fast prefill and decoding are, compared with transformers' `longcat_flash` and with the machine's roofline.
 
     python -m eval.speed.generation
     python -m eval.speed.generation --quick --output outputs/speed
 
-Random weights at a small shape (`--shape hidden_size=768 num_layers=2` changes it), on the CPU. Writes a table, the
-targets met or missed, operation counts of the experts layer and profiles as JSON and Markdown, and a chart as PNG.
+Random weights of a small shape (`--shape hidden_size=768 num_layers=2` changes it), on the CPU. Writes times,
+operation counts of the experts layer and profiles as JSON and Markdown, and a chart as PNG.
 """
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
+from rich.progress import track
 from transformers.utils import logging
 
 from eval.reports.files import write_report
 from eval.reports.machine import describe_machine, load_average
 from eval.speed.generation.cases import (
+    NOT_BATCHED,
     fastest_experts,
     measure_decode,
     measure_generation,
@@ -30,17 +28,24 @@ from eval.speed.generation.cases import (
     measure_prefill,
     profile_cases,
 )
-from eval.speed.generation.expert_work import measure_expert_work
-from eval.speed.generation.report import as_markdown, draw, speed_table, target_table
-from eval.speed.generation.targets import judge_all
-from eval.speed.models import COMPILABLE_EXPERTS, DTYPES, Models, build_models, no_compiler_reason, parse_shape
+from eval.speed.generation.moe_flops import measure_moe_flops
+from eval.speed.generation.report import as_markdown, draw, time_table
+from eval.speed.models import (
+    COMPILABLE_EXPERTS,
+    DTYPES,
+    SHAPE_OPTION,
+    Models,
+    Shape,
+    build_models,
+    no_compiler_reason,
+    parse_shape,
+)
+from tokenization.command_line import CommandParser, run_command
 from tokenization.number_options import check_counts
-
-NAME = "generation_speed"
 
 
 @dataclass(frozen=True)
-class Plan:
+class Cases:
     """Which cases are timed, and how often. Pairs are (batch, tokens), for each batch the shortest context first."""
 
     repeats: int = 7
@@ -53,8 +58,12 @@ class Plan:
     expert_tokens: tuple[int, ...] = (1, 512)
     profiled: tuple[int, int] = (128, 512)  # context of the decode steps, length of the prefill
 
+    def __len__(self) -> int:
+        lists = (self.prefill, self.decode, self.ngram_lengths, self.expert_tokens)
+        return sum(map(len, lists)) + 2  # generation, profiles
 
-QUICK = Plan(
+
+QUICK = Cases(
     repeats=2,
     prefill=((1, 64), (2, 64)),
     decode=((1, 32), (1, 256), (2, 32)),
@@ -67,137 +76,77 @@ QUICK = Plan(
 )
 
 
-@dataclass
-class Results:
-    """What the cases of all dtypes add to."""
-
-    rows: list[dict]
-    experts: list[dict]
-    profiles: dict[str, dict]
-
-    def first(self, section: str, dtype: str, batch: int) -> dict:
-        """The first row of a section: the short context, on which the experts implementation is chosen."""
-        return next(
-            row for row in self.rows if (row["section"], row["dtype"], row["batch"]) == (section, dtype, batch)
-        )
-
-
-def add_decode(results: Results, models: Models, plan: Plan, batch: int, context: int, compiled: bool):
-    """Compiles every experts implementation at a batch's short context, at longer ones only the one that won there."""
-    experts: tuple[str, ...] = ()
-    if compiled:
-        is_short = (batch, context) == next(case for case in plan.decode if case[0] == batch)
-        experts = COMPILABLE_EXPERTS
-        if not is_short:
-            experts = (fastest_experts(results.first("decode", models.dtype, batch), "compiled"),)
-    results.rows.append(measure_decode(models, batch, context, plan.repeats, plan.decode_calls, experts))
+def measure(models: Models, cases: Cases, compiled: bool) -> Iterator[tuple[str, dict]]:
+    """Every case of one dtype: `"rows"`, `"experts"` or `"profiles"`, and what was measured."""
+    for length in cases.ngram_lengths:
+        # Compiled at one token only: `generate` compiles decoding, not prefill.
+        yield "rows", measure_ngram_layer(models, length, 3 * cases.repeats, compiled and length == 1)
+    for tokens in cases.expert_tokens:
+        yield "experts", measure_moe_flops(models, tokens, 3 * cases.repeats)
+    for batch, length in cases.prefill:
+        yield "rows", measure_prefill(models, batch, length, cases.repeats)
+    shortest: dict[int, dict] = {}  # by batch
+    for batch, context in cases.decode:
+        # At a batch's shortest context every implementation is compiled, at longer ones the one that won there.
+        experts: tuple[str, ...] = COMPILABLE_EXPERTS if compiled else ()
+        if compiled and batch in shortest:
+            experts = (fastest_experts(shortest[batch], "compiled"),)
+        row = measure_decode(models, batch, context, cases.repeats, cases.decode_calls, experts)
+        shortest.setdefault(batch, row)
+        yield "rows", row
+    chosen = (fastest_experts(shortest[1], "dynamic", NOT_BATCHED), "grouped_mm" if compiled else None)
+    yield "rows", measure_generation(models, *cases.generation, cases.generation_repeats, *chosen)
+    yield "profiles", profile_cases(models, *cases.profiled, compiled)
 
 
-def add_generation(results: Results, models: Models, plan: Plan, compiled: bool):
-    short = results.first("decode", models.dtype, 1)
-    # Not `batched_mm`, which copies the weights of an expert for every token of the prompt that selects it.
-    dynamic_experts = fastest_experts(short, "dynamic", among=("grouped_mm", "eager"))
-    chosen = (dynamic_experts, "grouped_mm" if compiled else None)
-    results.rows.append(measure_generation(models, *plan.generation, plan.generation_repeats, *chosen))
-
-
-def add_ngram_layer(results: Results, models: Models, plan: Plan, length: int, compiled: bool):
-    calls = max(1, 64 // length)
-    # Compiled only at one token: `generate` compiles decoding, not prefill.
-    row = measure_ngram_layer(models, length, 3 * plan.repeats, calls, compiled and length == 1)
-    results.rows.append(row)
-
-
-def make_cases(results: Results, models: Models, plan: Plan, compiled: bool) -> list[tuple[str, Callable[[], None]]]:
-    """Name and function of every case of a dtype; what they measure goes to `results`."""
-
-    def prefill(batch: int, length: int):
-        results.rows.append(measure_prefill(models, batch, length, plan.repeats))
-
-    def experts(tokens: int):
-        results.experts.append(measure_expert_work(models, tokens, 3 * plan.repeats))
-
-    def profile():
-        results.profiles[models.dtype] = profile_cases(models, *plan.profiled, compiled)
-
-    cases: list[tuple[str, Callable[[], None]]] = []
-    for length in plan.ngram_lengths:
-        cases.append((f"n-gram layer, {length}", partial(add_ngram_layer, results, models, plan, length, compiled)))
-    for tokens in plan.expert_tokens:
-        cases.append((f"experts, {tokens}", partial(experts, tokens)))
-    for batch, length in plan.prefill:
-        cases.append((f"prefill, {batch} x {length}", partial(prefill, batch, length)))
-    for batch, context in plan.decode:
-        decode = partial(add_decode, results, models, plan, batch, context, compiled)
-        cases.append((f"decode, {batch} x {context}", decode))
-    cases.append(("generation", partial(add_generation, results, models, plan, compiled)))
-    return [*cases, ("profile", profile)]
-
-
-def measure(results: Results, models: Models, plan: Plan, compiled: bool, console: Console):
-    """All cases of one dtype, behind a progress bar."""
-    cases = make_cases(results, models, plan, compiled)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console) as progress:
-        task = progress.add_task(models.dtype, total=len(cases))
-        for name, case in cases:
-            progress.update(task, description=f"{models.dtype}: {name}")
-            case()
-            progress.advance(task)
-
-
-def show(console: Console, title: str, header: list[str], lines: list[list[str]]):
-    table = Table(*header, title=title)
-    for line in lines:
-        table.add_row(*line)
-    console.print(table)
-
-
-def make_parser() -> argparse.ArgumentParser:
+def make_parser() -> CommandParser:
     """Command-line arguments."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="Few repeats and short contexts: to see that it works.")
-    parser.add_argument("--dtypes", nargs="+", choices=list(DTYPES), default=list(DTYPES))
-    parser.add_argument("--no-compile", action="store_true", help="Leave compiled decoding out.")
-    parser.add_argument("--repeats", type=int, help="Paired runs per case, instead of the plan's.")
-    parser.add_argument("--threads", type=int, help="Threads of torch; its own choice (the cores) by default.")
-    parser.add_argument("--shape", nargs="+", default=[], metavar="FIELD=VALUE", help="Changes to the model's shape.")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--name", default=NAME, help="Of the files.")
-    parser.add_argument("--output", type=Path, default=Path("eval/results"), help="Folder for JSON, Markdown and PNG.")
+    parser = CommandParser("eval.speed.generation", __doc__.split("\n")[0])
+    parser.add_shared("--quick", "--threads", "--seed")
+    parser.add_shared("--repeats", default=None, help="paired runs of each case; the median counts, 7 if left out")
+    parser.add_argument("--dtypes", nargs="+", choices=list(DTYPES), default=list(DTYPES), help="dtypes to measure")
+    parser.add_argument("--no-compile", action="store_true", help="leave compiled decoding out")
+    parser.add_argument("--shape", **SHAPE_OPTION)
+    parser.add_shared("--name", default="generation_speed")
+    parser.add_shared("--output", default=Path("eval/results"))
     return parser
 
 
-def main(arguments: argparse.Namespace):
+def main(arguments: argparse.Namespace) -> None:
     """Measures, prints, writes."""
     check_counts(arguments, "repeats", "threads")
-    console = Console()
+    shape, cases = parse_shape(arguments.shape, Shape()), QUICK if arguments.quick else Cases()
     logging.disable_progress_bar()
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    shape, plan = parse_shape(arguments.shape), QUICK if arguments.quick else Plan()
     if arguments.repeats:
-        plan = replace(plan, repeats=arguments.repeats, generation_repeats=arguments.repeats)
+        cases = replace(cases, repeats=arguments.repeats, generation_repeats=arguments.repeats)
     not_compiled = "`--no-compile` was given" if arguments.no_compile else no_compiler_reason()
-    setting = {
+    results: dict = {
         "machine": describe_machine(),
+        "load_average": {"start": load_average()},
         "seed": arguments.seed,
         "shape": asdict(shape),
-        "plan": asdict(plan),
+        "cases": asdict(cases),
         "not_compiled": not_compiled,
+        "rows": [],
+        "experts": [],
+        "profiles": {},
     }
-    load_at_start, measured = load_average(), Results([], [], {})
-    # Written after each dtype: a run takes the better part of an hour.
+    chart = arguments.output / f"{arguments.name}.png"
     for dtype in arguments.dtypes:
-        measure(measured, build_models(shape, dtype, arguments.seed), plan, not not_compiled, console)
-        load = {"start": load_at_start, "end": load_average()}
-        results = {**setting, "load_average": load, "targets": judge_all(measured.rows), **asdict(measured)}
-        write_report(arguments.output, arguments.name, results, as_markdown(results, f"{arguments.name}.png"))
-        draw(measured.rows, arguments.output / f"{arguments.name}.png")
-    show(console, "Generation speed", *speed_table(measured.rows))
-    show(console, "Targets", *target_table(results["targets"]))
-    console.print(f"Written: {arguments.output}/{arguments.name}.json, .md and .png")
+        models = build_models(shape, dtype, arguments.seed)
+        for section, measured in track(measure(models, cases, not not_compiled), dtype, len(cases)):
+            if section == "profiles":
+                results[section][dtype] = measured
+            else:
+                results[section].append(measured)
+        # Written after each dtype: a run takes most of an hour.
+        results["load_average"]["end"] = load_average()
+        paths = write_report(arguments.output, arguments.name, results, as_markdown(results, chart.name))
+        draw(results["rows"], chart)
+    print(time_table(results["rows"]), *(f"Written: {path}" for path in (*paths, chart)), sep="\n")
 
 
 if __name__ == "__main__":
-    main(make_parser().parse_args())
+    run_command(lambda: main(make_parser().parse_args()))

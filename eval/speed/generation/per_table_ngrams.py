@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The n-gram embedding as a loop over its sub-tables, what `NgramEmbedding` is timed against.
+"""The n-gram embedding as a loop over its sub-tables, which `NgramEmbedding` is timed against.
 
-As in the released model's own code: tokens are shifted once per distance, segment after segment between the
-end-of-sequence tokens of a row; then each sub-table hashes, looks up and projects by itself.
+It works as the released model's own code does: tokens are shifted once per distance, within each segment between
+end-of-sequence tokens; then each sub-table hashes, looks up and projects by itself.
 
-Shapes: B batch, T tokens, D hidden, W sub-table width, N highest n-gram order.
+Shapes: B batch rows, T tokens, D hidden size, N highest n-gram order, W width of a table row.
 """
 
 import torch
@@ -33,14 +33,15 @@ class PerTableNgramEmbedding(nn.Module):
         assert isinstance(config.ngram_eos_token_id, int)
         self.eos_token_id: int = config.ngram_eos_token_id
         self.order, self.per_order = config.max_ngram_order, config.num_subtables_per_order
-        self.base, self.sizes = config.ngram_base_vocab_size, config.subtable_sizes
+        self.sizes = config.subtable_sizes
         self.embedders = embedders
         # Contiguous, as separate weights of a checkpoint are.
         self.projections = [part.contiguous() for part in post_proj.weight.split(config.subtable_width, dim=1)]
-        self.residues = [[pow(self.base, d, rows) for d in range(self.order)] for rows in self.sizes]
+        base = config.ngram_base_vocab_size
+        self.residues = [[pow(base, d, rows) for d in range(self.order)] for rows in self.sizes]
 
     def forward(self, word_embeds: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-        """`[B, T, D]` word rows and the `[B, N - 1 + T]` tokens that end with theirs, to `[B, T, D]`."""
+        """`[B, T, D]` word embeddings and `[B, N - 1 + T]` tokens, of which the last T are theirs, to `[B, T, D]`."""
         length = word_embeds.shape[1]
         shifted = [tokens] + [shifted_inside_segments(tokens, d, self.eos_token_id) for d in range(1, self.order)]
         total = word_embeds.clone()

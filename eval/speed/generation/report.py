@@ -6,17 +6,21 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from eval.reports.files import markdown_table, save_figure
+from eval.reports.machine import machine_sentence
+from eval.speed.generation.roofline import PARTS
+from eval.speed.models import Shape
 
 NOTES = """\
-A case is named by its batch and tokens, for decode those of the context. Milliseconds are medians; a ratio is the
-median over paired runs, in which the alternatives take turns. *In-tree* is transformers' `LongcatFlashForCausalLM` at
-the same shape, with a growing cache, its only experts implementation and no n-gram embedding, which this model
-computes on top. *Dynamic* is this model with a growing cache, *compiled* with a static cache and
-`torch.compile(fullgraph=True)`; the name after it is the implementation of the routed experts. The *floor* is the
-larger of the bare matrix products of a forward and of reading its active weights once, measured in the same run.
+A case is named by its batch and tokens; for decode, tokens are those of the context. Milliseconds are medians. A ratio
+is the median over paired runs, in which the alternatives take turns. *In-tree* is transformers'
+`LongcatFlashForCausalLM` of the same shape, with a growing cache, its only experts implementation, and without the
+n-gram embedding that our model also computes. *Dynamic* is our model with a growing cache, *compiled* with a static
+cache and `torch.compile(fullgraph=True)`; the name that follows is the implementation of the routed experts. The
+*roofline* estimates the least time: the larger of the bare matrix products of a forward and of reading its active
+weights once, measured in the same run.
 """
 
-COLOURS = {"in-tree": "#999999", "dynamic": "#4477aa", "compiled": "#228833", "floor": "#cc3311"}
+COLOURS = {"in-tree": "#999999", "dynamic": "#4477aa", "compiled": "#228833", "roofline": "#cc3311"}
 
 
 def label(row: dict) -> str:
@@ -25,40 +29,22 @@ def label(row: dict) -> str:
     return f"{row['section']}, {row['batch']} x {row['tokens']}{new_tokens}"
 
 
-def best(row: dict, kind: str) -> str | None:
-    """The fastest alternative of a kind."""
-    names = [name for name in row["ms"] if name.startswith(kind)]
-    return min(names, key=row["ms"].__getitem__, default=None)
-
-
-def speed_table(rows: list[dict]) -> tuple[list[str], list[list[str]]]:
-    """Header and one line per case and alternative."""
-    header = ["case", "dtype", "alternative", "ms", "baseline / it", "it / floor"]
+def time_table(rows: list[dict]) -> str:
+    """One line per case and alternative."""
     lines = []
     for row in rows:
         for name, ms in row["ms"].items():
             faster = next((v for k, v in row["ratios"].items() if k.endswith(f" / {name}")), None)
-            above = row["ratios"].get(f"{name} / floor")
-            shown = f"floor: {name}" if name in ("products", "reading") else name
+            above = row["ratios"].get(f"{name} / roofline")
             numbers = [f"{ms:.2f}", f"{faster:.2f}" if faster else "", f"{above:.2f}" if above else ""]
-            lines.append([label(row), row["dtype"], shown, *numbers])
+            lines.append([label(row), row["dtype"], f"roofline: {name}" if name in PARTS else name, *numbers])
         if row["section"] == "generation":
-            lines.append([label(row), row["dtype"], "floor", f"{row['floor_ms']:.2f}", "", ""])
-    return header, lines
+            lines.append([label(row), row["dtype"], "roofline", f"{row['roofline_ms']:.2f}", "", ""])
+    return markdown_table(["case", "dtype", "alternative", "ms", "baseline / it", "it / roofline"], lines)
 
 
-def target_table(verdicts: list[dict]) -> tuple[list[str], list[list[str]]]:
-    """Header and one line per target."""
-    header = ["target", "dtype", "alternative", "bound", "measured", "met"]
-    return header, [
-        [v["target"], v["dtype"], v["alternative"], v["bound"], f"{v['value']:.2f}", "yes" if v["met"] else "NO"]
-        for v in verdicts
-    ]
-
-
-def expert_table(measured: list[dict]) -> tuple[list[str], list[list[str]]]:
-    """Header and one line per implementation of the experts layer."""
-    header = ["experts layer", "dtype", "MFLOP", "necessary", "ATen calls", "calls per expert", "ms"]
+def expert_table(measured: list[dict]) -> str:
+    """One line per implementation of the experts layer."""
     lines = []
     for case in measured:
         head = f"{case['tokens']} tokens, {case['selected_routed']} routed + {case['selected_zero']} zero selected, "
@@ -66,7 +52,8 @@ def expert_table(measured: list[dict]) -> tuple[list[str], list[list[str]]]:
             flops = [f"{counts['flops'] / 1e6:.2f}", f"{case['necessary_flops'] / 1e6:.2f}"]
             calls = [str(counts["calls"]), str(counts["calls_per_expert"]), f"{counts['ms']:.2f}"]
             lines.append([head + name, case["dtype"], *flops, *calls])
-    return header, lines
+    header = ["experts layer", "dtype", "MFLOP", "necessary", "ATen calls", "calls per expert", "ms"]
+    return markdown_table(header, lines)
 
 
 def profile_section(profiles: dict[str, dict]) -> str:
@@ -83,28 +70,28 @@ def profile_section(profiles: dict[str, dict]) -> str:
 
 
 def as_markdown(results: dict, chart: str) -> str:
-    """The whole report; `chart` is the file of the picture beside it."""
-    machine, load = results["machine"], results["load_average"]
-    described = (
-        f"{machine['date']}, torch {machine['torch']}, transformers {machine['transformers']}, {machine['cpu']} "
-        f"({machine['cpu_capability']}), {machine['cores']} cores, {machine['threads']} threads. Load average "
-        f"(1, 5, 15 minutes) {load['start']} at the start, {load['end']} at the end."
-    )
-    shape = ", ".join(f"{key} {value}" for key, value in results["shape"].items())
+    """The whole report; `chart` is the file of the picture in the same folder."""
+    machine = machine_sentence(results["machine"], *results["load_average"].values())
     sections = [
-        f"# Generation speed\n\n{described}\n\nShape: {shape}.\n\n{NOTES}",
+        f"# Generation speed\n\n{machine}\n\nShape: {Shape(**results['shape'])}.\n\n{NOTES}",
         *([f"Not compiled: {results['not_compiled']}.\n"] if results["not_compiled"] else []),
-        "## Targets\n\n" + markdown_table(*target_table(results["targets"])),
-        f"## Times\n\n![Times]({chart})\n\n" + markdown_table(*speed_table(results["rows"])),
-        "## Work of the experts layer\n\nThe same weights and routing for all. *Necessary*: the router and the routed "
-        "experts that were selected; zero experts multiply nothing. *Calls per expert*: calls made once for every "
-        "selected expert.\n\n" + markdown_table(*expert_table(results["experts"])),
-        "## Profile\n\n" + "\n".join(f"## {k}\n\n{profile_section(v)}" for k, v in results["profiles"].items()),
+        f"## Times\n\n![Times]({chart})\n\n" + time_table(results["rows"]),
+        "## Operations of the experts layer\n\nWeights and routing are the same for all. *Necessary*: the router and "
+        "the routed experts that were selected; zero experts multiply nothing. *Calls per expert*: calls made once "
+        "for every selected expert.\n\n" + expert_table(results["experts"]),
+        "## Profiles\n\n" + "\n".join(f"## {k}\n\n{profile_section(v)}" for k, v in results["profiles"].items()),
     ]
     return "\n".join(sections)
 
 
-def draw(rows: list[dict], path: Path):
+def fastest_ms(row: dict, kind: str) -> float:
+    """Milliseconds of the fastest alternative of a kind; NaN without one."""
+    if kind == "roofline":
+        return row["roofline_ms"]
+    return min((ms for name, ms in row["ms"].items() if name.startswith(kind)), default=float("nan"))
+
+
+def draw(rows: list[dict], path: Path) -> None:
     """Bars per case, one panel a dtype, time on a logarithmic scale."""
     dtypes = list(dict.fromkeys(row["dtype"] for row in rows))
     models = [row for row in rows if row["section"] != "n-gram layer"]
@@ -113,11 +100,7 @@ def draw(rows: list[dict], path: Path):
     for dtype, panel in zip(dtypes, panels, strict=True):
         cases = [row for row in models if row["dtype"] == dtype]
         for i, (kind, colour) in enumerate(COLOURS.items()):
-            names = [best(row, kind) for row in cases]
-            times = [
-                row["floor_ms"] if kind == "floor" else row["ms"][name] if name else float("nan")
-                for row, name in zip(cases, names, strict=True)
-            ]
+            times = [fastest_ms(row, kind) for row in cases]
             places = [place + 0.2 * (i - 1.5) for place in range(len(cases))]
             bars = panel.barh(places, times, height=0.19, color=colour, label=kind)
             panel.bar_label(bars, labels=[f"{t:.3g}" if t == t else "" for t in times], padding=2, fontsize=6)
@@ -129,4 +112,4 @@ def draw(rows: list[dict], path: Path):
     save_figure(figure, path)
 
 
-__all__ = ["as_markdown", "draw", "speed_table", "target_table"]
+__all__ = ["as_markdown", "draw", "time_table"]

@@ -4,63 +4,54 @@
     python -m eval.speed.placement --work-dir FOLDER_ON_A_DRIVE
     python -m eval.speed.placement --quick --output outputs/placement
 
-Makes a checkpoint with tables of `--gigabytes`, measures each case in a process of its own
-(`eval.speed.placement.run`) and writes verdicts and figures as JSON, Markdown and PNG. Linux only; needs no
-privileges.
+Makes a checkpoint with tables of `--gigabytes`, measures each case in a fresh process and writes the figures as JSON,
+Markdown and PNG. Linux only; needs no privileges.
 """
 
 import argparse
-import json
 import shutil
-import subprocess
-import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from multiprocessing import get_context
 from pathlib import Path
 
-from rich.console import Console
+import torch
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
-from rich.table import Table
 from transformers.utils import logging
 
 from eval.reports.files import write_report
 from eval.reports.machine import describe_machine, load_average
-from eval.speed.models import Shape
-from eval.speed.placement.large_tables import check_space, make_checkpoint, stored_tables, table_bytes, with_tables
-from eval.speed.placement.linux import can_evict
-from eval.speed.placement.report import as_markdown, draw, verdict_lines
-from eval.speed.placement.run import Plan
-from eval.speed.placement.verdicts import judge_all
+from eval.speed.models import RELEASED_ROWS, Shape
+from eval.speed.placement.cases import Workload, measure_case, measure_in_turns
+from eval.speed.placement.large_tables import (
+    BACKBONE,
+    check_space,
+    make_checkpoint,
+    table_bytes,
+    table_files,
+    with_tables,
+)
+from eval.speed.placement.linux import MEMORY, available_memory, can_evict
+from eval.speed.placement.report import as_markdown, draw, summary_table
+from tokenization.command_line import CommandParser, run_command
 from tokenization.number_options import check_counts, check_number
 
 NAME = "table_placement"
-ROOT = Path(__file__).parents[3]
-MEMORY = Path("/proc/meminfo")
-HARDLY_ANY = 10**6  # bytes of tables of the checkpoint that stands for the backbone alone
-
-# Rows of 512 bytes in 12 tables, as released, behind a backbone of one layer.
-SHAPE = Shape(
-    hidden_size=3072,
-    num_layers=1,
-    ffn_hidden_size=1024,
-    expert_ffn_hidden_size=256,
-    q_lora_rank=256,
-    kv_lora_rank=128,
-    qk_nope_head_dim=64,
-    qk_rope_head_dim=32,
-    v_head_dim=64,
-    n_routed_experts=8,
-    zero_expert_num=4,
+GIGABYTES, QUICK_GIGABYTES = 8.0, 0.03
+HARDLY_ANY = 10**6  # bytes of tables in the checkpoint that is taken for the backbone alone
+SPARE = 2 * 10**9  # bytes of memory that the model and the rest may take
+QUICK_SHAPE = replace(
+    RELEASED_ROWS, vocab_size=512, hidden_size=768, num_attention_heads=2, q_lora_rank=64, kv_lora_rank=32
 )
-QUICK_SHAPE = replace(SHAPE, vocab_size=512, hidden_size=768, num_attention_heads=2, q_lora_rank=64, kv_lora_rank=32)
-QUICK_PLAN = Plan(decode_repeats=2, decode_tokens=4, context=16, prefill_repeats=2, prefill_tokens=128)
-QUICK_GIGABYTES = 0.03
+QUICK = Workload(decode_repeats=2, decode_tokens=4, context=16, prefill_repeats=2, prefill_tokens=128)
 
 
 @dataclass(frozen=True)
-class Run:
+class Measurement:
     """A process: tables `full`, `eighth` or `none`; one placement under a state, or several in turns."""
 
     tables: str
@@ -71,65 +62,65 @@ class Run:
     def name(self) -> str:
         return f"{', '.join(self.placements)}, {'in turns' if len(self.placements) > 1 else self.state}"
 
+    def workload(self, base: Workload) -> Workload:
+        """Fewer repeats where memory alone is wanted, or where time is shown for contrast only."""
+        if self.tables != "full":
+            return replace(base, decode_repeats=1, prefill_repeats=1)
+        if (self.placements, self.state) == (("resident",), "cold"):
+            # A page fault brings in what the kernel reads ahead, megabytes on some drives.
+            return replace(
+                base, decode_repeats=min(3, base.decode_repeats), prefill_repeats=min(2, base.prefill_repeats)
+            )
+        return base
 
-RUNS = (
-    *(Run("full", (placement,), state) for placement in ("resident", "host", "disk") for state in ("cold", "warm")),
-    Run("full", ("disk",), "evicted"),
-    Run("eighth", ("disk",), "cold"),
-    Run("none", ("resident",), "warm"),
-    Run("full", ("resident", "disk", "host"), "warm"),
+
+MEASUREMENTS = (
+    *(Measurement("full", (place,), state) for place in ("resident", "host", "disk") for state in ("cold", "warm")),
+    Measurement("full", ("disk",), "evicted"),
+    Measurement("eighth", ("disk",), "cold"),
+    Measurement("none", ("resident",), "warm"),
+    Measurement("full", ("resident", "disk", "host"), "warm"),
 )
 
 
-def available_memory() -> int:
-    """Bytes that the kernel could give to a process."""
-    lines = dict(line.split(":", 1) for line in MEMORY.read_text().splitlines())
-    return 1024 * int(lines["MemAvailable"].split()[0])
-
-
-def choose_runs(num_bytes: int, available: int) -> tuple[list[Run], list[str]]:
-    """The runs that memory allows with tables of `num_bytes`, and why others are left out.
+def choose_measurements(num_bytes: int, available: int) -> tuple[list[Measurement], list[str]]:
+    """Those that memory allows with tables of `num_bytes`, and why others are left out.
 
     Raises:
-        `ValueError`: if the page cache cannot hold the tables, without which nothing is warm.
+        `ValueError`: if the page cache cannot hold the tables, so that nothing would be warm.
     """
-    spare = 2 * 10**9
-    if available < num_bytes + spare:
+    if available < num_bytes + SPARE:
         raise ValueError(
             f"{num_bytes / 1e9:.1f} GB of tables cannot be warm in {available / 1e9:.1f} GB of available memory, of "
-            f"which the model takes up to {spare / 1e9:.0f} GB: choose fewer `--gigabytes`."
+            f"which the model takes up to {SPARE / 1e9:.0f} GB: choose fewer `--gigabytes`."
         )
-    if available >= 2 * num_bytes + spare:
-        return list(RUNS), []
-    kept = [replace(run, placements=tuple(name for name in run.placements if name != "host")) for run in RUNS]
-    reason = f"host tables, for which {available / 1e9:.1f} GB of memory are too few beside a warm page cache."
-    return [run for run in kept if run.placements], [reason]
+    if available >= 2 * num_bytes + SPARE:
+        return list(MEASUREMENTS), []
+    kept = [replace(one, placements=tuple(name for name in one.placements if name != "host")) for one in MEASUREMENTS]
+    reason = f"host tables, since {available / 1e9:.1f} GB of memory cannot hold them and a warm page cache."
+    return [one for one in kept if one.placements], [reason]
 
 
-def launch(arguments: list[str]) -> dict:
-    """What `eval.speed.placement.run` measures in a fresh process.
+def prepare_process(threads: int | None):
+    """Settings of a process that measures."""
+    logging.disable_progress_bar()
+    if threads:
+        torch.set_num_threads(threads)
+
+
+def in_fresh_process(threads: int | None, function: Callable[..., dict], *arguments: object) -> dict:
+    """What `function` returns in a process that runs nothing else.
 
     Raises:
-        `RuntimeError`: with the end of what it wrote, if it failed.
+        `ValueError`: if the system kills the process. An exception of the function is raised as it is.
     """
-    command = [sys.executable, "-m", "eval.speed.placement.run", *arguments]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(f"eval.speed.placement.run ended with {done.returncode}:\n{done.stderr[-2000:]}")
-    return json.loads(done.stdout.splitlines()[-1])
-
-
-def run_arguments(run: Run, folder: Path, plan: Plan, seed: int, threads: int | None) -> list[str]:
-    """The command line of a run: with fewer repeats where memory alone is wanted, or time for contrast."""
-    if run.tables != "full":
-        plan = replace(plan, decode_repeats=1, prefill_repeats=1)
-    elif (run.placements, run.state) == (("resident",), "cold"):
-        # A page fault there brings in what the kernel reads ahead, megabytes on some drives.
-        plan = replace(plan, decode_repeats=min(3, plan.decode_repeats), prefill_repeats=min(2, plan.prefill_repeats))
-    command = [str(folder), "--placements", *run.placements, "--state", run.state, "--seed", str(seed)]
-    for name, value in asdict(plan).items():
-        command += [f"--{name.replace('_', '-')}", str(value)]
-    return [*command, "--threads", str(threads)] if threads else command
+    with ProcessPoolExecutor(1, get_context("spawn"), prepare_process, (threads,)) as pool:
+        try:
+            return pool.submit(function, *arguments).result()
+        except BrokenProcessPool as error:
+            raise ValueError(
+                "A process that measured was killed, probably because memory ran out: choose fewer `--gigabytes`."
+            ) from error
 
 
 @contextmanager
@@ -148,7 +139,7 @@ def working_folder(parent: Path | None, keep: bool) -> Iterator[Path]:
 
 
 def check_drive(work: Path, shapes: list[Shape]):
-    """Raises a `ValueError` if checkpoints do not fit into `work`, or stay in memory there, before any is written."""
+    """Raises a `ValueError` if checkpoints do not fit into `work`, or cannot leave memory there."""
     check_space(work, shapes)
     if not can_evict(work):
         raise ValueError(
@@ -157,39 +148,12 @@ def check_drive(work: Path, shapes: list[Shape]):
         )
 
 
-def make_checkpoints(work: Path, shapes: dict[str, Shape], seed: int, progress: Progress) -> dict[str, Path]:
-    """The checkpoint of each shape, by the same name."""
-    task = progress.add_task("Writing tables", total=sum(map(table_bytes, shapes.values())))
+def describe(folder: Path, shape: Shape) -> dict:
+    """What was measured: the model's shape, and its bytes."""
+    tables = table_files(folder)
     return {
-        name: make_checkpoint(work, shape, seed, lambda num_bytes: progress.advance(task, num_bytes))
-        for name, shape in shapes.items()
-    }
-
-
-def make_parser() -> argparse.ArgumentParser:
-    """Command-line arguments."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="Small tables, few repeats: to see that it works.")
-    parser.add_argument("--gigabytes", type=float, help=f"Of all tables; 8, or {QUICK_GIGABYTES} with --quick.")
-    parser.add_argument("--repeats", type=int, help="Runs per case, instead of the plan's.")
-    parser.add_argument("--work-dir", type=Path, help="Where the checkpoints are made; a temporary folder by default.")
-    parser.add_argument("--keep", action="store_true", help="Keep the checkpoints; in --work-dir they are used again.")
-    parser.add_argument("--threads", type=int, help="Threads of torch; its own choice (the cores) by default.")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output", type=Path, default=Path("eval/results"), help="Folder for JSON, Markdown and PNG.")
-    return parser
-
-
-def describe(folder: Path, shape: Shape, arguments: argparse.Namespace, plan: Plan) -> dict:
-    """What was measured on what."""
-    tables = stored_tables(folder)
-    return {
-        "machine": describe_machine() | ({"threads": arguments.threads} if arguments.threads else {}),
-        "quick": arguments.quick,
-        "seed": arguments.seed,
         "shape": asdict(shape),
-        "plan": asdict(plan),
-        "backbone_bytes": (folder / "model-backbone.safetensors").stat().st_size,
+        "backbone_bytes": (folder / BACKBONE).stat().st_size,
         "tables": {
             "number": len(tables),
             "rows": sum(table.rows for table in tables),
@@ -199,48 +163,82 @@ def describe(folder: Path, shape: Shape, arguments: argparse.Namespace, plan: Pl
     }
 
 
-def main(arguments: argparse.Namespace):
+def measure(
+    work: Path, shapes: dict[str, Shape], chosen: list[Measurement], base: Workload, seed: int, threads: int | None
+) -> dict:
+    """Makes the checkpoints and measures: `cases`, `in_turns`, and what [`describe`] says."""
+    cases, in_turns = [], {}
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
+    with Progress(*columns) as progress:
+        task = progress.add_task("Writing tables", total=sum(map(table_bytes, shapes.values())))
+        folders = {
+            name: make_checkpoint(work, shape, seed, lambda num_bytes: progress.advance(task, num_bytes))
+            for name, shape in shapes.items()
+        }
+        measuring = progress.add_task("Measuring", total=len(chosen))
+        for one in chosen:
+            progress.update(measuring, description=one.name)
+            folder, workload = folders[one.tables], one.workload(base)
+            if len(one.placements) > 1:
+                in_turns = in_fresh_process(threads, measure_in_turns, folder, one.placements, workload, seed)
+            else:
+                case = (folder, one.placements[0], one.state, workload, seed)
+                cases.append({"tables": one.tables, **in_fresh_process(threads, measure_case, *case)})
+            progress.advance(measuring)
+    return {**describe(folders["full"], shapes["full"]), "cases": cases, "in_turns": in_turns}
+
+
+def make_parser() -> CommandParser:
+    """Command-line arguments."""
+    parser = CommandParser("eval.speed.placement", __doc__.split("\n")[0])
+    parser.add_shared("--quick", help="small tables and few repeats, to see that the command works")
+    parser.add_argument(
+        "--gigabytes",
+        type=float,
+        help=f"size of all tables, {GIGABYTES} or with --quick {QUICK_GIGABYTES} if left out",
+    )
+    parser.add_shared("--repeats", default=None, help="decode and prefill runs of each case, 9 and 7 if left out")
+    parser.add_argument(
+        "--work-dir", type=Path, metavar="DIR", help="folder for the checkpoints; a temporary one if left out"
+    )
+    parser.add_argument("--keep", action="store_true", help="keep the checkpoints; in --work-dir they are used again")
+    parser.add_shared("--threads", "--seed")
+    parser.add_shared("--name", default=NAME)
+    parser.add_shared("--output", default=Path("eval/results"))
+    return parser
+
+
+def main(arguments: argparse.Namespace) -> None:
     """Makes checkpoints, measures, prints, writes."""
     check_counts(arguments, "repeats", "threads")
     check_number("--gigabytes", arguments.gigabytes, above=0)
-    console = Console()
-    logging.disable_progress_bar()
     if not MEMORY.exists():
-        raise ValueError("`eval.speed.placement` reads Linux's /proc, which is not there.")
-    base, plan = (QUICK_SHAPE, QUICK_PLAN) if arguments.quick else (SHAPE, Plan())
+        raise ValueError("`eval.speed.placement` needs Linux: it reads /proc, which does not exist here.")
+    logging.disable_progress_bar()
+    base, workload = (QUICK_SHAPE, QUICK) if arguments.quick else (RELEASED_ROWS, Workload())
     if arguments.repeats:
-        plan = replace(plan, decode_repeats=arguments.repeats, prefill_repeats=arguments.repeats)
-    gigabytes = arguments.gigabytes or (QUICK_GIGABYTES if arguments.quick else 8.0)
-    sizes = {"full": int(gigabytes * 1e9), "eighth": int(gigabytes * 1e9 / 8), "none": HARDLY_ANY}
+        workload = replace(workload, decode_repeats=arguments.repeats, prefill_repeats=arguments.repeats)
+    num_bytes = 1e9 * (arguments.gigabytes or (QUICK_GIGABYTES if arguments.quick else GIGABYTES))
+    sizes = {"full": int(num_bytes), "eighth": int(num_bytes / 8), "none": HARDLY_ANY}
     shapes = {name: with_tables(base, size) for name, size in sizes.items()}
-    runs, left_out = choose_runs(sizes["full"], available_memory())
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
-    load, cases, in_turns = {"start": load_average()}, [], {}
-    with working_folder(arguments.work_dir, arguments.keep) as work, Progress(*columns, console=console) as progress:
+    chosen, left_out = choose_measurements(sizes["full"], available_memory())
+    results = {
+        "machine": describe_machine() | ({"threads": arguments.threads} if arguments.threads else {}),
+        "load_average": {"start": load_average()},
+        "quick": arguments.quick,
+        "seed": arguments.seed,
+        "workload": asdict(workload),
+        "left_out": left_out,
+    }
+    with working_folder(arguments.work_dir, arguments.keep) as work:
         check_drive(work, list(shapes.values()))
-        folders = make_checkpoints(work, shapes, arguments.seed, progress)
-        task = progress.add_task("Measuring", total=len(runs))
-        for run in runs:
-            progress.update(task, description=run.name)
-            measured = launch(run_arguments(run, folders[run.tables], plan, arguments.seed, arguments.threads))
-            if len(run.placements) > 1:
-                in_turns = measured
-            else:
-                cases.append({"tables": run.tables, **measured})
-            progress.advance(task)
-        described = describe(folders["full"], shapes["full"], arguments, plan)
-    load["end"] = load_average()
-    results = {**described, "load_average": load, "left_out": left_out, "cases": cases, "in_turns": in_turns}
-    results["verdicts"] = judge_all(results)
-    write_report(arguments.output, NAME, results, as_markdown(results))
-    draw(results, arguments.output / f"{NAME}.png")
-    header, lines = verdict_lines(results["verdicts"])
-    table = Table(*header, title="Placement of the n-gram tables")
-    for line in lines:
-        table.add_row(*line)
-    console.print(table)
-    console.print(f"Written: {arguments.output}/{NAME}.json, .md and .png")
+        results |= measure(work, shapes, chosen, workload, arguments.seed, arguments.threads)
+    results["load_average"]["end"] = load_average()
+    chart = arguments.output / f"{arguments.name}.png"
+    paths = write_report(arguments.output, arguments.name, results, as_markdown(results, chart.name))
+    draw(results, chart)
+    print(summary_table(results), *(f"Written: {path}" for path in (*paths, chart)), sep="\n")
 
 
 if __name__ == "__main__":
-    main(make_parser().parse_args())
+    run_command(lambda: main(make_parser().parse_args()))

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A checkpoint with n-gram tables as large as one likes, written by streaming: no table is ever in memory.
+"""A checkpoint with n-gram tables of any size, written as a stream: no table is ever in memory as a whole.
 
-The backbone is a small model with random weights; the tables, one file each, hold seeded random numbers. A folder
-appears under its own name when it is whole, and is then used again.
+The backbone is a small model with random weights; the tables, one file each, hold seeded random numbers. A folder gets
+its name when it is complete, and is then used again.
 """
 
 import json
@@ -17,13 +17,15 @@ import numpy as np
 import torch
 
 from eval.speed.models import Shape
-from eval.speed.placement.linux import StoredRows, evict
+from eval.speed.placement.linux import TableFile, evict
 from modeling_longcat_lite import LongCatLiteForCausalLM
 from modeling_longcat_lite.checkpoint_header import read_safetensors_header
+from modeling_longcat_lite.whole_files import replaced_folder
 
 DTYPE = torch.bfloat16
+BACKBONE = "model-backbone.safetensors"
 BLOCK = 32 * 2**20  # bytes written at a time
-SPARE = 256 * 2**20  # bytes on the drive beside the tables: backbones, and room to breathe
+SPARE = 256 * 2**20  # bytes on the drive besides the tables: backbones, and room to breathe
 # Of four bfloat16 numbers at a time: signs and mantissas are random, the exponent is -6. No NaN, none near overflow.
 RANDOM_BITS, FIXED_BITS = (np.uint64(int(word * 4, 16)) for word in ("807f", "3c80"))
 
@@ -42,7 +44,7 @@ def table_bytes(shape: Shape) -> int:
 
 
 def check_space(folder: Path, shapes: list[Shape]):
-    """Raises a `ValueError` that says how much is missing if checkpoints of `shapes` do not fit beside `folder`."""
+    """Raises a `ValueError` that says how much is missing if checkpoints of `shapes` do not fit into `folder`."""
     needed, free = sum(map(table_bytes, shapes)) + SPARE, shutil.disk_usage(folder).free
     if needed > free:
         raise ValueError(
@@ -69,49 +71,46 @@ def write_table(file: BinaryIO, name: str, rows: int, width: int, generator: np.
 def make_checkpoint(
     parent: Path, shape: Shape, seed: int, on_table: Callable[[int], object] = lambda num_bytes: None
 ) -> Path:
-    """The folder under `parent` of a checkpoint with tables of `shape`, in bfloat16; written unless it is there.
+    """The folder in `parent` of a checkpoint with tables of `shape`, in bfloat16; written unless it is there.
 
     Args:
         on_table: Called with the bytes of each table when it is on the drive.
     """
     config = shape.our_config()
     folder = parent / f"hidden-{config.hidden_size}-rows-{config.subtable_sizes[0]}-seed-{seed}"
-    stated = json.dumps(asdict(shape) | {"seed": seed}, indent=2)
-    if folder.exists() and (folder / "shape.json").read_text() == stated:
+    description = json.dumps(asdict(shape) | {"seed": seed}, indent=2)
+    if folder.exists() and (folder / "shape.json").read_text() == description:
         on_table(table_bytes(shape))
         return folder
-    for place in (folder, beside := parent / f"{folder.name}.partial"):
-        shutil.rmtree(place, ignore_errors=True)
     torch.manual_seed(seed)
-    # Placed on disk, the tables are no parameters: a model of any size is as small as its backbone.
-    LongCatLiteForCausalLM(config, ngram_tables="disk").bfloat16().save_pretrained(beside, max_shard_size="1TB")
-    backbone = beside / "model-backbone.safetensors"
-    (beside / "model.safetensors").rename(backbone)
-    weight_map = dict.fromkeys(read_safetensors_header(backbone)[0], backbone.name)
-    generator = np.random.default_rng(seed)
-    for i, rows in enumerate(config.subtable_sizes):
-        name, path = f"model.ngram_embeddings.embedders.{i}.weight", beside / f"model-table-{i:02}.safetensors"
-        with path.open("wb") as file:
-            write_table(file, name, rows, config.subtable_width, generator)
-        evict([path])  # a reader of this file begins cold, and memory does not fill up while the next is written
-        weight_map[name] = path.name
-        on_table(rows * config.subtable_width * DTYPE.itemsize)
-    # Put together from two sources, which is not the mistake that the ids of saves are for.
-    index = {"metadata": {"total_size": table_bytes(shape), "save_id": None}, "weight_map": weight_map}
-    (beside / "model.safetensors.index.json").write_text(json.dumps(index))
-    (beside / "shape.json").write_text(stated)
-    beside.rename(folder)
+    with replaced_folder(folder) as new:
+        # With `ngram_tables="disk"` the tables are not parameters: the model takes no more memory than its backbone.
+        LongCatLiteForCausalLM(config, ngram_tables="disk").bfloat16().save_pretrained(new, max_shard_size="1TB")
+        (new / "model.safetensors").rename(new / BACKBONE)
+        weight_map = dict.fromkeys(read_safetensors_header(new / BACKBONE)[0], BACKBONE)
+        generator = np.random.default_rng(seed)
+        for i, rows in enumerate(config.subtable_sizes):
+            name, path = f"model.ngram_embeddings.embedders.{i}.weight", new / f"model-table-{i:02}.safetensors"
+            with path.open("wb") as file:
+                write_table(file, name, rows, config.subtable_width, generator)
+            evict([path])  # its reader begins cold, and memory does not fill up while the next one is written
+            weight_map[name] = path.name
+            on_table(rows * config.subtable_width * DTYPE.itemsize)
+        # Save ids tell apart files of two saves that were mixed by mistake; here the two sources are intended.
+        index = {"metadata": {"total_size": table_bytes(shape), "save_id": None}, "weight_map": weight_map}
+        (new / "model.safetensors.index.json").write_text(json.dumps(index))
+        (new / "shape.json").write_text(description)
     return folder
 
 
-def stored_tables(folder: Path) -> list[StoredRows]:
-    """Where the tables of a checkpoint made here lie, in their order."""
+def table_files(folder: Path) -> list[TableFile]:
+    """Where the tables of a checkpoint made here are, in their order."""
     found = []
     for path in sorted(folder.glob("model-table-*.safetensors")):
         (table,) = read_safetensors_header(path)[0].values()
         rows, width = table.shape
-        found.append(StoredRows(str(path), table.begin, rows, width * DTYPE.itemsize))
+        found.append(TableFile(str(path), table.begin, rows, width * DTYPE.itemsize))
     return found
 
 
-__all__ = ["DTYPE", "check_space", "make_checkpoint", "stored_tables", "table_bytes", "with_tables"]
+__all__ = ["BACKBONE", "DTYPE", "check_space", "make_checkpoint", "table_bytes", "table_files", "with_tables"]

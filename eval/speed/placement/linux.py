@@ -1,8 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the kernel holds of a file: evicted, read in, counted. Linux, without privileges.
+"""What Linux knows of a process and of its files: memory, reads, and the page cache, without privileges.
 
-`posix_fadvise(DONTNEED)` leaves pages that are dirty or mapped. Hence files are written out first, and this process's
-own mappings of them let go of their pages, which come back from the file when they are touched again.
+Memory and reads are those of this process. Files can be evicted from the page cache, read into it and looked up in it;
+single rows of them can be read without a model, cold, as a measure of the drive.
+
+`posix_fadvise(DONTNEED)` keeps pages that are dirty or mapped. Hence files are first written out, and this process's
+own mappings of them let go of their pages, which are read again when they are touched.
+
+Shapes: R rows of a table.
 """
 
 import ctypes
@@ -18,7 +23,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-MAPS = Path("/proc/self/maps")
+MAPS, STATUS, IO = Path("/proc/self/maps"), Path("/proc/self/status"), Path("/proc/self/io")
+MEMORY = Path("/proc/meminfo")
+INTERVAL = 0.005  # seconds between two looks at memory
 CHUNK = 16 * 2**20  # bytes read at a time
 
 # `mmap.madvise` works on mappings made with `mmap` only; those of safetensors are torch's own.
@@ -27,13 +34,49 @@ libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
 libc.mincore.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p)
 
 
-class StoredRows(NamedTuple):
-    """Where a table lies: what a program that knows nothing of the model needs to read its rows."""
+def proc_bytes(path: Path, field: str) -> int:
+    """The bytes of a line such as `MemAvailable:   1024 kB` of a file in /proc."""
+    lines = dict(line.split(":", 1) for line in path.read_text().splitlines())
+    return 1024 * int(lines[field].split()[0])
 
-    path: str
-    offset: int  # bytes, of the first row
-    rows: int
-    row_bytes: int
+
+def available_memory() -> int:
+    """Bytes that the kernel could give to a process."""
+    return proc_bytes(MEMORY, "MemAvailable")
+
+
+def memory() -> dict[str, int]:
+    """Bytes of memory: `anonymous`, the process's own, and `file`, pages of mapped files, which can be dropped."""
+    return {"anonymous": proc_bytes(STATUS, "RssAnon"), "file": proc_bytes(STATUS, "RssFile")}
+
+
+class PeakMemory:
+    """The most memory of each kind inside a `with` block, looked at every few milliseconds: `.bytes`."""
+
+    def __enter__(self) -> "PeakMemory":
+        self.bytes = memory()
+        self.ended = threading.Event()
+        self.thread = threading.Thread(target=self._watch, daemon=True)
+        self.thread.start()
+        return self
+
+    def _look(self):
+        self.bytes = {kind: max(self.bytes[kind], now) for kind, now in memory().items()}
+
+    def _watch(self):
+        while not self.ended.wait(INTERVAL):
+            self._look()
+
+    def __exit__(self, *exception):
+        self.ended.set()
+        self.thread.join()
+        self._look()
+
+
+def bytes_read() -> int:
+    """Bytes that the drive has delivered to this process since it began; what the page cache had does not count."""
+    lines = dict(line.split(": ") for line in IO.read_text().splitlines())
+    return int(lines["read_bytes"])
 
 
 def own_mappings(paths: Iterable[Path]) -> list[tuple[int, int]]:
@@ -49,7 +92,7 @@ def own_mappings(paths: Iterable[Path]) -> list[tuple[int, int]]:
 
 
 def evict(paths: Iterable[Path]):
-    """Drops the files from the page cache, written out first. Pages that another process maps stay."""
+    """Writes the files out and drops them from the page cache. Pages that another process maps remain there."""
     paths = list(paths)
     for address, length in own_mappings(paths):
         if libc.madvise(address, length, mmap.MADV_DONTNEED):
@@ -81,7 +124,7 @@ def cached_share(paths: Iterable[Path]) -> float:
             pages = np.zeros(-(-len(view) // mmap.PAGESIZE), dtype=np.uint8)
             if libc.mincore(view.ctypes.data, len(view), pages.ctypes.data):
                 raise OSError(ctypes.get_errno(), "mincore on a mapped table")
-            del view  # a mapping cannot be closed under it
+            del view  # a mapping with views cannot be closed
             held, total = held + int((pages & 1).sum()), total + len(pages)
     return held / total
 
@@ -95,7 +138,26 @@ def can_evict(folder: Path) -> bool:
         return cached_share([Path(probe.name)]) == 0
 
 
-def time_bare_reads(tables: Sequence[StoredRows], batches: Sequence[Sequence[np.ndarray]]) -> list[float]:
+class TableFile(NamedTuple):
+    """The place of a table's rows in a file: all that a program without the model needs to read them."""
+
+    path: str
+    offset: int  # bytes, of the first row
+    rows: int
+    row_bytes: int
+
+
+def random_rows(
+    tables: Sequence[TableFile], counts: Sequence[int], generator: np.random.Generator
+) -> list[np.ndarray]:
+    """For each table, `[R]` distinct row numbers, drawn at random and sorted; all of a table that has fewer."""
+    return [
+        np.sort(generator.choice(table.rows, min(count, table.rows), replace=False, shuffle=False))
+        for table, count in zip(tables, counts, strict=True)
+    ]
+
+
+def time_drive_reads(tables: Sequence[TableFile], batches: Sequence[Sequence[np.ndarray]]) -> list[float]:
     """Seconds for each batch of rows, one after another; a batch is one array of row numbers for each table.
 
     All pages of a batch are asked for, then its rows are copied out. Opening the files does not count.
@@ -121,57 +183,11 @@ def time_bare_reads(tables: Sequence[StoredRows], batches: Sequence[Sequence[np.
         return seconds
 
 
-def random_rows(tables: Sequence[StoredRows], counts: Sequence[int], generator: np.random.Generator):
-    """So many distinct rows of each table, drawn at random and sorted, or all of a table that has fewer."""
-    return [
-        np.sort(generator.choice(table.rows, min(count, table.rows), replace=False, shuffle=False))
-        for table, count in zip(tables, counts, strict=True)
-    ]
-
-
-STATUS, IO = Path("/proc/self/status"), Path("/proc/self/io")
-
-INTERVAL = 0.005  # seconds between two looks
-
-
-def memory() -> dict[str, int]:
-    """Bytes of memory: `anonymous`, the process's own, and `file`, pages of mapped files, which can be dropped."""
-    lines = dict(line.split(":", 1) for line in STATUS.read_text().splitlines())
-    kinds = {"anonymous": "RssAnon", "file": "RssFile"}
-    return {kind: 1024 * int(lines[field].split()[0]) for kind, field in kinds.items()}
-
-
-def bytes_read() -> int:
-    """Bytes that the drive has delivered to this process since it began; what the page cache had does not count."""
-    lines = dict(line.split(": ") for line in IO.read_text().splitlines())
-    return int(lines["read_bytes"])
-
-
-class PeakMemory:
-    """The most memory of each kind inside a `with` block, looked at every few milliseconds: `.bytes`."""
-
-    def __enter__(self) -> "PeakMemory":
-        self.bytes = memory()
-        self.ended = threading.Event()
-        self.thread = threading.Thread(target=self._watch, daemon=True)
-        self.thread.start()
-        return self
-
-    def _look(self):
-        self.bytes = {kind: max(self.bytes[kind], now) for kind, now in memory().items()}
-
-    def _watch(self):
-        while not self.ended.wait(INTERVAL):
-            self._look()
-
-    def __exit__(self, *exception):
-        self.ended.set()
-        self.thread.join()
-        self._look()
-
-
 __all__ = [
+    "MEMORY",
     "PeakMemory",
+    "TableFile",
+    "available_memory",
     "bytes_read",
     "cached_share",
     "can_evict",
@@ -180,5 +196,5 @@ __all__ = [
     "own_mappings",
     "random_rows",
     "read_in",
-    "time_bare_reads",
+    "time_drive_reads",
 ]

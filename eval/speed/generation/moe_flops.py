@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a mixture-of-experts layer computes: floating-point operations and calls, ours and transformers', same routing.
+"""Floating-point operations and calls of a mixture-of-experts layer, ours and transformers', with the same routing.
 
 A selected zero expert should cost nothing but its share of one weighted copy of the input: the operations counted must
 be those of the router and of the selected routed experts.
@@ -13,12 +13,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from eval.speed.models import EXPERTS, Models
 from eval.speed.paired_timing import time_paired
 
-# One call for each expert that any token selects, in a plain loop over experts.
+# A plain loop over experts calls it once for each expert that any token selects.
 PER_EXPERT_CALL = "index_add_"
 
 
 def grouped_mm_flops(rows: torch.Tensor, weight: torch.Tensor, offs: torch.Tensor, *_, **__) -> int:
-    """Rows behind the last group are not computed: they are the zero experts'."""
+    """Rows after the last group are not computed: they are the zero experts'."""
     return 2 * int(offs[-1]) * weight.shape[-2] * weight.shape[-1]
 
 
@@ -26,7 +26,7 @@ grouped_mm_flops._get_raw = True  # type: ignore[attr-defined]  # called with te
 
 
 class CallCounter(TorchDispatchMode):
-    """Counts the ATen calls of a region, in all and those of [`PER_EXPERT_CALL`]."""
+    """Counts the ATen calls in a `with` block, all of them and those of [`PER_EXPERT_CALL`]."""
 
     def __init__(self):
         super().__init__()
@@ -52,8 +52,8 @@ def count(layer: nn.Module, states: torch.Tensor) -> dict[str, int]:
     }
 
 
-def same_weights(models: Models) -> dict[str, nn.Module]:
-    """The first layer's experts of every model, with the weights of ours."""
+def with_same_weights(models: Models) -> dict[str, nn.Module]:
+    """The first layer's experts of every model, all with the weights of ours."""
     layers = {f"ours, {name}": models.ours[name].model.layers[0].mlp for name in EXPERTS}
     ours, theirs = layers[f"ours, {EXPERTS[0]}"], models.theirs.model.layers[0].mlp
     theirs.router.load_state_dict(ours.router.state_dict())
@@ -64,9 +64,9 @@ def same_weights(models: Models) -> dict[str, nn.Module]:
 
 
 @torch.no_grad()
-def measure_expert_work(models: Models, tokens: int, repeats: int) -> dict:
-    """Counts and times per implementation for `tokens` random states, beside the operations that are necessary."""
-    shape, layers = models.shape, same_weights(models)
+def measure_moe_flops(models: Models, tokens: int, repeats: int) -> dict:
+    """Counts and times per implementation for `tokens` random states, with the number of operations necessary."""
+    shape, layers = models.shape, with_same_weights(models)
     states = torch.randn(1, tokens, shape.hidden_size).to(models.theirs.dtype)
     selected = layers["in-tree"].get_submodule("router")(states)[2]
     routed = int((selected < shape.n_routed_experts).sum())
@@ -92,4 +92,4 @@ def measure_expert_work(models: Models, tokens: int, repeats: int) -> dict:
     }
 
 
-__all__ = ["measure_expert_work"]
+__all__ = ["measure_moe_flops"]

@@ -1,25 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One case of `eval.speed.placement` in a process of its own, so that memory is the case's; JSON on the last line.
+"""The measured cases: one placement of the tables under one state of the page cache, or several placements in turns.
 
-    python -m eval.speed.placement.run FOLDER --placements disk --state cold
-    python -m eval.speed.placement.run FOLDER --placements resident host disk --state warm
-
-One placement is loaded and used, with its memory and reads; several are timed in turns. States of the page cache:
+Each is meant for a fresh process, so that memory is the case's own. States of the page cache:
 
     warm      holds the whole checkpoint before it is loaded; tables that are parameters have been touched
     cold      holds nothing when the checkpoint is loaded, and nothing of the tables when a run begins
     evicted   holds nothing of the tables when a token begins: less than any limit on memory would leave
 
-A cold token or prompt stands in pairs with another one, whose rows were read into the page cache just before. The two
-take turns in being first: the difference is what the placement adds, and nothing of what a processor's caches keep
-from one to the next. Bare reads of as many other rows, cold too, stand beside it.
+A cold token or prompt is paired with a warm one, whose rows were read into the page cache just before. The two take
+turns in being first, so that their difference is what the placement adds, without what a processor's caches keep from
+one to the next. Each pair is compared with drive reads: as many other rows, cold too, read without a model.
+
+Shapes: T tokens, S sub-tables.
 """
 
-import argparse
-import json
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -27,11 +24,10 @@ from statistics import median
 
 import numpy as np
 import torch
-from transformers.utils import logging
 
-from eval.speed.models import FIRST_PLAIN_TOKEN, filled
+from eval.speed.models import FIRST_PLAIN_TOKEN, filled, random_tokens
 from eval.speed.paired_timing import time_paired
-from eval.speed.placement.large_tables import DTYPE, stored_tables
+from eval.speed.placement.large_tables import DTYPE, table_files
 from eval.speed.placement.linux import (
     PeakMemory,
     bytes_read,
@@ -40,30 +36,23 @@ from eval.speed.placement.linux import (
     memory,
     random_rows,
     read_in,
-    time_bare_reads,
+    time_drive_reads,
 )
 from modeling_longcat_lite import LongCatLiteDynamicCache, LongCatLiteForCausalLM, ngram_row_ids
-from tokenization.number_options import check_counts
 from training.data.local_text import documents
 
-STATES = ("warm", "cold", "evicted")
-PAGE_VALUES = 2048  # of bfloat16, in a page of the smallest size
+PAGE_VALUES = 2048  # bfloat16 numbers in a page of the smallest size
 
 
 @dataclass(frozen=True)
-class Plan:
-    """How much is run: tokens at batch 1, behind a context that costs attention and no computation."""
+class Workload:
+    """How much a case computes: tokens at batch 1, after a context that costs attention and no computation."""
 
     decode_repeats: int = 9
     decode_tokens: int = 64
     context: int = 128
     prefill_repeats: int = 7
     prefill_tokens: int = 4096
-
-
-def random_tokens(config, length: int) -> torch.Tensor:
-    """`[1, T]` tokens, none of them special."""
-    return torch.randint(FIRST_PLAIN_TOKEN, config.vocab_size, (1, length))
 
 
 def text_tokens(length: int) -> Iterator[torch.Tensor]:
@@ -76,22 +65,21 @@ def text_tokens(length: int) -> Iterator[torch.Tensor]:
             del stretch[:length]
 
 
-def load(folder: Path, placement: str) -> LongCatLiteForCausalLM:
-    return LongCatLiteForCausalLM.from_pretrained(folder, ngram_tables=placement, dtype=DTYPE).eval()
+def load(folder: Path, ngram_tables: str) -> LongCatLiteForCausalLM:
+    return LongCatLiteForCausalLM.from_pretrained(folder, ngram_tables=ngram_tables, dtype=DTYPE).eval()
 
 
 def touch(model: LongCatLiteForCausalLM, tables: bool):
-    """Reads a number of every page of the backbone, and of `tables` that are parameters: all of it is mapped then."""
+    """Reads a number of every page of the backbone, and of `tables` that are parameters, so that all are mapped."""
     for name, parameter in model.named_parameters():
         if tables or "embedders" not in name:
             parameter.detach().view(-1)[::PAGE_VALUES].sum()
 
 
 class Decoding:
-    """Decoding of given tokens at batch 1, a token a call."""
+    """Decoding of given tokens `[1, T]` at batch 1, a token a call, after the first `context` of them."""
 
     def __init__(self, model: LongCatLiteForCausalLM, tokens: torch.Tensor, context: int):
-        """Of tokens `[1, T]`, behind their first `context`."""
         self.model, self.tokens = model, tokens[:, context:].split(1, dim=1)
         self.cache = filled(LongCatLiteDynamicCache(config=model.config), model.config, tokens[:, :context], DTYPE)
 
@@ -115,51 +103,48 @@ def prefill(model: LongCatLiteForCausalLM, tokens: torch.Tensor) -> float:
 class Case:
     """A loaded model and the files that it reads, under one state of the page cache."""
 
-    def __init__(self, folder: Path, placement: str, state: str, plan: Plan, seed: int):
-        self.state, self.plan = state, plan
-        self.all_files = sorted(folder.glob("*.safetensors"))
-        self.tables = stored_tables(folder)
-        self.table_files = [Path(table.path) for table in self.tables]
+    def __init__(self, folder: Path, placement: str, state: str, workload: Workload, seed: int):
+        self.state, self.workload = state, workload
+        files = sorted(folder.glob("*.safetensors"))
+        self.tables = table_files(folder)
+        self.table_paths = [Path(table.path) for table in self.tables]
         self.generator = np.random.default_rng(seed)
         torch.manual_seed(seed)
         self.at_start = memory()
-        if state == "warm":
-            read_in(self.all_files)
-        else:
-            evict(self.all_files)
-        self.load: dict[str, object] = {"cached_share": cached_share(self.table_files)}
+        (read_in if state == "warm" else evict)(files)
+        self.load: dict[str, object] = {"cached_share": cached_share(self.table_paths)}
         read, begin = bytes_read(), time.perf_counter()
         with PeakMemory() as peak:
             self.model = load(folder, placement)
             self.load["seconds"] = time.perf_counter() - begin
         self.load |= {"bytes_read": bytes_read() - read, "memory": self.growth(peak)}
         touch(self.model, tables=state == "warm")
-        self.decoding(self.random(plan.context + 4)).all_steps()  # what is made once is made here
+        self.decoding(self.random(workload.context + 4)).all_steps()  # what is made once is made here
 
     def growth(self, peak: PeakMemory) -> dict[str, int]:
         """Bytes of each kind of memory over those of the process before it loaded anything."""
         return {kind: most - self.at_start[kind] for kind, most in peak.bytes.items()}
 
     def random(self, length: int) -> torch.Tensor:
-        return random_tokens(self.model.config, length)
+        return random_tokens(self.model.config.vocab_size, 1, length)
 
     def chill(self):
         """Makes the tables cold, unless the case is a warm one."""
         if self.state != "warm":
-            evict(self.table_files)
+            evict(self.table_paths)
 
     def decoding(self, tokens: torch.Tensor) -> Decoding:
-        return Decoding(self.model, tokens, self.plan.context)
+        return Decoding(self.model, tokens, self.workload.context)
 
-    def bare(self, batches: list[list[int]]) -> list[float]:
+    def drive_reads(self, batches: list[list[int]]) -> list[float]:
         """Seconds for each batch of so many random rows of each table, cold, without a model."""
         rows = [random_rows(self.tables, counts, self.generator) for counts in batches]
-        evict(self.table_files)
-        return time_bare_reads(self.tables, rows)
+        evict(self.table_paths)
+        return time_drive_reads(self.tables, rows)
 
     def bring_in(self, ids: torch.Tensor):
-        """Reads rows `[S, T]` from the files, so that the page cache holds them; the model has no part in it."""
-        time_bare_reads(self.tables, [[of_table.unique().numpy() for of_table in ids]])
+        """Reads rows `[S, T]` from the files into the page cache, without the model."""
+        time_drive_reads(self.tables, [[in_table.unique().numpy() for in_table in ids]])
 
     def pair(self, cold: Callable[[], float], warm: Callable[[], float], warm_first: bool) -> dict:
         """Seconds of a cold and of a warm computation next to each other, and what the drive delivered to the cold."""
@@ -174,14 +159,15 @@ class Case:
         return times | {"added_seconds": times["seconds"] - times["warm_seconds"]}
 
     def decode_run(self) -> dict:
-        """Medians over the tokens of a run, in seconds; cold tokens in turns with others whose rows are brought in."""
-        length, config = self.plan.context + self.plan.decode_tokens, self.model.config
+        """Medians over the tokens of a run, in seconds; cold tokens take turns with others whose rows are cached."""
+        length, config = self.workload.context + self.workload.decode_tokens, self.model.config
         run = self.decoding(self.random(length))
         if self.state == "warm":
             read, seconds = bytes_read(), run.all_steps()
             return {"seconds": median(seconds), "bytes_read": (bytes_read() - read) // len(seconds)}
         warm_tokens = self.random(length)
-        twin, ids = self.decoding(warm_tokens), ngram_row_ids(config, warm_tokens)[:, 0, self.plan.context :]  # [S, T]
+        twin = self.decoding(warm_tokens)
+        ids = ngram_row_ids(config, warm_tokens)[:, 0, self.workload.context :]  # [S, T]
         self.chill()
         if self.state == "cold":
             self.bring_in(ids)
@@ -193,22 +179,22 @@ class Case:
 
         def warm_step(place: int) -> float:
             if self.state == "evicted":
-                self.chill()  # here too, so that what evicting does to the processor's caches is no difference
+                self.chill()  # here too, so that both suffer alike from what evicting does to the processor's caches
                 self.bring_in(ids[:, place, None])
             return twin.step(place)
 
-        places = range(self.plan.decode_tokens)
+        places = range(self.workload.decode_tokens)
         pairs = [self.pair(partial(cold_step, i), partial(warm_step, i), i % 2 == 1) for i in places]
-        bare = self.bare([[1] * len(self.tables)] * len(pairs))
+        drive = self.drive_reads([[1] * len(self.tables)] * len(pairs))
         measured = {name: median(pair[name] for pair in pairs) for name in pairs[0]}
         measured["bytes_read"] = sum(pair["bytes_read"] for pair in pairs) // len(pairs)
         p90 = float(np.percentile([pair["added_seconds"] for pair in pairs], 90))
-        return measured | {"added_seconds_p90": p90, "bare_seconds": median(bare)}
+        return measured | {"added_seconds_p90": p90, "drive_seconds": median(drive)}
 
     def prefill_run(self, tokens: torch.Tensor, others: torch.Tensor, place: int) -> dict:
-        """Seconds, bytes and rows of a forward of `[1, T]` tokens; a cold one beside others whose rows are there."""
+        """Seconds, bytes and rows of a forward of `[1, T]` tokens; a cold one is paired with one of cached rows."""
         ids, other_ids = (ngram_row_ids(self.model.config, each)[:, 0] for each in (tokens, others))  # [S, T]
-        counts = [len(of_table.unique()) for of_table in ids]
+        counts = [len(in_table.unique()) for in_table in ids]
         rows = {"rows": ids.numel(), "distinct_rows": sum(counts)}
         if self.state == "warm":
             read, seconds = bytes_read(), prefill(self.model, tokens)
@@ -223,37 +209,37 @@ class Case:
             return prefill(self.model, others)
 
         measured = self.pair(cold, warm, place % 2 == 1)
-        (bare,) = self.bare([counts])
-        return rows | measured | {"bare_seconds": bare}
+        (drive,) = self.drive_reads([counts])
+        return rows | measured | {"drive_seconds": drive}
 
     def prefill_runs(self, prompts: Iterator[torch.Tensor]) -> list[dict]:
-        """One run for every two prompts, as many as planned."""
-        return [self.prefill_run(next(prompts), next(prompts), i) for i in range(self.plan.prefill_repeats)]
+        """One run for every two prompts."""
+        return [self.prefill_run(next(prompts), next(prompts), i) for i in range(self.workload.prefill_repeats)]
 
     def memory_in_use(self) -> dict[str, int]:
         """Peaks over a decode run and a prefill that are not timed."""
-        tokens = self.random(self.plan.context + self.plan.decode_tokens)
+        tokens = self.random(self.workload.context + self.workload.decode_tokens)
         with PeakMemory() as peak:
             self.chill()
             self.decoding(tokens).all_steps()
             self.chill()
-            prefill(self.model, self.random(self.plan.prefill_tokens))
+            prefill(self.model, self.random(self.workload.prefill_tokens))
         return self.growth(peak)
 
 
 @torch.no_grad()
-def measure_case(folder: Path, placement: str, state: str, plan: Plan, seed: int) -> dict:
+def measure_case(folder: Path, placement: str, state: str, workload: Workload, seed: int) -> dict:
     """Load, decode, prefill and memory of one placement; times in seconds, those of decoding per token."""
-    case = Case(folder, placement, state, plan, seed)
-    # Memory before times: what many runs and the bare reads leave in the heap is not the placement's.
+    case = Case(folder, placement, state, workload, seed)
+    # Memory before times: many runs and the drive reads leave memory in the heap that the placement does not need.
     memory_in_use = case.memory_in_use()
     measured: dict = {"placement": placement, "state": state, "load": case.load, "memory": memory_in_use}
-    measured["decode"] = [case.decode_run() for _ in range(plan.decode_repeats)]
+    measured["decode"] = [case.decode_run() for _ in range(workload.decode_repeats)]
     if state != "evicted":
-        prefill(case.model, case.random(plan.prefill_tokens // 8))
-        measured["prefill"] = case.prefill_runs(case.random(plan.prefill_tokens) for _ in count())
+        prefill(case.model, case.random(workload.prefill_tokens // 8))
+        measured["prefill"] = case.prefill_runs(case.random(workload.prefill_tokens) for _ in count())
     if (placement, state) == ("disk", "cold"):
-        measured["text_prefill"] = case.prefill_runs(text_tokens(plan.prefill_tokens))
+        measured["text_prefill"] = case.prefill_runs(text_tokens(workload.prefill_tokens))
     return measured
 
 
@@ -263,60 +249,31 @@ def next_call(calls: Iterator[Callable[[], object]]):
 
 
 @torch.no_grad()
-def measure_in_turns(folder: Path, placements: list[str], plan: Plan, seed: int) -> dict:
-    """Decode and prefill of several placements in one process, warm: medians, and ratios against the first one."""
+def measure_in_turns(folder: Path, placements: tuple[str, ...], workload: Workload, seed: int) -> dict:
+    """Decode and prefill of several placements in one process, warm: seconds, and ratios against the first one."""
     torch.manual_seed(seed)
     read_in(folder.glob("*.safetensors"))
     models = {placement: load(folder, placement) for placement in placements}
     for model in models.values():
         touch(model, tables=True)
-    config = models[placements[0]].config
+    vocab_size = models[placements[0]].config.vocab_size
 
     def in_turns(length: int, repeats: int, ready: Callable[..., Callable[[], object]]) -> dict:
-        prompts = [random_tokens(config, length) for _ in range(repeats + 1)]  # the first is for warming up
+        prompts = [random_tokens(vocab_size, 1, length) for _ in range(repeats + 1)]  # the first is for warming up
         calls = {name: iter([ready(model, tokens) for tokens in prompts]) for name, model in models.items()}
         times = time_paired({name: partial(next_call, each) for name, each in calls.items()}, repeats)
         ratios = {name: times.ratio(name, placements[0]) for name in placements[1:]}
         return {"seconds": times.seconds, "ratios": ratios}
 
     decoding = in_turns(
-        plan.context + plan.decode_tokens, plan.decode_repeats, lambda m, t: Decoding(m, t, plan.context).all_steps
+        workload.context + workload.decode_tokens,
+        workload.decode_repeats,
+        lambda model, tokens: Decoding(model, tokens, workload.context).all_steps,
     )
     for seconds in decoding["seconds"].values():
-        seconds[:] = [each / plan.decode_tokens for each in seconds]
-    prefilling = in_turns(plan.prefill_tokens, plan.prefill_repeats, lambda m, t: lambda: prefill(m, t))
+        seconds[:] = [each / workload.decode_tokens for each in seconds]
+    prefilling = in_turns(workload.prefill_tokens, workload.prefill_repeats, lambda m, t: lambda: prefill(m, t))
     return {"placements": placements, "decode": decoding, "prefill": prefilling}
 
 
-def make_parser() -> argparse.ArgumentParser:
-    """Command-line arguments."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("folder", type=Path, help="A checkpoint made by eval.speed.placement.large_tables.")
-    parser.add_argument("--placements", nargs="+", choices=("resident", "host", "disk"), required=True)
-    parser.add_argument("--state", choices=STATES, default="warm")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, help="Threads of torch; its own choice (the cores) by default.")
-    for name, value in asdict(Plan()).items():
-        parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=value)
-    return parser
-
-
-def measure(arguments: argparse.Namespace) -> dict:
-    """The case of the arguments."""
-    plan = Plan(**{name: getattr(arguments, name) for name in asdict(Plan())})
-    if len(arguments.placements) > 1:
-        return measure_in_turns(arguments.folder, arguments.placements, plan, arguments.seed)
-    return measure_case(arguments.folder, arguments.placements[0], arguments.state, plan, arguments.seed)
-
-
-def main(arguments: argparse.Namespace):
-    """Measures, and prints JSON."""
-    check_counts(arguments, "threads", *asdict(Plan()))
-    logging.disable_progress_bar()
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
-    print(json.dumps(measure(arguments)))
-
-
-if __name__ == "__main__":
-    main(make_parser().parse_args())
+__all__ = ["Workload", "measure_case", "measure_in_turns"]
