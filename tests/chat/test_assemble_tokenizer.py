@@ -9,7 +9,7 @@ from tokenizers import processors
 from transformers import AutoTokenizer
 
 from tokenization import assemble_tokenizer as module
-from tokenization.assemble_tokenizer import assemble_tokenizer, main
+from tokenization.assemble_tokenizer import assemble_tokenizer, main, make_parser
 from tokenization.chat_templates import load_chat_template
 from tokenization.train_tokenizer import train_tokenizer
 
@@ -109,7 +109,7 @@ def test_a_token_whose_id_is_not_known_may_be_missing(upstream, tmp_path, caplog
 
 def test_a_failed_save_leaves_nothing_behind(upstream, tmp_path, monkeypatch):
     def fail(self, folder, **kwargs):
-        folder.mkdir()
+        folder.mkdir(exist_ok=True)
         (folder / "tokenizer.json").write_text("half")
         raise OSError("disk full")
 
@@ -129,6 +129,6 @@ def test_folders_are_checked(upstream, tmp_path):
 
 
 def test_the_command(upstream, tmp_path, capsys):
-    main([str(upstream), str(tmp_path / "out")])
+    main(make_parser().parse_args([str(upstream), str(tmp_path / "out")]))
     assert "tokens in" in capsys.readouterr().out
     assert (tmp_path / "out" / "chat_template.jinja").is_file()
