@@ -153,7 +153,7 @@ def test_text_of_a_tool_or_of_a_malformed_call_becomes_no_control_token():
 
 def documented_examples() -> list[str]:
     """Every block of Python that calls the loop, in its own documentation and in the README."""
-    texts = (tool_loop.__doc__, Path("README.md").read_text(encoding="utf-8"))
+    texts = (tool_loop.__doc__, Path("tokenization/README.md").read_text(encoding="utf-8"))
     blocks = [block for text in texts for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL)]
     return [block for block in blocks if "run_tools(" in block]
 

@@ -154,5 +154,5 @@ def test_a_folder_without_a_model(tmp_path, model_dir, folder):
     if folder == "adapter":
         base = {"base_model_name_or_path": str(model_dir), "peft_type": "LORA"}
         (tmp_path / "adapter_config.json").write_text(json.dumps(base))
-    with pytest.raises(ValueError, match=r"neither config.json nor|has an adapter_config.json and no"):
+    with pytest.raises(ValueError, match=r"neither config.json nor|has an adapter_config.json but no"):
         make_card(tmp_path, CardSources())

@@ -115,7 +115,7 @@ def test_words_are_no_secrets(tmp_path):
 
 def test_secrets_of_other_forms_are_found(tmp_path):
     save_file({"weight": torch.ones(1)}, tmp_path / "model.safetensors", metadata={"by": f"me, {TOKEN}"})
-    with pytest.raises(ValueError, match=r"model.safetensors, line 1: a Hugging Face token"):
+    with pytest.raises(ValueError, match=r"model.safetensors, line 1: contains a Hugging Face token"):
         upload_checks.check_secrets(tmp_path, ["model.safetensors"], "x")
     (tmp_path / "notes.md").write_text("my-very-own-token")
     with pytest.raises(ValueError, match=r"notes.md, line 1: your own token"):
