@@ -17,7 +17,7 @@ INLINE = re.compile(r"(?<!`)`((?:python3? -m|make|accelerate|trl|pip) [^`]+)`(?!
 
 @dataclass(frozen=True)
 class Command:
-    """One command of a page; `named_only` if the text names it without arguments, as in "`python -m eval.fit` says"."""
+    """One command of a page; `named_only` if the text only names it, as in "`python -m eval.fit` says what fits"."""
 
     page: str
     words: tuple[str, ...]

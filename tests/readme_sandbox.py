@@ -36,6 +36,8 @@ def get_weather(city: str) -> str:
 
 torch.manual_seed(0)
 model = LongCatLiteForCausalLM.from_pretrained("outputs/my-model").eval()
+with torch.no_grad():
+    model.lm_head.weight[3:19] = 0  # it never saw a tool call, and would write broken ones
 tokenizer = AutoTokenizer.from_pretrained("outputs/my-model")
 inputs = tokenizer("Return the length.", return_tensors="pt")
 tools = [get_weather]

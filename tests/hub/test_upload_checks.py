@@ -118,5 +118,5 @@ def test_secrets_of_other_forms_are_found(tmp_path):
     with pytest.raises(ValueError, match=r"model.safetensors, line 1: contains a Hugging Face token"):
         upload_checks.check_secrets(tmp_path, ["model.safetensors"], "x")
     (tmp_path / "notes.md").write_text("my-very-own-token")
-    with pytest.raises(ValueError, match=r"notes.md, line 1: your own token"):
+    with pytest.raises(ValueError, match=r"notes.md, line 1: contains your own token"):
         upload_checks.check_secrets(tmp_path, ["notes.md"], "very-own-token")
