@@ -107,7 +107,7 @@ def captured(action: Callable[[], None]) -> dict:
 
 def main() -> None:
     replies = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what libraries print past `sys.stdout` is no reply
+    os.dup2(2, 1)  # what libraries print without `sys.stdout` is not a reply
     import setuptools  # noqa: F401 (before torch: Inductor refuses Python's own distutils)
     import torch
 

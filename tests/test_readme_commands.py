@@ -15,7 +15,7 @@ from fake_hub import FakeHub
 from readme_pages import ROOT, Block, Command, blocks, commands, pages, split_commands
 from readme_sandbox import PRELUDE, Sandbox
 
-# What stands for something of the reader's: in commands, and in blocks of Python.
+# Words in commands that the reader replaces, and what the test replaces them with.
 PLACEHOLDERS = {
     "BASE": "outputs/demo/model",
     "COMMIT": "HEAD",

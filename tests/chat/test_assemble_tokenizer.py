@@ -18,7 +18,7 @@ UPSTREAM_TEMPLATE = "{% for m in messages %}<longcat_{{ m.role }}>{{ m.content }
 
 @pytest.fixture
 def upstream(tmp_path):
-    """A folder as the Hub has it: end tokens appended, older configuration keys, a template of its own."""
+    """A folder as on the Hub: end tokens are appended, configuration keys are older, and it has its own template."""
     tokenizer = train_tokenizer(["What a downloaded tokenizer might have learnt."] * 3, 300)
     backend = tokenizer.backend_tokenizer
     backend.post_processor = processors.TemplateProcessing(

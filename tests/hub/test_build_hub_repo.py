@@ -101,7 +101,7 @@ def test_what_training_turned_off_is_on_again(model_dir, tmp_path):
     assert json.loads((tmp_path / "folder" / "config.json").read_text())["use_cache"] is True
 
 
-@pytest.mark.slow  # a process of its own
+@pytest.mark.slow  # starts a process
 def test_folder_answers_where_the_package_cannot_be_imported(folder, tmp_path):
     script = Path("training/demo/ask.py").resolve()
     command = [sys.executable, "-I", script, "--isolated", "--model", folder, "--max-new-tokens", "4"]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The card: metadata that the Hub takes, and numbers that a file has."""
+"""The card: metadata that the Hub accepts, and only numbers that are in a file."""
 
 import json
 import re
@@ -127,7 +127,7 @@ def test_numbers_of_the_model_are_counted(card, model_dir):
     assert f'| `"host"` | {(sum(t.nbytes for t in tensors.values()) - tables) / 1e3:.0f} KB |' in card.text
 
 
-def test_the_facts_are_told(card):
+def test_the_facts_are_in_the_card(card):
     for text in (FACTS["summary"], FACTS["training_data"], FACTS["intended_use"], FACTS["citation"], *FACTS["limits"]):
         assert text in card.text
     assert section(card.text, "Evaluation").startswith(f"\n{FACTS['evaluation']}\n\n| task |")
@@ -240,7 +240,7 @@ def test_names_of_tasks_do_not_break_the_table(model_dir, tmp_path):
 
 
 def test_it_says_how_to_serve_the_model_and_what_differs_there(card, tmp_path):
-    """None for a model that no other runtime serves."""
+    """A model that no other runtime serves has no such section."""
     text = section(card.text, "Use")
     assert '`vllm serve . --hf-overrides \'{"model_type": "longcat_flash"}\'`' in text
     assert '`mlx_lm.generate --model . --prompt "..."`' in text

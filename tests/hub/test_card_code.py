@@ -85,7 +85,7 @@ def parse_bash(folder: Path, name: str = ".") -> list[str]:
     return [program for program, *_ in lines]
 
 
-@pytest.mark.slow  # a process of its own
+@pytest.mark.slow  # starts a process
 def test_the_blocks_of_a_model_run(tmp_path):
     chat = write_tiny_chat(tmp_path, num_nextn_predict_layers=1)
     folder = build(tmp_path, chat / "model", repo_id="me/tiny")
@@ -103,7 +103,7 @@ def test_the_blocks_of_a_model_run(tmp_path):
     assert_equal_logits(folder, LongCatLiteForCausalLM.from_pretrained(chat / "model"))
 
 
-@pytest.mark.slow  # a process of its own
+@pytest.mark.slow  # starts a process
 def test_the_blocks_of_an_adapter_run(tmp_path):
     chat = write_tiny_chat(tmp_path)
     adapter = write_adapter(chat / "model", tmp_path / "adapter")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Mistakes in what a card is made of: named with their file and key, and no card is written."""
+"""Mistakes in the sources of a card: errors name file and key, and no card is written."""
 
 import json
 import math
@@ -51,7 +51,7 @@ def test_wrong_facts_are_named(model_dir, tmp_path, changes, message):
         make_card(model_dir, CardSources(facts))
 
 
-def test_a_secret_gets_into_no_card(model_dir, tmp_path, monkeypatch):
+def test_a_card_never_has_a_secret(model_dir, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "my-very-own-token")
     for secret, kind in (("hf_" + "aB3" * 11, "a Hugging Face token"), ("my-very-own-token", "your own token")):
         facts = write_facts(tmp_path / "facts.yaml", training_data=f"Read with {secret}.")
@@ -63,7 +63,7 @@ def test_a_secret_gets_into_no_card(model_dir, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("text", ["", "- a", "a: [", "\x00"])
-def test_a_file_that_holds_no_facts(model_dir, tmp_path, text):
+def test_a_file_without_facts(model_dir, tmp_path, text):
     (tmp_path / "facts.yaml").write_text(text)
     with pytest.raises(ValueError, match=r"`facts` .*facts.yaml"):
         make_card(model_dir, CardSources(tmp_path / "facts.yaml"))
@@ -74,7 +74,7 @@ def test_a_run_that_is_not_there(model_dir, tmp_path):
         make_card(model_dir, CardSources(run=tmp_path / "nowhere"))
 
 
-def test_the_license_stands_in_one_place(model_dir, tmp_path):
+def test_the_license_is_in_one_place(model_dir, tmp_path):
     with pytest.raises(ValueError, match="`license` is for a card without `facts`"):
         make_card(model_dir, CardSources(write_facts(tmp_path / "facts.yaml"), license="mit"))
 

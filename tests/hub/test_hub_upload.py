@@ -39,7 +39,7 @@ times = {path: path.stat().st_mtime_ns for path in package.iterdir()}
 main(make_parser().parse_args())
 assert times == {path: path.stat().st_mtime_ns for path in package.iterdir()}
 """
-# Called with the model's name, an adapter's or "", and the file for what is found; and more, to forbid the package.
+# Arguments: name of the model, name of an adapter or "", file to write; a fourth forbids the package.
 LOAD = """
 import sys
 name, adapter, output = sys.argv[1:4]
@@ -181,7 +181,7 @@ def test_trainer_and_model_push_their_code(chat, tmp_path, hub):
         assert files["model.safetensors"] == (tmp_path / "out" / "model.safetensors").read_bytes()
         assert not any(TOKEN.encode() in data for data in files.values())
     assert {"tokenizer.json", "chat_template.jinja"} <= from_trainer.keys()
-    # With every checkpoint, and at the end: no pickle, and no model beside the model.
+    # Neither with a checkpoint nor at the end is there a pickle or a second model.
     in_training = [commit for commit in hub.repositories["me/trainer"].commits if "in progress" in commit.message]
     assert in_training and all("model.safetensors" in commit.files for commit in in_training)
     for commit in hub.repositories["me/trainer"].commits:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Result files: whose numbers they are, and what a broken one is told."""
+"""Result files: whose numbers they are, and the errors of broken ones."""
 
 import json
 import shutil

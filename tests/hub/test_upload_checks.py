@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A push that cannot be right, or would tell a secret, sends nothing; what training left behind stays."""
+"""A push that is wrong or would publish a secret sends nothing; files that training leaves are not uploaded."""
 
 import json
 import shutil
