@@ -17,7 +17,7 @@ INLINE = re.compile(r"(?<!`)`((?:python3? -m|make|accelerate|trl|pip) [^`]+)`(?!
 
 @dataclass(frozen=True)
 class Command:
-    """One command of a page; `named_only` if the text only names it, as in "`python -m eval.fit` says what fits"."""
+    """One command of a page; `named_only` if the text leaves out its arguments, as in "`python -m eval.fit` says"."""
 
     page: str
     words: tuple[str, ...]
@@ -78,7 +78,8 @@ def commands() -> list[Command]:
         for where in (tables, prose):
             for quoted in INLINE.findall(where):
                 for words in split_commands(" ".join(quoted.split())):
-                    named_only = where is prose and words[0].startswith("python") and len(words) == 3
+                    is_bare = words[0].startswith("python") and len(words) == 3
+                    named_only = where is prose and (is_bare or words[-1] == "--config")
                     if Command(page, words) not in found:
                         found[Command(page, words, named_only)] = None
     return list(found)

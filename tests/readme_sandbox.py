@@ -65,7 +65,8 @@ def write_material(folder: Path) -> None:
     (demo / "report.json").write_text(json.dumps(REPORT))
     write_results(demo / "held_out_answers.json", model, OF_OUR_OWN)
     build_hub_repo(model, demo / "package")
-    write_adapter(model, outputs / "my-adapter")
+    for adapter in ("my-adapter", "my-tables"):
+        write_adapter(model, outputs / adapter)
     for copy in ("outputs/my-model", "outputs/demo-draft", "path/to/LongCat-Flash-Lite"):
         shutil.copytree(model, folder / copy)
     shutil.copytree(demo / "package", outputs / "my-package")

@@ -21,9 +21,11 @@ PLACEHOLDERS = {
     "COMMIT": "HEAD",
     "DIR": "outputs/demo/model",
     "FILE": "rows.jsonl",
+    "NAME": "demo",
     "RECIPE": "training/recipes/demo.yaml",
     "RESULT.json": "RESULT.json",
     "TRAINED": "outputs/demo/model",
+    "sums": "smoke",  # the suite that eval/harness/adding_a_suite.md adds
     "...": "What does str.join do?",
     "TORCH=torch==2.13.0 --index-url ...": "TORCH=torch==2.13.0",
 }
@@ -120,9 +122,12 @@ def test_a_command_runs(sandbox, command: Command):
     elif program == "make":
         check_make(sandbox, arguments)
     elif program in PARSED_PROGRAMS:
-        sandbox.ask(program, sandbox.clone, arguments=arguments)
+        ended = [arguments[0], "--help"] if command.named_only else arguments
+        sandbox.ask(program, sandbox.clone, arguments=ended)
     elif command.named_only:
         sandbox.ask("parse", sandbox.clone, module=program, arguments=["--help"])
+    elif program == "pytest":
+        sandbox.ask("run", sandbox.clone, module=program, arguments=[*arguments, "--collect-only", "-q"])
     elif program in PARSED_ONLY or program in OTHER_PARSERS:
         parse(sandbox, program, arguments)
     else:
