@@ -1,7 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The Hub folder of an adapter: the adapter, changed n-gram rows, tokenizer, and the code of the base model.
+"""The Hub folder of an adapter, and the base model that an adapter names.
 
-The code makes the folder enough by itself: released repositories of the base hold code that does not run any more.
+The folder has the adapter, changed n-gram rows if there are any, the tokenizer, and the code of the base model. With
+this code the folder needs no other repository's: that of the released model does not run on transformers 5.
+
+An adapter names its base in `adapter_config.json`, in its pages and in the header of its changed rows. A path on this
+machine would load nowhere else, so that on the Hub all of them name a repository.
 """
 
 import json
@@ -24,84 +28,55 @@ from modeling_longcat_lite.ngram_row_files import ROW_DELTA_FILE
 from tokenization.assemble_tokenizer import forget_origin
 from tokenization.chat_templates import load_chat_template
 
-
-def write_adapter_folder(adapter_dir: Path, folder: Path, base_model: str | None) -> None:
-    """Fill an existing folder with everything but the card.
-
-    Args:
-        adapter_dir (`Path`): Where the adapter was saved.
-        folder (`Path`): The folder to fill.
-        base_model (`str`): The base as on the Hub, in place of the folder that it was trained from.
-
-    Raises:
-        `ValueError`: no base is known.
-    """
-    if base_model is None:
-        raise ValueError("the card of an adapter needs `base_model` in `facts`: which model on the Hub it belongs to")
-    settings = json.loads((adapter_dir / ADAPTER_CONFIG).read_text(encoding="utf-8"))
-    if (adapter_dir / ROW_DELTA_FILE).is_file():
-        rename_in_delta(adapter_dir / ROW_DELTA_FILE, folder / ROW_DELTA_FILE, base_model)  # it names its base too
-    settings |= {"base_model_name_or_path": base_model, "inference_mode": True}
-    (folder / ADAPTER_CONFIG).write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    shutil.copyfile(adapter_dir / ADAPTER_WEIGHTS, folder / ADAPTER_WEIGHTS)
-    for path in Path(modeling_longcat_lite.__file__).parent.glob("*.py"):
-        if path.stem != "__init__":
-            shutil.copyfile(path, folder / path.name)
-    tokenizer_for_use(adapter_dir).save_pretrained(folder)
-
-
-def tokenizer_for_use(folder: Path) -> Any:
-    """The tokenizer in `folder`, with nothing in it of where it lay, or of what only trainers need."""
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    forget_origin(tokenizer)
-    if tokenizer.chat_template == load_chat_template("training"):
-        # Same text; the generation tags are of use to trainers only.
-        tokenizer.chat_template = load_chat_template()
-    return tokenizer
-
-
-KEY = "base_model_name_or_path"
+BASE_KEY = "base_model_name_or_path"  # in `adapter_config.json`
 
 
 def named_base(folder: Path) -> str:
     """The base that the adapter in a folder names; empty if it names none."""
-    return read_json(folder / ADAPTER_CONFIG).get(KEY) or ""
+    return read_json(folder / ADAPTER_CONFIG).get(BASE_KEY) or ""
 
 
 def checked_base(folder: Path, files: list[str], base_model: str | None) -> str | None:
-    """The base that an adapter is to name, `None` for a model: a path of this machine would load nowhere else.
+    """The base that an adapter will name on the Hub; `None` for a whole model.
+
+    Args:
+        folder (`Path`): Folder to upload.
+        files (`list[str]`): The files in it that will be uploaded.
+        base_model (`str`, *optional*): The base that the user asks for, in place of the one that the adapter names.
 
     Raises:
-        `ValueError`: naming the key, unless `base_model` says what to put there.
+        `ValueError`: the base is not the name of a repository on the Hub, or `base_model` is given for a whole model.
     """
     if not is_adapter(files):
         if base_model is not None:
-            raise ValueError(f"`base_model` is for adapters, and {folder} holds a model")
+            raise ValueError(f"`base_model` is for adapters, and {folder} has a whole model; leave it out")
         return None
     base = named_base(folder)
     if base_model is not None:
         if not is_repo_id(base_model):
-            raise ValueError(f"`base_model` {base_model!r} is no name of a repository on the Hub, such as user/name")
+            raise ValueError(
+                f"`base_model` {base_model!r} is not the name of a repository on the Hub; write it as user/name"
+            )
         return base_model
     if not is_repo_id(base) or Path(base).exists():
         raise ValueError(
-            f"`{KEY}` in {folder / ADAPTER_CONFIG} is {base!r}, no name on the Hub: push the base first, then "
-            "give its name, `--base-model user/name`"
+            f"`{BASE_KEY}` in {folder / ADAPTER_CONFIG} is {base!r}, which is not a name on the Hub: push the base "
+            "first, then give its name with `--base-model user/name`"
         )
     return base
 
 
 @contextmanager
 def with_base(folder: Path, files: list[str], base: str | None) -> Iterator[Path]:
-    """A view of the folder in which the adapter names this base: its configuration, its pages, its changed rows.
+    """A view of the folder in which the adapter names `base`: in its configuration, its pages and its changed rows.
 
-    The folder stays as it is. Other files are links to those in it.
+    The folder itself does not change. All other files in the view are links to those in the folder.
     """
     if base is None or base == (named := named_base(folder)):
         yield folder
         return
-    # Not within a longer path, nor a word that has the name in it; an adapter without a name has nothing to replace.
-    path = re.compile(rf"(?<![\w/.-]){re.escape(named)}(?![\w/-])" if named else "(?!)")
+    # Not within a longer path, nor in a word that contains the name; "(?!)" matches nothing.
+    old_name = re.compile(rf"(?<![\w/.-]){re.escape(named)}(?![\w/-])" if named else "(?!)")
     with tempfile.TemporaryDirectory() as temporary:
         view = Path(temporary)
         for name in files:
@@ -109,19 +84,19 @@ def with_base(folder: Path, files: list[str], base: str | None) -> Iterator[Path
             target.parent.mkdir(parents=True, exist_ok=True)
             if name == ADAPTER_CONFIG:
                 config = json.loads(source.read_text(encoding="utf-8"))
-                target.write_text(json.dumps({**config, KEY: base}, indent=2) + "\n", encoding="utf-8")
+                target.write_text(json.dumps({**config, BASE_KEY: base}, indent=2) + "\n", encoding="utf-8")
             elif source.suffix == ".md":
                 text = source.read_text(encoding="utf-8")
-                target.write_text(path.sub(lambda _: base, text), encoding="utf-8")
+                target.write_text(old_name.sub(lambda _: base, text), encoding="utf-8")
             elif name == ROW_DELTA_FILE:
-                rename_in_delta(source, target, base)
+                copy_row_delta(source, target, base)
             else:
                 target.symlink_to(source)
         yield view
 
 
-def rename_in_delta(source: Path, target: Path, base: str) -> None:
-    """Copy a file of changed rows with another `base_model` in its header."""
+def copy_row_delta(source: Path, target: Path, base: str) -> None:
+    """Copy a file of changed rows, with `base` as the `base_model` in its header."""
     with source.open("rb") as old, target.open("wb") as new:
         header = json.loads(old.read(int.from_bytes(old.read(8), "little")))
         header["__metadata__"]["base_model"] = base
@@ -131,4 +106,39 @@ def rename_in_delta(source: Path, target: Path, base: str) -> None:
         shutil.copyfileobj(old, new)
 
 
-__all__ = ["checked_base", "rename_in_delta", "tokenizer_for_use", "with_base", "write_adapter_folder"]
+def tokenizer_for_use(folder: Path) -> Any:
+    """The tokenizer in `folder`, without the folder's path and without what only trainers need."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    forget_origin(tokenizer)
+    if tokenizer.chat_template == load_chat_template("training"):
+        # Both write the same text; only trainers need the generation tags.
+        tokenizer.chat_template = load_chat_template()
+    return tokenizer
+
+
+def write_adapter_folder(adapter_dir: Path, folder: Path, base_model: str | None) -> None:
+    """Fill an existing folder with everything but the card.
+
+    Args:
+        adapter_dir (`Path`): Where the adapter was saved.
+        folder (`Path`): Folder to fill.
+        base_model (`str`): Name of the base on the Hub, in place of the folder that the adapter was trained from.
+
+    Raises:
+        `ValueError`: `base_model` is `None`.
+    """
+    if base_model is None:
+        raise ValueError("the card of an adapter needs `base_model` in `facts`: the name of its base on the Hub")
+    settings = json.loads((adapter_dir / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+    settings |= {BASE_KEY: base_model, "inference_mode": True}
+    (folder / ADAPTER_CONFIG).write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    shutil.copyfile(adapter_dir / ADAPTER_WEIGHTS, folder / ADAPTER_WEIGHTS)
+    if (adapter_dir / ROW_DELTA_FILE).is_file():
+        copy_row_delta(adapter_dir / ROW_DELTA_FILE, folder / ROW_DELTA_FILE, base_model)
+    for path in Path(modeling_longcat_lite.__file__).parent.glob("*.py"):
+        if path.stem != "__init__":
+            shutil.copyfile(path, folder / path.name)
+    tokenizer_for_use(adapter_dir).save_pretrained(folder)
+
+
+__all__ = ["checked_base", "tokenizer_for_use", "with_base", "write_adapter_folder"]

@@ -4,12 +4,13 @@ r"""Build a folder that can be uploaded to the Hub as it is, from a trained mode
     python -m model_cards.build_hub_repo --model outputs/demo/model --output outputs/demo/package \
         --facts model_cards/facts/demo.yaml --results outputs/demo/held_out_answers.json --push user/name
 
-The folder is flat: safetensors weights, `config.json` with an `auto_map`, the model's code, tokenizer, chat template,
-generation settings and a card. `AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)` needs no more.
-Of an adapter it has the adapter, changed n-gram rows if there are any, the code, tokenizer and card.
+For a model, the folder has safetensors weights, `config.json` with an `auto_map`, the model's code, tokenizer, chat
+template, generation settings and a card, all at its top level:
+`AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)` needs nothing else. For an adapter, it has the
+adapter, changed n-gram rows if there are any, the code, the tokenizer and a card.
 
-`model_cards.write_card` writes the card again when there are new results, and leaves the weights alone. `--push`
-uploads the folder, see `hub_upload.py`; when that fails, the same command goes on with the folder that is built.
+`--push` uploads the folder, see `hub_upload.py`. If that fails, run the same command again: it uploads the folder that
+it has built. Later results need no second build: `model_cards.write_card` writes the card alone.
 """
 
 import argparse
@@ -23,9 +24,10 @@ from model_cards.adapter_folder import tokenizer_for_use, write_adapter_folder
 from model_cards.card import CardSources, make_card
 from model_cards.card_metadata import is_repo_id
 from model_cards.hub_upload import UnfinishedPush, add_push_options, check_destination
-from model_cards.write_card import add_card_arguments, card_sources
+from model_cards.write_card import add_card_options, card_sources
 from modeling_longcat_lite import LongCatLiteForCausalLM
 from modeling_longcat_lite.whole_files import replaced_folder
+from tokenization.command_line import CommandParser, run_command
 
 
 def build_hub_repo(
@@ -35,25 +37,25 @@ def build_hub_repo(
     max_shard_size: str = "5GB",
     overwrite: bool = False,
 ) -> None:
-    """Write the Hub folder beside `output_dir` and rename it, so that never half a folder stands there.
+    """Write the Hub folder next to `output_dir` and rename it, so that `output_dir` is never incomplete.
 
     Args:
         model_dir (`Path`): Folder with a model or an adapter, and a tokenizer, each saved by `save_pretrained`.
         output_dir (`Path`): Folder to write, new or empty.
-        card (`CardSources`, *optional*): What the card is made of, beside `model_dir`.
-        max_shard_size (`str`, *optional*, defaults to `"5GB"`): Largest weights file.
+        card (`CardSources`, *optional*): What the card is made from, apart from `model_dir`.
+        max_shard_size (`str`, *optional*, defaults to `"5GB"`): Size of the largest weights file.
         overwrite (`bool`, *optional*, defaults to `False`): Whether to replace a folder that is not empty.
 
     Raises:
-        `ValueError`: `model_dir` has no model or no tokenizer, `output_dir` is not empty or holds what it is made of,
-            or [`make_card`] refuses the card's sources. Nothing is written then.
+        `ValueError`: `model_dir` lacks a model or a tokenizer, `output_dir` is not empty or contains one of the
+            sources, or [`make_card`] refuses the card's sources. Nothing is written then.
     """
     card = card or CardSources()
     if output_dir.exists() and any(output_dir.iterdir()) and not overwrite:
-        raise ValueError(f"`output` {output_dir} is not empty; --overwrite replaces it")
+        raise ValueError(f"`output` {output_dir} is not empty; add --overwrite to replace it")
     for source in (model_dir, card.run, card.facts, card.report, *card.results):
         if source is not None and source.resolve().is_relative_to(output_dir.resolve()):
-            raise ValueError(f"`output` {output_dir} holds {source}, which would be gone with it; take another folder")
+            raise ValueError(f"`output` {output_dir} contains {source}, which would be deleted; use another folder")
     is_adapter = (model_dir / ADAPTER_CONFIG).is_file()
     for name in (ADAPTER_CONFIG if is_adapter else "config.json", "tokenizer.json"):
         if not (model_dir / name).is_file():
@@ -72,7 +74,7 @@ def write_folder(model_dir: Path, folder: Path, max_shard_size: str) -> None:
     model = LongCatLiteForCausalLM.from_pretrained(model_dir)
     model.config.use_cache = True  # trainers turn it off
     tokenizer = tokenizer_for_use(model_dir)
-    # Training leaves special tokens behind that only `generate` needs; greedy is the setting that needs no tuning.
+    # Training may leave other settings; `generate` needs these tokens, and greedy decoding needs no tuning.
     model.generation_config = GenerationConfig(
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
@@ -84,36 +86,34 @@ def write_folder(model_dir: Path, folder: Path, max_shard_size: str) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def main(arguments: list[str] | None = None) -> None:
-    args = make_parser().parse_args(arguments)
-    if args.push is not None:
-        check_destination(args.push, args.revision)  # before building, which may take long
-    elif args.private or args.revision or args.commit_message:
-        raise ValueError("`--private`, `--revision` and `--commit-message` are of an upload: add `--push`")
-    unfinished = UnfinishedPush(args, args.output)
-    if args.push is None or args.overwrite or not unfinished.is_built():
-        # A name without its owner is that of the token's user, whom only the Hub knows.
-        sources = replace(card_sources(args), repo_id=args.push if is_repo_id(args.push) else None)
-        build_hub_repo(args.model, args.output, sources, args.max_shard_size, args.overwrite)
-    size = sum(file.stat().st_size for file in args.output.rglob("*"))
-    print(f"{args.output}: {len(list(args.output.iterdir()))} files, {size / 1e6:.1f} MB")
-    if args.push is not None:
-        print(unfinished.push(args.push, args.private, args.revision, args.commit_message))
-
-
-def make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m model_cards.build_hub_repo", description="Build a Hub folder.")
-    parser.add_argument(
-        "--model", type=Path, required=True, help="folder with the model or adapter, and its tokenizer"
-    )
-    parser.add_argument("--output", type=Path, required=True, help="folder to write, new or empty")
-    add_card_arguments(parser)
-    parser.add_argument("--max-shard-size", default="5GB", help="largest weights file, default: %(default)s")
+def make_parser() -> CommandParser:
+    parser = CommandParser("model_cards.build_hub_repo", "Build a folder for the Hub, and upload it.")
+    parser.add_shared("--model", type=Path, required=True, help="folder with the model or adapter, and its tokenizer")
+    parser.add_shared("--output", required=True, help="folder to write, new or empty")
+    add_card_options(parser)
+    parser.add_argument("--max-shard-size", default="5GB", help="size of the largest weights file")
     parser.add_argument("--overwrite", action="store_true", help="replace a folder that is not empty")
-    parser.add_argument("--push", metavar="USER/NAME", help="upload the folder to this repository of the Hub")
+    parser.add_argument("--push", metavar="USER/NAME", help="upload the folder to this repository on the Hub")
     add_push_options(parser)
     return parser
 
 
+def main(arguments: argparse.Namespace) -> None:
+    repo, output = arguments.push, arguments.output
+    if repo is not None:
+        check_destination(repo, arguments.revision)  # before building, which may take long
+    elif arguments.private or arguments.revision or arguments.commit_message:
+        raise ValueError("`--private`, `--revision` and `--commit-message` are options of an upload: add `--push`")
+    unfinished = UnfinishedPush(arguments, output)
+    if repo is None or arguments.overwrite or not unfinished.is_built():
+        # A name without an owner belongs to the token's user, whom only the Hub knows.
+        sources = replace(card_sources(arguments), repo_id=repo if is_repo_id(repo) else None)
+        build_hub_repo(arguments.model, output, sources, arguments.max_shard_size, arguments.overwrite)
+    size = sum(file.stat().st_size for file in output.rglob("*"))
+    print(f"{output}: {len(list(output.iterdir()))} files, {size / 1e6:.1f} MB")
+    if repo is not None:
+        print(unfinished.push(repo, arguments.private, arguments.revision, arguments.commit_message))
+
+
 if __name__ == "__main__":
-    main()
+    run_command(lambda: main(make_parser().parse_args()))

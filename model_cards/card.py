@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The model card: what is read off the model, its run, its result files and its facts, put into `card_template.md`.
+"""The model card: what the model, its training run, its result files and its facts say, put into `card_template.md`.
 
-Everything that a card says comes from one of these four; what none of them tells is left out, or said to be unknown.
+Everything in a card comes from one of these four. What none of them says is left out, or the card says that it is
+unknown.
 """
 
 import json
@@ -33,19 +34,19 @@ CARD, RESULTS_FOLDER = "README.md", ".eval_results"
 
 @dataclass(frozen=True)
 class CardSources:
-    """What a card is made of, beside the model's own folder.
+    """What a card is made from, apart from the model's own folder.
 
     Args:
         facts (`Path`, *optional*): A facts file, see `model_cards/facts.py`.
-        results (`Sequence[Path]`, *optional*): Result files of evaluations, see `eval/reports/results.py`. A PNG of
-        the
-            same name beside one is shown.
+        results (`Sequence[Path]`, *optional*):
+            Result files of evaluations, see `eval/reports/results.py`. The card shows the PNG of the same name, if
+            there is one next to the file.
         report (`Path`, *optional*): A report of the training run, see `model_cards/training_record.py`.
-        run (`Path`, *optional*): Folder of the training run, or a Hub folder with its record; that of the model by
-            default.
-        license (`str`, *optional*): Licence of the weights where there is no facts file.
-        repo_id (`str`, *optional*): Where the folder will be, for the card's code to load it from; the facts may say
-            it too.
+        run (`Path`, *optional*):
+            Folder of the training run, or a Hub folder with its record; the model's own folder by default.
+        license (`str`, *optional*): Licence of the weights, if there is no facts file.
+        repo_id (`str`, *optional*):
+            Repository that the card's code loads the model from. The facts may name it instead.
     """
 
     facts: Path | None = None
@@ -58,9 +59,13 @@ class CardSources:
 
 @dataclass(frozen=True)
 class Card:
-    """The text of `README.md`, the content of each `.eval_results/{name}.yaml`, and files to put beside it, by name.
+    """A finished card.
 
-    `base_model` is the model that it was made from, as on the Hub.
+    Args:
+        text (`str`): Content of `README.md`.
+        base_model (`str`, *optional*): The base that the facts name, as on the Hub.
+        hub_results (`dict`): Content of each `.eval_results/{name}.yaml`, by name.
+        files (`dict`): Files to put next to `README.md`, by name.
     """
 
     text: str
@@ -69,7 +74,7 @@ class Card:
     files: dict[str, Path] = field(default_factory=dict)
 
     def write(self, folder: Path) -> None:
-        """Put the card into a folder that has the model; the results of an older one are replaced."""
+        """Write the card into the model's folder; results and figures of an older card are removed."""
         for name, file in self.files.items():
             if file.resolve() != (folder / name).resolve():
                 write_whole(folder / name, file.read_bytes())
@@ -77,7 +82,7 @@ class Card:
             if old.stem not in self.hub_results:
                 old.unlink()
         for figure in shown_figures(folder / CARD) - self.files.keys():
-            if not (folder / figure).with_suffix(".json").exists():  # that of an evaluation which wrote here
+            if not (folder / figure).with_suffix(".json").exists():  # else an evaluation wrote it here
                 (folder / figure).unlink(missing_ok=True)
         for name, entries in self.hub_results.items():
             (folder / RESULTS_FOLDER).mkdir(exist_ok=True)
@@ -91,23 +96,23 @@ def make_card(folder: Path, sources: CardSources) -> Card:
 
     Raises:
         `ValueError`: naming the file and the key that is wrong: facts that the Hub would refuse, results of another
-            model, a report of another run, a token or a key in any of them.
+            model, a report of another run, or a token or key in any of them.
     """
     model = describe(folder)
     if sources.facts is None:
         facts = no_facts(folder.resolve().name, sources.license)
     elif sources.license is not None:
-        raise ValueError("`license` is for a card without `facts`; it stands in the facts file otherwise")
+        raise ValueError("`license` is for a card without `facts`; with them, write it into the facts file")
     else:
         facts = read_facts(sources.facts)
     if facts.repo_id is not None:
         check_repo_id("repo_id", facts.repo_id)
         if sources.repo_id not in (None, facts.repo_id):
             raise ValueError(
-                f"`repo_id` in {sources.facts} is {facts.repo_id}, and the upload goes to {sources.repo_id}"
+                f"`repo_id` in {sources.facts} is {facts.repo_id}, but the upload goes to {sources.repo_id}"
             )
     if sources.run is not None and not sources.run.is_dir():
-        raise ValueError(f"`run` {sources.run} is no folder")
+        raise ValueError(f"`run` {sources.run} is not a folder")
     measured: list[Measured] = []
     if sources.results:
         measured = read_measured(sources.results, model_identity(folder), config_hash(folder, respelled=True))
@@ -135,13 +140,13 @@ def make_card(folder: Path, sources: CardSources) -> Card:
         quoted=quoted,
     )
     check_round_trip(text, metadata)
-    check_text(f"{CARD}, as made from {sources.facts or 'its sources'}", text.encode(), get_token())
+    check_text(f"{CARD}, made from {sources.facts or 'its sources'}", text.encode(), get_token())
     base_model = facts.base_model[0] if facts.base_model else None
     return Card(text, base_model, hub_entries(measured), {**images, **training.files})
 
 
 def shown_figures(card: Path) -> set[str]:
-    """Names of the figures of results that a card shows, as `card_template.md` writes them: text and file are one."""
+    """Names of the result figures in a card: `card_template.md` writes them with their file name as the text."""
     text = card.read_text(encoding="utf-8") if card.is_file() else ""
     return {
         name for alt, name in re.findall(r"^!\[([\w. -]+)\]\(([\w. -]+\.png)\)$", text, re.MULTILINE) if alt == name
@@ -160,7 +165,7 @@ def library_name(model: DescribedModel) -> str:
 
 
 def results_table(measured: list[Measured]) -> str:
-    """Task, metric with its direction, value, standard error, samples, data; columns without entries are left out."""
+    """A table of task, metric and its direction, value, standard error, samples and data, less its empty columns."""
     rows = []
     for result in measured:
         direction = {True: " ↑", False: " ↓", None: ""}[result.higher_is_better]
@@ -175,12 +180,12 @@ def results_table(measured: list[Measured]) -> str:
 
 
 def quoted(text: str) -> str:
-    """A text as a literal of Python, which reads as it is written: JSON's, in double quotes."""
+    """A text as a Python string literal: JSON's form, in double quotes."""
     return json.dumps(text, ensure_ascii=False)
 
 
 def fenced(text: str) -> str:
-    """A block of text as it is; its fence is longer than any in the text."""
+    """A block of literal text; its fence is longer than any in the text."""
     fence = "`" * max([3, *(len(run) + 1 for run in re.findall("`+", text))])
     return f"{fence}text\n{text}\n{fence}"
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The front matter of a card, and whether the Hub would take it.
+"""The front matter of a card, and whether the Hub would accept it.
 
-`ModelCard.validate` asks the Hub; what it would say is checked here without a network.
+`ModelCard.validate` asks the Hub; this file makes the same checks without a network.
 Source: https://huggingface.co/docs/hub/model-cards and https://huggingface.co/docs/hub/repositories-licenses.
 """
 
@@ -37,9 +37,9 @@ def make_metadata(facts: Facts, tags: list[str], library: str, results: list[Eva
 
     Args:
         facts (`Facts`): Licence, languages, base model, data sets, further tags.
-        tags (`list[str]`): What the model itself says of its kind.
+        tags (`list[str]`): Tags that follow from the model itself.
         library (`str`): `"transformers"` or `"peft"`.
-        results (`list[EvalResult]`): For `model-index`, which is left out where there are none.
+        results (`list[EvalResult]`): Entries of `model-index`, which is left out if there are none.
 
     Raises:
         `ValueError`: naming the field that the Hub would refuse.
@@ -70,32 +70,36 @@ def check_metadata(data: dict[str, Any]) -> None:
     """
     for wrong, right in (("licence", "license"), ("dataset", "datasets"), ("library", "library_name")):
         if wrong in data:
-            raise ValueError(f"`{wrong}` is no field of a card: the Hub calls it `{right}`")
+            raise ValueError(f"`{wrong}` is not a field of a card: the Hub calls it `{right}`")
     check_license(data)
     for field, allowed in (("pipeline_tag", ("text-generation",)), ("library_name", ("peft", "transformers"))):
         if data.get(field) not in allowed:
-            raise ValueError(f"`{field}` is {data.get(field)!r}, and must be {' or '.join(allowed)}")
+            raise ValueError(f"`{field}` is {data.get(field)!r}, but must be {' or '.join(allowed)}")
     for field in ("base_model", "datasets"):
         for name in listed(data.get(field)):
             check_repo_id(field, name)
     if "base_model_relation" in data and "base_model" not in data:
         raise ValueError("`base_model_relation` needs a `base_model`")
     if data.get("base_model_relation") not in (None, *RELATIONS):
-        raise ValueError(f"`base_model_relation` is {data['base_model_relation']!r}; one of {', '.join(RELATIONS)}")
+        raise ValueError(
+            f"`base_model_relation` is {data['base_model_relation']!r}, but must be one of {', '.join(RELATIONS)}"
+        )
     if data["library_name"] == "peft" and data.get("base_model_relation") != "adapter":
         raise ValueError("the card of an adapter needs `base_model`, and `base_model_relation: adapter`")
     if data["library_name"] != "peft" and data.get("base_model_relation") == "adapter":
-        raise ValueError("`base_model_relation` is 'adapter', and this is a whole model: finetune, merge or quantized")
+        raise ValueError(
+            "`base_model_relation` is 'adapter', but this is a whole model: write finetune, merge or quantized"
+        )
     for language in listed(data.get("language")):
         if not isinstance(language, str) or not LANGUAGE.fullmatch(language):  # YAML reads `no` as false
             raise ValueError(f"`language` has {language!r}: codes have two or three letters, such as 'en'")
     tags = data.get("tags") or []
     if not all(isinstance(tag, str) and tag for tag in tags) or len(set(tags)) != len(tags):
-        raise ValueError(f"`tags` are distinct texts, not {tags}")
+        raise ValueError(f"`tags` must be distinct texts, but are {tags}")
 
 
 def check_license(data: dict[str, Any]) -> None:
-    """A licence of the Hub's list; one of one's own has a name and a link."""
+    """The licence is in the Hub's list; any other needs a name and a link."""
     license = data.get("license")
     if license is not None and license not in LICENSES:
         raise ValueError(
@@ -111,7 +115,7 @@ def check_license(data: dict[str, Any]) -> None:
 
 
 def is_repo_id(name: Any) -> TypeGuard[str]:
-    """Whether it has the form `owner/name` of ids on the Hub."""
+    """Whether `name` has the form of an id on the Hub, `owner/name`."""
     try:
         validate_repo_id(name)
     except HFValidationError:
@@ -120,9 +124,9 @@ def is_repo_id(name: Any) -> TypeGuard[str]:
 
 
 def check_repo_id(field: str, name: Any) -> None:
-    """An id of the Hub: a folder of this machine would be a broken link there."""
+    """Refuse what is not an id on the Hub: a folder of this machine would be a broken link there."""
     if not is_repo_id(name):
-        raise ValueError(f"`{field}` has {name!r}, which is no id on the Hub: those are owner/name")
+        raise ValueError(f"`{field}` has {name!r}, which is not an id on the Hub; write it as owner/name")
 
 
 def listed(value: Any) -> list[Any]:
@@ -130,7 +134,7 @@ def listed(value: Any) -> list[Any]:
 
 
 def check_round_trip(text: str, data: ModelCardData) -> None:
-    """What the Hub will read out of the card's text must be what was put in."""
+    """What the Hub reads from the card's text must be what was written."""
     read = ModelCard(text).data
     assert read.to_dict() == data.to_dict(), "front matter changed in YAML"
     check_metadata(read.to_dict())

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Result files of a model (`eval/reports/results.py`) as a card shows them: `model-index`, `.eval_results`, a table.
 
-`model-index` in the front matter has every result. `.eval_results/NAME.yaml` has those on data sets of the Hub, from
-which leaderboards are made: one number a task, the first metric that the result file lists for it.
+`model-index` in the front matter has every result. `.eval_results/NAME.yaml` has the results on data sets of the Hub,
+which its leaderboards read: one number per task, the first metric that the result file lists for it.
 """
 
 import math
@@ -21,9 +21,10 @@ KEY = ("task", "metric", "dataset", "config", "split")
 
 @dataclass(frozen=True)
 class Measured:
-    """One number of a result file, with what the file says of it. `source` is the file, `date` in ISO 8601.
+    """One number of a result file, with what the file says about it.
 
-    `unit` is that of value and standard error, such as `nats a token`.
+    `source` is the file, `date` is in ISO 8601, and `unit` is that of value and standard error, such as
+    `nats per token`.
     """
 
     source: Path
@@ -46,11 +47,11 @@ def read_measured(paths: Sequence[Path], model: dict[str, str], respelled: str |
 
     Args:
         paths (`Sequence[Path]`): Result files.
-        model (`dict`): `eval.reports.results.model_identity` of the model that the card is about.
-        respelled (`str`, *optional*): `eval.reports.results.config_hash` of its other spelling.
+        model (`dict`): `eval.reports.results.model_identity` of the card's model.
+        respelled (`str`, *optional*): `eval.reports.results.config_hash` of its config's other spelling.
 
     Raises:
-        `ValueError`: naming the file that belongs to another model, was measured with other tables or is broken, or
+        `ValueError`: naming the file that belongs to another model, was measured with changed tables or is broken, or
             two files with the same result.
     """
     found: dict[tuple, Measured] = {}
@@ -73,17 +74,17 @@ def read_measured(paths: Sequence[Path], model: dict[str, str], respelled: str |
 
 
 def check_settings(path: Path, content: dict[str, Any]) -> None:
-    """Numbers of an ablation are not the model's, and those of a few questions are no result."""
+    """Refuse numbers of an ablation, which are not the model's, and numbers from only a few questions."""
     settings = content.get("settings", {})
     ablation, limit = settings.get("ablation", "on"), settings.get("limit")
     if limit is not None:
-        raise ValueError(f"{path} was measured with `--limit {limit}`: evaluate again on all questions")
+        raise ValueError(f"{path} was measured with `--limit {limit}`: evaluate the model on all questions")
     if ablation != "on":
-        raise ValueError(f"{path} was measured with n-gram tables {ablation}: a card takes the model as it is")
+        raise ValueError(f"{path} was measured with n-gram tables {ablation}: evaluate the model without `--ablation`")
 
 
 def check_numbers(where: str, result: dict[str, Any]) -> None:
-    """Numbers are finite, where there are any."""
+    """Refuse values that are not finite numbers."""
     for key in ("value", "stderr", "samples"):
         value = result.get(key)
         if value is not None and not (isinstance(value, int | float) and math.isfinite(value)):
@@ -91,9 +92,10 @@ def check_numbers(where: str, result: dict[str, Any]) -> None:
 
 
 def model_index(measured: list[Measured]) -> list[EvalResult]:
-    """For `ModelCardData(eval_results=...)`, which puts results on one data set together, whatever their task.
+    """Results for `ModelCardData(eval_results=...)`.
 
-    So a metric's name has its task, and data that is not on the Hub is told apart by the task too.
+    That class groups results by data set, not by task. A metric's name therefore includes its task, and the task
+    stands in for data that is not on the Hub.
     """
     return [
         EvalResult(
@@ -111,7 +113,7 @@ def model_index(measured: list[Measured]) -> list[EvalResult]:
 
 
 def hub_entries(measured: list[Measured]) -> dict[str, list[dict[str, Any]]]:
-    """Content of `.eval_results/{key}.yaml`, by the name of the evaluation."""
+    """Content of `.eval_results/{name}.yaml`, by name of the evaluation."""
     entries: dict[str, list[EvalResultEntry]] = {}
     seen = set()
     for result in measured:
@@ -127,7 +129,7 @@ def hub_entries(measured: list[Measured]) -> dict[str, list[dict[str, Any]]]:
 
 
 def figures(paths: Sequence[Path]) -> dict[str, Path]:
-    """PNG beside each result file, where an evaluation drew one: name in the Hub folder to file.
+    """The PNG next to each result file, if there is one, by its name in the Hub folder.
 
     Raises:
         `ValueError`: two figures have the same name.

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a card says of the model itself, read off its folder without reading the weights.
+"""What a card says about the model itself, found in its folder without reading the weights.
 
-Parameters are counted on the meta device (`eval.checkpoints.parameters`), bytes in the headers of the safetensors
+Parameters are counted on the meta device (`eval.checkpoints.parameters`), bytes from the headers of the safetensors
 files.
 """
 
@@ -26,11 +26,18 @@ from modeling_longcat_lite.ngram_row_files import ROW_DELTA_FILE, changed_rows_b
 
 @dataclass(frozen=True)
 class DescribedModel:
-    """A model, or an adapter and what belongs to it.
+    """A model, or an adapter with its tokenizer and changed rows.
 
-    `config` is that of the model, or of the adapter's base. `rows` are those of the card's table. `memory` has for
-    each placement of the n-gram tables what lies on the accelerator and what beside it; none of an adapter. `served`
-    has for each other runtime that serves the model what it computes differently.
+    Args:
+        config (`LongCatLiteConfig`): Of the model, or of the adapter's base.
+        rows (`list`): Rows of the card's table: name and value.
+        memory (`list`):
+            For each placement of the n-gram tables: its name, the weights on the accelerator, and what is elsewhere.
+            Empty for an adapter.
+        is_adapter (`bool`): Whether this is an adapter.
+        has_row_delta (`bool`): Whether an adapter has changed n-gram rows.
+        has_tools (`bool`): Whether tokenizer and chat template can write and read tool calls.
+        served (`dict`): For each other runtime that serves the model: what it computes differently.
     """
 
     config: LongCatLiteConfig
@@ -46,10 +53,10 @@ def describe(folder: Path) -> DescribedModel:
     """Describe the model or the adapter in `folder`.
 
     Raises:
-        `ValueError`: naming the file that is missing there or broken.
+        `ValueError`: naming the file that is missing or broken.
     """
     is_adapter = (folder / ADAPTER_CONFIG).is_file()
-    # Rows beside a whole model go into its tables when it is loaded.
+    # Changed rows in a whole model's folder go into its tables when it is loaded.
     has_row_delta = is_adapter and (folder / ROW_DELTA_FILE).is_file()
     if is_adapter:
         adapter = read_json(folder / ADAPTER_CONFIG, "peft_type")
@@ -68,12 +75,16 @@ def describe(folder: Path) -> DescribedModel:
 
 
 def base_config(folder: Path) -> LongCatLiteConfig:
-    """The config of the model that the adapter in `folder` was trained on, where that is still to be found."""
+    """The config of the model that the adapter in `folder` was trained on.
+
+    Raises:
+        `ValueError`: that model is not where the adapter says, or is an adapter itself.
+    """
     base = read_json(folder / ADAPTER_CONFIG, "base_model_name_or_path")["base_model_name_or_path"]
-    if (Path(str(base)) / ADAPTER_CONFIG).is_file():  # transformers would look through it, at the base of that one
+    if (Path(str(base)) / ADAPTER_CONFIG).is_file():  # transformers would take the base of that one
         raise ValueError(
-            f"`base_model_name_or_path` in {folder / ADAPTER_CONFIG} is {base!r}, an adapter itself: merge that one "
-            "into its base (`--merge_adapter` of training.sft), and train on the merged model"
+            f"`base_model_name_or_path` in {folder / ADAPTER_CONFIG} is {base!r}, an adapter itself: merge it into "
+            "its base (`--merge_adapter` of training.sft), and train on the merged model"
         )
     try:
         return LongCatLiteConfig.from_pretrained(base)
@@ -84,27 +95,30 @@ def base_config(folder: Path) -> LongCatLiteConfig:
 
 
 def model_rows(config: LongCatLiteConfig, tables: int, others: int) -> list[tuple[str, str]]:
-    """Size and shape of a model. Tables of few bits are counted by the numbers they stand for."""
+    """Size and shape of a model. Quantized tables count with the numbers that they represent."""
     counts = count_parameters(LongCatLiteConfig.from_dict({**config.to_dict(), "ngram_table_bits": 16}))
     activated = counts["activated_by_routed_experts"]
     fewest, most = (min(activated, key=int), max(activated, key=int))
     rows = [("parameters", formatted(counts["total"]))]
     if counts["ngram"]:
-        rows.append(("of which n-gram embedding", f"{counts['ngram']:,} ({100 * counts['ngram_share']:.1f} %)"))
+        rows.append(("of these, n-gram embedding", f"{counts['ngram']:,} ({100 * counts['ngram_share']:.1f} %)"))
     rows.append(
-        ("activated a token", f"{activated[fewest]:,} to {activated[most]:,}, with {fewest} to {most} routed experts")
+        (
+            "activated per token",
+            f"{activated[fewest]:,} to {activated[most]:,}, with {fewest} to {most} routed experts",
+        )
     )
     if counts["draft_head"]:
-        rows.append(("draft head, beside these", formatted(counts["draft_head"])))
+        rows.append(("draft head, in addition", formatted(counts["draft_head"])))
     return [*rows, *shape_rows(config), ("weights", f"{format_size(tables + others)}, {weights_kind(config)}")]
 
 
 def shape_rows(config: LongCatLiteConfig) -> list[tuple[str, str]]:
-    """Layers, experts, n-grams, vocabulary and context, as in the config."""
+    """Layers, experts, n-grams, vocabulary and context, from the config."""
     experts = f"{config.n_routed_experts} routed and {config.zero_expert_num} zero-computation, top {config.moe_topk}"
     rows = [
         ("layers, hidden size", f"{config.num_layers} (two attentions each), {config.hidden_size:,}"),
-        ("experts a layer", experts),
+        ("experts per layer", experts),
     ]
     if config.use_ngram_embedding:
         tables = f"{config.num_subtables} tables, {sum(config.subtable_sizes):,} rows of {config.subtable_width}"
@@ -112,7 +126,7 @@ def shape_rows(config: LongCatLiteConfig) -> list[tuple[str, str]]:
     context = f"{config.max_position_embeddings:,} tokens"
     rope = config.rope_parameters
     if rope["rope_type"] == "yarn":
-        context += f", by YaRN from {rope['original_max_position_embeddings']:,}"
+        context += f", extended from {rope['original_max_position_embeddings']:,} by YaRN"
     return [*rows, ("vocabulary", f"{config.vocab_size:,} tokens"), ("context", context)]
 
 
@@ -126,13 +140,13 @@ def weights_kind(config: LongCatLiteConfig) -> str:
 
 
 def memory_rows(config: LongCatLiteConfig, tables: int, others: int) -> list[tuple[str, str, str]]:
-    """By `ngram_tables`: bytes of weights on the accelerator and beside it."""
+    """For each value of `ngram_tables`: weights on the accelerator, and what is elsewhere."""
     if not config.use_ngram_embedding:
         return []
     return [
         ('`"resident"`, the default', format_size(tables + others), "nothing"),
         ('`"host"`', format_size(others), f"{format_size(tables)} in memory"),
-        ('`"disk"`', format_size(others), "the rows that are read"),
+        ('`"disk"`', format_size(others), "the rows in use, in memory"),
     ]
 
 
@@ -145,9 +159,9 @@ def stored_bytes(folder: Path) -> tuple[int, int]:
 
 
 def adapter_rows(folder: Path, adapter: dict[str, Any]) -> list[tuple[str, str]]:
-    """Kind and size of an adapter, as in its config and in the header of its weights."""
+    """Kind and size of an adapter, from its config and the header of its weights."""
     if not (folder / ADAPTER_WEIGHTS).is_file():
-        raise ValueError(f"`model` {folder} has an {ADAPTER_CONFIG} and no {ADAPTER_WEIGHTS}")
+        raise ValueError(f"`model` {folder} has an {ADAPTER_CONFIG} but no {ADAPTER_WEIGHTS}; save the adapter again")
     tensors = read_safetensors_header(folder / ADAPTER_WEIGHTS)[0].values()
     count = sum(math.prod(entry.shape) for entry in tensors)
     size = format_size((folder / ADAPTER_WEIGHTS).stat().st_size)
@@ -162,14 +176,14 @@ def adapter_rows(folder: Path, adapter: dict[str, Any]) -> list[tuple[str, str]]
 
 
 def delta_text(delta: Path, config: LongCatLiteConfig) -> str:
-    """How many rows of the tables a delta changes, and of which n-grams."""
+    """How many rows of the tables a delta changes, for n-grams of each length."""
     counts = changed_rows_by_order(delta, config)
     orders = ", ".join(f"{count:,} of {order} tokens" for order, count in counts.items())
     return f"{sum(counts.values()):,} of {sum(config.subtable_sizes):,}: {orders}"
 
 
 def has_tools(folder: Path) -> bool:
-    """Whether the chat template renders tools, and the tokenizer can read calls back."""
+    """Whether the chat template writes tools, and the tokenizer can read calls back."""
     template, settings = folder / "chat_template.jinja", folder / "tokenizer_config.json"
     if not template.is_file() or not settings.is_file():
         return False
@@ -178,13 +192,13 @@ def has_tools(folder: Path) -> bool:
 
 
 def served_elsewhere(config: LongCatLiteConfig) -> dict[str, list[str]]:
-    """By runtime that serves a model saved with this config: what it computes differently."""
+    """For each runtime that serves a model with this config: what it computes differently."""
     if vars(config).get("quantization_config"):
-        return {}  # whether they read such weights is not known here
+        return {}  # it is not known here whether they read such weights
     with TemporaryDirectory() as folder:
         config.to_json_file(Path(folder, "config.json"))
         fields = read_json(Path(folder, "config.json"))
-    return {  # the card's command for vLLM has its override
+    return {  # the card's command for vLLM already includes its override
         name: [text for text in differences(name, fields) if "--hf-overrides" not in text]
         for name in RUNTIMES
         if not config_problems(name, fields)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a card says that no run can know: a YAML file a model, such as `model_cards/facts/demo.yaml`.
+"""What a card says that no training run can know: one YAML file per model, such as `model_cards/facts/demo.yaml`.
 
 name: LongCat-Lite demo
 license: apache-2.0                  # as the Hub names it, or `other` with `license_name` and `license_link`
@@ -10,7 +10,7 @@ intended_use: ...
 limits: [...]                        # one sentence or more each
 base_model: [owner/name]             # these and the rest may be left out
 base_model_relation: finetune        # or adapter, merge, quantized
-repo_id: owner/name                  # what the code in the card loads; the folder itself by default
+repo_id: owner/name                  # what the code in the card loads; the folder itself if left out
 """
 
 from collections.abc import Mapping
@@ -23,11 +23,11 @@ import yaml
 
 @dataclass(frozen=True)
 class Facts:
-    """One model's facts. Text is Markdown; ids are those of the Hub.
+    """The facts about one model. Text is Markdown; ids are those of the Hub.
 
-    `question` is asked in the card's first example. `tool_calls` stands above the example of tool calls, and says what
-    the model learned of them. `evaluation` stands above results, and says what their tasks ask. `citation` is BibTeX.
-    `limits` of `None` are those of a card without a facts file, which says that nobody stated any.
+    `question` is what the card's first example asks. `tool_calls` is printed above the example of tool calls and says
+    what the model has learned about them. `evaluation` is printed above the results and says what their tasks ask.
+    `citation` is BibTeX. `limits` is `None` without a facts file; the card then says that nobody has stated any.
     """
 
     name: str
@@ -54,7 +54,7 @@ LISTS = ("language", "limits", "base_model", "datasets", "tags")
 
 
 def no_facts(name: str, license: str | None = None) -> Facts:
-    """Those of a model of which nobody wrote any down."""
+    """Facts of a model without a facts file."""
     return Facts(name, license, None, None, None, None, None)
 
 
@@ -69,7 +69,7 @@ def read_facts(path: Path) -> Facts:
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ValueError(f"`facts` {path} cannot be read as YAML: {error}") from error
     if not isinstance(content, Mapping):
-        raise ValueError(f"`facts` {path} holds no keys; model_cards/facts/demo.yaml shows what it should hold")
+        raise ValueError(f"`facts` {path} has no keys; model_cards/facts/demo.yaml shows which it needs")
     known = [field.name for field in fields(Facts)]
     needed = [field.name for field in fields(Facts) if field.default is MISSING]
     for problem, keys in (
@@ -82,14 +82,14 @@ def read_facts(path: Path) -> Facts:
 
 
 def checked(path: Path, key: str, value: Any) -> Any:
-    """Text without surrounding space, or a list of such texts."""
+    """The value without surrounding whitespace: a text or, for `LISTS`, a list of texts."""
     kind = "a list of texts" if key in LISTS else "text"
     values = value if key in LISTS else [value]
     if not isinstance(values, list) or not values or not all(isinstance(v, str) and v.strip() for v in values):
-        raise ValueError(f"`facts` {path}: `{key}` must be {kind}, and is {value!r}")
+        raise ValueError(f"`facts` {path}: `{key}` must be {kind}, but is {value!r}")
     stripped = [text.strip() for text in values]
     if key == "name" and "\n" in stripped[0]:
-        raise ValueError(f"`facts` {path}: `name` must be one line, and is {value!r}")
+        raise ValueError(f"`facts` {path}: `name` must be one line, but is {value!r}")
     return stripped if key in LISTS else stripped[0]
 
 

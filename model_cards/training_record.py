@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a training run left about itself in its folder, as a card shows it.
+"""The record of a training run in its folder, as a card shows it.
 
-    training_metrics.json    of `training.sft`, `training.dpo`, `training.grpo`: everything that was logged, by step
-    training_run.json        of these too: method, settings, versions
-    training_curves.png      of these too
-    trainer_state.json       of every other trainer, in place of the first
-    report.json              of `make demo`, or your own: `training_steps`, `heldout_loss_before`,
-                             `heldout_loss_after`, and where they mean something `versions` and `answers`
+    training_metrics.json    by `training.sft`, `training.dpo`, `training.grpo`: everything that was logged, by step
+    training_run.json        by the same: method, settings, versions
+    training_curves.png      by the same
+    trainer_state.json       by any other trainer; read if there is no training_metrics.json
+    report.json              by `make demo`, or written by you: `training_steps`, `heldout_loss_before`,
+                             `heldout_loss_after`, and optionally `versions` and `answers`
 
-The first three go into the Hub folder with the card: they hold its numbers, and no path of a machine.
+The first three go into the Hub folder with the card: they hold its numbers, and no path on a machine.
 """
 
 import json
@@ -26,7 +26,7 @@ Series = dict[str, list[tuple[int, float]]]
 
 @dataclass(frozen=True)
 class TrainingRecord:
-    """Rows of the card's table (name, value), library versions, sample answers, and files to put beside the card."""
+    """Rows of the card's table (name, value), library versions, sample answers, and files to put next to the card."""
 
     rows: list[tuple[str, str]] = field(default_factory=list)
     versions: dict[str, str] = field(default_factory=dict)
@@ -40,35 +40,35 @@ class TrainingRecord:
 
 
 def read_training(run: Path, report: Path | None = None) -> TrainingRecord:
-    """Read the record of the run in the folder `run`, which may have left none, and of a report.
+    """Read the record in the folder `run`, which may have none, and the report, if there is one.
 
     Raises:
-        `ValueError`: naming the file that cannot be read or lacks a key, or the report of another run.
+        `ValueError`: naming the file that cannot be read or lacks a key, or the report if it is of another run.
     """
     files = {name: run / name for name in (METRICS, RUN, CURVES) if (run / name).is_file()}
     series = read_series(run)
-    made = read_json(files[RUN], "method", "devices", "settings", "versions") if RUN in files else {}
-    told = {} if report is None else read_json(report, *REPORTED)
+    recorded = read_json(files[RUN], "method", "devices", "settings", "versions") if RUN in files else {}
+    reported = {} if report is None else read_json(report, *REPORTED)
     if report is not None and series:
-        check_same_run(report, told, series)
+        check_same_run(report, reported, series)
     rows: list[tuple[str, str]] = []
-    if made:
-        rows += [("method", made["method"]), ("devices", formatted(made["devices"]))]
+    if recorded:
+        rows += [("method", recorded["method"]), ("devices", formatted(recorded["devices"]))]
     if series:
-        rows += series_rows(series, with_rate="learning_rate" not in made.get("settings", {}))
-    elif told:
-        before, after = (formatted(told[f"heldout_loss_{when}"]) for when in ("before", "after"))
-        rows.append(("steps", formatted(told["training_steps"])))
+        rows += series_rows(series, with_rate="learning_rate" not in recorded.get("settings", {}))
+    elif reported:
+        before, after = (formatted(reported[f"heldout_loss_{when}"]) for when in ("before", "after"))
+        rows.append(("steps", formatted(reported["training_steps"])))
         rows.append(("held-out loss in training, first and last", f"{before}, {after}"))
-    rows += [(f"`{name}`", formatted(value)) for name, value in made.get("settings", {}).items()]
+    rows += [(f"`{name}`", formatted(value)) for name, value in recorded.get("settings", {}).items()]
     answers: dict[str, list[dict[str, Any]]] = {}
-    for answer in told.get("answers", []):
+    for answer in reported.get("answers", []):
         answers.setdefault(answer["from"], []).append(answer)
-    return TrainingRecord(rows, {**made.get("versions", {}), **told.get("versions", {})}, answers, files)
+    return TrainingRecord(rows, {**recorded.get("versions", {}), **reported.get("versions", {})}, answers, files)
 
 
 def read_series(run: Path) -> Series:
-    """What was logged in the run, empty if it left nothing."""
+    """What the run logged; empty if its folder has no log."""
     if (run / METRICS).is_file():
         logged = read_json(run / METRICS)
         finite = {name: [(step, n) for step, n in pairs if n is not None] for name, pairs in logged.items()}
@@ -87,7 +87,7 @@ def last_step(series: Series) -> int:
 
 
 def series_rows(series: Series, with_rate: bool) -> list[tuple[str, str]]:
-    """Rows of what was logged; the learning rate where nothing else tells it."""
+    """Rows of the card's table from the log; `with_rate` adds the learning rate, if no settings were recorded."""
 
     def values(name: str) -> list[float]:
         return [value for _, value in series.get(name, [])]
@@ -106,30 +106,32 @@ def series_rows(series: Series, with_rate: bool) -> list[tuple[str, str]]:
         if logged := values(name):
             rows.append((f"{label}, first and last", f"{formatted(logged[0])}, {formatted(logged[-1])}"))
     if experts := values("experts/mean"):
-        rows.append(("routed experts a token, as last logged", formatted(experts[-1])))
+        rows.append(("routed experts per token, as last logged", formatted(experts[-1])))
     if runtimes := values("train_runtime"):
         rows.append(("time", f"{formatted(runtimes[-1])} s"))
     return rows
 
 
-def check_same_run(report: Path, told: dict[str, Any], series: Series) -> None:
-    """Raise a `ValueError` where a report and what was logged tell of different runs."""
+def check_same_run(report: Path, reported: dict[str, Any], series: Series) -> None:
+    """Raise a `ValueError` if the report's numbers are not those that were logged."""
     expected: dict[str, float] = {"training_steps": last_step(series)}
     if losses := series.get("eval_loss"):
         expected |= {"heldout_loss_before": losses[0][1], "heldout_loss_after": losses[-1][1]}
     for key, value in expected.items():
-        if told[key] != value:
-            raise ValueError(f"`report` {report} is of another run: its {key} is {told[key]}, and {value} was logged")
+        if reported[key] != value:
+            raise ValueError(
+                f"`report` {report} is of another run: its {key} is {reported[key]}, but {value} was logged"
+            )
 
 
 def read_json(path: Path, *needed: str) -> dict[str, Any]:
-    """An object with these keys."""
+    """The JSON object in a file, which must have the `needed` keys."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ValueError(f"{path} cannot be read as JSON: {error}") from error
     if not isinstance(content, dict):
-        raise ValueError(f"{path} holds no JSON object")
+        raise ValueError(f"{path} is not a JSON object")
     missing = [key for key in needed if key not in content]
     if missing:
         raise ValueError(f"{path} lacks {', '.join(missing)}")
@@ -137,7 +139,7 @@ def read_json(path: Path, *needed: str) -> dict[str, Any]:
 
 
 def formatted(value: Any) -> str:
-    """Whole numbers in full, others with four significant digits, truth as in JSON, text as it is."""
+    """Whole numbers in full, others with four significant digits, booleans as in JSON, text unchanged."""
     if isinstance(value, bool):
         return str(value).lower()
     if not isinstance(value, int | float):

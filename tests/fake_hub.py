@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A small Hub on this machine: model repositories in memory, behind the HTTP routes that huggingface_hub 2.4 uses.
+"""A small Hub on this machine: model repositories in memory, and the HTTP routes that huggingface_hub 2.4 uses.
 
     with FakeHub() as hub:
         hub.run("import ...", argument)  # or a process with env=hub.environment(): huggingface_hub reads it on import
@@ -25,7 +25,7 @@ from fake_xet import XetStorage
 
 @dataclass
 class Failure:
-    """After `after` requests of this kind, the next `times` fail: with `status`, or the connection drops."""
+    """After `after` requests of this kind, the next `times` fail with `status`; without one the connection drops."""
 
     method: str
     path: str
@@ -35,7 +35,7 @@ class Failure:
 
 
 class FakeHub:
-    """The server, in a thread of its own while the `with` block lasts.
+    """The server, in its own thread for the length of the `with` block.
 
     Attributes:
         repositories (`dict[str, Repository]`): By name.
@@ -70,7 +70,7 @@ class FakeHub:
         self._home.cleanup()
 
     def environment(self, **changes: str | None) -> dict[str, str]:
-        """Variables of a process that takes this for the Hub, with an empty cache; `None` takes a variable away."""
+        """Environment of a process that uses this as the Hub, with an empty cache; `None` removes a variable."""
         elsewhere = ("HF_TOKEN_PATH", "HUGGING_FACE_HUB_TOKEN", "HF_HUB_CACHE", "HF_MODULES_CACHE", "HF_XET_CACHE")
         names: Mapping[str, str | None] = {
             **os.environ,
@@ -90,7 +90,7 @@ class FakeHub:
         return {name: value for name, value in names.items() if value is not None}
 
     def run(self, code: str, *arguments, fails: bool = False, cwd=None, stdin: str = "", **changes: str | None) -> str:
-        """Run code in a process that takes this for the Hub; returns its output, which never has the token in it."""
+        """Run code in a process that uses this as the Hub; returns its output, which must not contain the token."""
         environment = self.environment(**changes)
         done = subprocess.run(
             [sys.executable, "-c", code, *map(str, arguments)],
@@ -107,12 +107,12 @@ class FakeHub:
         return output
 
     def add_repository(self, name: str, private: bool = False) -> None:
-        """Make a repository, with the one file that new ones have."""
+        """Create a repository with the one file that new ones have."""
         self.repositories[name] = Repository(private)
         self.repositories[name].add(Commit("main", "initial commit", {".gitattributes": File(b"", lfs=False)}, []))
 
     def add_folder(self, folder: Path, name: str) -> None:
-        """Make a repository of the files in a folder."""
+        """Create a repository from the files in a folder."""
         self.add_repository(name)
         files = {path.name: File(path.read_bytes(), lfs=path.suffix == ".safetensors") for path in folder.iterdir()}
         self.repositories[name].add(Commit("main", "of a folder", files, list(files)))
@@ -124,11 +124,11 @@ class FakeHub:
     def fail(
         self, method: str, path: str = "", after: int = 0, times: float = float("inf"), status: int | None = None
     ) -> None:
-        """Let requests fail whose path holds `path`; without `status` the connection drops amid the request."""
+        """Make requests fail whose path contains `path`; without `status` the connection drops during the request."""
         self._failures.append(Failure(method, path, after, times, status))
 
     def heal(self) -> None:
-        """Let nothing fail any more."""
+        """Make all requests succeed again."""
         self._failures.clear()
 
     def failure_of(self, method: str, path: str) -> Failure | None:

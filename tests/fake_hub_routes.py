@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The HTTP routes of the Hub that huggingface_hub 2.4 asks for models, on top of the state that a `FakeHub` holds."""
+"""The HTTP routes of the Hub that huggingface_hub 2.4 uses for models, on the state of a `FakeHub`."""
 
 import base64
 import hashlib
@@ -18,7 +18,7 @@ TOKEN = "hf_" + "ThisIsTheTokenOfTheFakeHub1234567"
 
 
 class HubError(Exception):
-    """An answer that is no success."""
+    """An answer that reports a failure."""
 
     def __init__(self, status: int, message: str, code: str | None = None):
         super().__init__(message)

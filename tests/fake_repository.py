@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A repository of the Hub in memory: branches of commits, which are whole states of files."""
+"""A repository of the Hub in memory: branches with commits, each the complete state of the files."""
 
 import hashlib
 from dataclasses import dataclass, field
@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 @dataclass
 class File:
-    """Content of a file; `lfs` if it is stored by its sha256, and not in git."""
+    """Content of a file; `lfs` if it is stored by its sha256 and not in git."""
 
     content: bytes
     lfs: bool
@@ -21,7 +21,7 @@ class File:
 
 @dataclass
 class Commit:
-    """A state of a repository, and what led there."""
+    """A state of a repository, with message and changed files."""
 
     branch: str
     message: str
@@ -36,7 +36,7 @@ class Commit:
 
 @dataclass
 class Repository:
-    """Branches by name, and all commits in their order; born with one, as on the Hub."""
+    """Branches by name, and all commits in order; a new one has a first commit, as on the Hub."""
 
     private: bool
     branches: dict[str, Commit] = field(default_factory=dict)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Xet storage in memory, as far as uploads by hf_xet 1.8 need it: chunks come in xorbs, and a shard lists the files.
+"""Xet storage in memory, for uploads by hf_xet 1.8: chunks arrive in xorbs, and a shard lists the files.
 
 Formats as in the Xet protocol specification (huggingface.co/docs/xet), uncompressed chunks only: run the client with
 `HF_XET_DATA_XORB_COMPRESSION_POLICY=none`.
@@ -25,7 +25,7 @@ class XetStorage:
         self.received: list[str] = []
 
     def store_xorb(self, name: str, body: bytes) -> None:
-        """Take chunks in: a header of 8 bytes with version, length, compression and original length before each."""
+        """Store chunks, each of which has a header of 8 bytes: version, length, compression and original length."""
         chunks, at = [], 0
         while at < len(body):
             length, compression = int.from_bytes(body[at + 1 : at + 4], "little"), body[at + 4]

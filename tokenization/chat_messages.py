@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Messages in OpenAI's format as LongCat's chat template reads them.
+"""Turn messages in OpenAI's format into what LongCat's chat template reads.
 
     {"role": "developer", ...}                          {"role": "system", ...}
     "function": {"name": "f", "arguments": '{"a": 1}'}  "function": {"name": "f", "arguments": {"a": 1}}
 
-The template itself decodes no JSON, since Jinja cannot; it takes `developer` for `system` where a conversation begins.
+Jinja cannot decode JSON, and the template accepts `developer` for `system` only where a conversation begins.
 """
 
 import json
@@ -15,12 +15,12 @@ from tokenization.tool_calls import ToolCallError, render_tool_call
 
 
 def normalized_messages(messages: Sequence[dict[str, Any]], name: str = "messages") -> list[dict[str, Any]]:
-    """The messages with `developer` written as `system` and the arguments of tool calls decoded; none is changed in
-    place.
+    """The messages with `developer` replaced by `system` and the arguments of tool calls decoded; the originals do not
+    change.
 
     Args:
         messages (`Sequence[dict]`): A conversation.
-        name (`str`, *optional*, defaults to `"messages"`): What errors call it.
+        name (`str`, *optional*, defaults to `"messages"`): What errors call the list.
 
     Raises:
         `ValueError`: naming the tool call that the template could not write, and why.
@@ -29,7 +29,7 @@ def normalized_messages(messages: Sequence[dict[str, Any]], name: str = "message
 
 
 def normalized_message(message: dict[str, Any], where: str) -> dict[str, Any]:
-    """One message, called `where` in errors."""
+    """One message, which errors call `where`."""
     if not isinstance(message, dict):
         raise ValueError(f"`{where}` must have `role` and `content`, found {type(message).__name__}")
     changes: dict[str, Any] = {}
@@ -44,7 +44,7 @@ def normalized_message(message: dict[str, Any], where: str) -> dict[str, Any]:
 
 
 def normalized_call(call: Any, where: str) -> dict[str, Any]:
-    """One tool call with its arguments as a dictionary, in the form that it came in."""
+    """One tool call with its arguments as a dictionary, with or without `function` around it, as given."""
     function = (call.get("function") or call) if isinstance(call, dict) else None
     if not isinstance(function, dict) or not isinstance(function.get("name"), str):
         raise ValueError(f"`{where}` must have a `function` with `name` and `arguments`, found {call!r}")
@@ -61,7 +61,7 @@ def normalized_call(call: Any, where: str) -> dict[str, Any]:
 
 
 def decoded_arguments(arguments: Any, where: str) -> dict[str, Any]:
-    """Arguments as a dictionary; `None` and an empty text are a call without any."""
+    """Arguments as a dictionary; `None` and an empty text mean no arguments."""
     if arguments is None or arguments == "":
         return {}
     if isinstance(arguments, str):
@@ -71,7 +71,7 @@ def decoded_arguments(arguments: Any, where: str) -> dict[str, Any]:
             raise ValueError(f"`{where}.function.arguments` is text that is not JSON: {error}") from error
     if not isinstance(arguments, dict):
         raise ValueError(
-            f"`{where}.function.arguments` must be an object, or one as JSON text, found {type(arguments).__name__}"
+            f"`{where}.function.arguments` must be an object or the JSON text of one, found {type(arguments).__name__}"
         )
     return arguments
 

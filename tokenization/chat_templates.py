@@ -1,17 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The two chat templates by name, and what a tokenizer needs to hold a chat.
+"""The two chat templates by name, and what a tokenizer needs for a chat.
 
-`chat_template.jinja` is the template that a saved tokenizer carries. `chat_template_training.jinja` is the same
-with generation tags, for TRL's `chat_template_path` and `assistant_only_loss`. Message text that holds the text of a
-special token becomes that token, as with most templates on the Hub; for text from strangers transformers offers
-`apply_chat_template(..., sanitize_control_tokens=True)`. Tool-call arguments are safe either way.
+`chat_template.jinja` is the template of a saved tokenizer. `chat_template_training.jinja` is the same with generation
+tags, for TRL's `chat_template_path` and `assistant_only_loss`. After you edit the first, write the second again:
+
+    python -m tokenization.chat_templates
+
+As with most templates on the Hub, message text that contains the text of a special token becomes that token. For text
+that you do not trust, call `apply_chat_template(..., sanitize_control_tokens=True)`. Tool-call arguments are always
+safe.
 """
 
+import argparse
 from copy import deepcopy
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
+from modeling_longcat_lite.whole_files import write_whole
+from tokenization.command_line import CommandParser, run_command
 from tokenization.response_template import RESPONSE_TEMPLATE
 from tokenization.special_tokens import BOS_TOKEN, EOS_TOKEN, PAD_TOKEN, SPECIAL_TOKENS, UNK_TOKEN
 
@@ -25,24 +32,24 @@ _TURN_ENDS = "{#- The tokens that the model writes end here. -#}"
 _LICENCE = "{#- SPDX-License-Identifier: Apache-2.0 -#}\n"
 _TRAINING_HEAD = """\
 {#-
-    Training variant of chat_template.jinja, which it equals but for this head and the generation tags around the
-    assistant turn: its content, its tool calls and the closing </longcat_s>. Both render the same text. With these
-    tags return_assistant_tokens_mask=True, and so TRL's assistant_only_loss, marks exactly those tokens.
+    Training variant of chat_template.jinja: the same, but for this comment and the generation tags around the
+    assistant turn (its content, its tool calls and the closing </longcat_s>). Both write the same text. With these
+    tags, return_assistant_tokens_mask=True, and so TRL's assistant_only_loss, marks exactly those tokens.
 -#}
 """
 
 
 def load_chat_template(name: str = "default") -> str:
-    """Return the text of a chat template.
+    """The text of a chat template.
 
     Args:
         name (`str`, *optional*, defaults to `"default"`): `"default"` or `"training"`.
 
     Raises:
-        `ValueError`: There is no template of this name.
+        `ValueError`: there is no template of this name.
     """
     if name not in CHAT_TEMPLATE_FILES:
-        raise ValueError(f"no chat template named {name!r}, choose from {sorted(CHAT_TEMPLATE_FILES)}")
+        raise ValueError(f"there is no chat template named {name!r}, choose from {sorted(CHAT_TEMPLATE_FILES)}")
     return CHAT_TEMPLATE_FILES[name].read_text(encoding="utf-8")
 
 
@@ -50,10 +57,12 @@ def training_variant(template: str) -> str:
     """Put generation tags around the assistant turn of `chat_template.jinja`, or of your edited copy of it.
 
     Raises:
-        `ValueError`: The comments that mark the assistant turn are missing.
+        `ValueError`: the licence line or the comments that mark the assistant turn are missing.
     """
     if template.count(_TURN_BEGINS) != 1 or template.count(_TURN_ENDS) != 1 or _LICENCE not in template:
-        raise ValueError("the template does not mark its licence line and one assistant turn")
+        raise ValueError(
+            f"the template needs its licence line, and {_TURN_BEGINS} and {_TURN_ENDS} around one assistant turn"
+        )
     tagged = template.replace(_TURN_BEGINS, "{%- generation %}").replace(_TURN_ENDS, "{%- endgeneration %}")
     return tagged.replace(_LICENCE, _LICENCE + _TRAINING_HEAD, 1)
 
@@ -62,7 +71,7 @@ def attach_chat_format(tokenizer: PreTrainedTokenizerBase) -> None:
     """Give a tokenizer LongCat's chat template, response template and named special tokens, in place."""
     tokenizer.chat_template = load_chat_template()
     tokenizer.response_template = deepcopy(RESPONSE_TEMPLATE)
-    # transformers would only find the tokens that the template writes; these count in any message.
+    # By itself, transformers finds only the tokens that the template writes; users may write any of these.
     vocabulary = tokenizer.get_vocab()
     tokenizer.chat_control_tokens = [token.content for token in SPECIAL_TOKENS if token.content in vocabulary]
     tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token = BOS_TOKEN, EOS_TOKEN, PAD_TOKEN
@@ -70,6 +79,18 @@ def attach_chat_format(tokenizer: PreTrainedTokenizerBase) -> None:
         tokenizer.unk_token = UNK_TOKEN
 
 
+def make_parser() -> CommandParser:
+    return CommandParser(
+        "tokenization.chat_templates", "Write chat_template_training.jinja from an edited chat_template.jinja."
+    )
+
+
+def main(arguments: argparse.Namespace) -> None:
+    write_whole(CHAT_TEMPLATE_FILES["training"], training_variant(load_chat_template()))
+    print(f"Written: {CHAT_TEMPLATE_FILES['training']}")
+
+
+__all__ = ["CHAT_TEMPLATE_FILES", "attach_chat_format", "load_chat_template", "training_variant"]
+
 if __name__ == "__main__":
-    # After an edit of chat_template.jinja: python -m tokenization.chat_templates
-    CHAT_TEMPLATE_FILES["training"].write_text(training_variant(load_chat_template()), encoding="utf-8")
+    run_command(lambda: main(make_parser().parse_args()))

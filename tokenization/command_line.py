@@ -84,7 +84,7 @@ def run_command(command: Callable[[], int | None]) -> NoReturn:
     """Runs a command and ends the process: with what it returns, or with one line that says what is wrong.
 
     Mistakes of users are `ValueError`s and `OSError`s by this project's rules; their text names the field, file or
-    row. They end with status 2, and with `--debug` among the arguments their traceback is shown.
+    row. They end with status 2, after the error's notes; with `--debug` among the arguments their traceback is shown.
     """
     try:
         status = command()
@@ -94,7 +94,7 @@ def run_command(command: Callable[[], int | None]) -> NoReturn:
     except (ValueError, OSError) as error:
         if "--debug" in sys.argv:
             raise
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {error}", *getattr(error, "__notes__", ()), sep="\n", file=sys.stderr)
         sys.exit(2)
     sys.exit(status)
 

@@ -1,17 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The response template that lets `tokenizer.parse_response` read tool calls.
+"""The response template with which `tokenizer.parse_response` reads tool calls.
 
-transformers 5.13 and later keep it in `tokenizer_config.json` as `response_template`; the `response_schema` of
-earlier versions is dropped on load. `parse_response` also wants the prompt, or `prefix=""`.
+transformers 5.13 and later keep it in `tokenizer_config.json` as `response_template`, and ignore the `response_schema`
+of earlier versions. `parse_response` also needs the prompt, or `prefix=""`.
 
-It agrees with [`~tool_calls.parse_tool_calls`] on every well-formed call whose keys are written raw. It cannot say
-the rest, so prefer `parse_tool_calls` before a tool is run:
+It agrees with [`~tool_calls.parse_tool_calls`] on every well-formed call whose keys are written without quotes. Use
+`parse_tool_calls` before you run a tool, since a response template cannot express the rest:
 
-* It reports no mistake: a cut-off call is returned as far as it goes, a malformed pair is left out, of a repeated
-  key the last value counts, NaN and Infinity pass.
+* It reports no mistakes. It returns the beginning of a call that is cut off, skips a malformed pair, takes the last
+  value of a repeated key, and accepts NaN and Infinity.
 * A key that had to be quoted keeps its quotes and escapes.
-* With `tools=`, a string argument is cast to a declared type that is no string; a parameter declared as a string whose
-  text the model wrote without quotes, such as `3`, is still read as JSON.
+* With `tools=`, it casts a string argument to a declared type other than string. If the parameter is a string and the
+  model wrote its text without quotes, such as `3`, it still reads the text as JSON.
 """
 
 from typing import Any

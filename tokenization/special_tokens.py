@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The special tokens of LongCat-Flash-Lite and the ids they are released at.
+"""The special tokens of LongCat-Flash-Lite and their ids.
 
-Ids 1, 2 and 3 are those of the released tokenizer. Id 0 is assumed to be the unknown token: the released
-n-gram hash uses 0 as the filler before a text begins, so it cannot be an ordinary token. The released ids of the
-other tokens are not known; a tokenizer trained here numbers them in the order of this table.
+Ids 1, 2 and 3 are those of the released tokenizer. Id 0 is assumed to be the unknown token: the released n-gram hash
+fills the positions before a text with 0, so it cannot be an ordinary token. The released ids of the other tokens are
+not known; a tokenizer trained here numbers them in the order of this table.
 """
 
 from typing import NamedTuple
@@ -16,8 +16,8 @@ class SpecialToken(NamedTuple):
         id (`int`): Id in a tokenizer trained here.
         content (`str`): The text that is matched as one token.
         skipped (`bool`):
-            Whether `decode(..., skip_special_tokens=True)` drops it. The tokens that carry structure inside an
-            assistant turn are kept, so that a tool call survives the decoding that pipelines do.
+            Whether `decode(..., skip_special_tokens=True)` drops it. It keeps the tokens that structure an assistant
+            turn, so that a tool call survives the decoding in pipelines.
         released (`bool`): Whether the id is that of the released tokenizer.
     """
 
@@ -54,7 +54,7 @@ BOS_TOKEN = "<longcat_s>"
 EOS_TOKEN = "</longcat_s>"
 PAD_TOKEN = "<longcat_pad>"
 
-# Batched generation needs its padding on the left; TRL's collators pad to the right by themselves.
+# Batched generation needs padding on the left; TRL's collators pad on the right regardless.
 PADDING_SIDE = "left"
 
 # Positions that the released model was trained for.

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Arguments of a tool call against the schema of the tool: what a model wrote, before a function is called with it.
+"""Check the arguments that a model wrote against the schema of the tool, before the tool is called.
 
-Knows what [`~transformers.utils.get_json_schema`] writes: types, `enum`, `anyOf`, `nullable`, and what lists and
-dictionaries hold.
+Understands what [`~transformers.utils.get_json_schema`] writes: types, `enum`, `anyOf`, `nullable`, and the elements
+of lists and dictionaries.
 """
 
 from collections.abc import Mapping
@@ -48,7 +48,7 @@ def problem_of_value(value: Any, schema: Mapping[str, Any]) -> str | None:
 
 
 def problem_of_parts(value: Any, schema: Mapping[str, Any]) -> str | None:
-    """The same for what a list or a dictionary holds."""
+    """The same for the elements of a list or a dictionary."""
     parts: list[tuple[Any, Any]] = []
     if isinstance(value, list):
         prefix = schema.get("prefixItems")
@@ -61,12 +61,12 @@ def problem_of_parts(value: Any, schema: Mapping[str, Any]) -> str | None:
         parts = [(part, declared.get(key, others)) for key, part in value.items()]
     for part, part_schema in parts:
         if problem := problem_of_value(part, part_schema):
-            return f"holds a value that {problem}"
+            return f"contains a value that {problem}"
     return None
 
 
 def has_type(value: Any, name: str) -> bool:
-    """Whether a JSON value has a JSON type; `True` is no number, and 3.0 is no integer to a Python function."""
+    """Whether a JSON value has a JSON type; `True` is not a number, and to a Python function 3.0 is not an integer."""
     if name == "integer":
         return isinstance(value, int) and not isinstance(value, bool)
     if name == "number":

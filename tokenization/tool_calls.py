@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-r"""Tool calls as text: what the chat template renders, and the parser that reads it back.
+r"""Tool calls as text: what the chat template writes, and the parser that reads it back.
 
 ```
 <longcat_tool_call>get_weather
@@ -10,20 +10,20 @@ r"""Tool calls as text: what the chat template renders, and the parser that read
 </longcat_tool_call>
 ```
 
-The format writes strings as they are and everything else as JSON, which leaves the string `"3"` and the number `3`
-alike. One rule settles it, for `chat_template.jinja` and for this file:
+The format writes strings as they are and everything else as JSON, so that the string `"3"` and the number `3` would
+look the same. `chat_template.jinja` and this file follow one rule that tells them apart:
 
 * A value that is not a string is JSON.
 * A string is written as it is, whitespace and line breaks included, unless it could be read as JSON
-  ([`looks_like_json`]), holds a LongCat marker (`<longcat_` or `</longcat_`) or a lone surrogate. Then it is a JSON
-  string in quotes: `"3"`.
-* A key is written as it is, unless whitespace surrounds it, it begins and ends with a quote, or it holds a marker or
+  ([`looks_like_json`]) or contains a LongCat marker (`<longcat_` or `</longcat_`) or a lone surrogate. Then it is a
+  JSON string in quotes: `"3"`.
+* A key is written as it is, unless it has whitespace around it, begins and ends with a quote, or contains a marker or
   a lone surrogate. Then it is a JSON string.
-* In JSON the `<` of a marker is `\u003c`, so that no argument can hold a control token.
+* In JSON, the `<` of a marker is `\u003c`, so that no argument can contain a control token.
 
-So prose, code, paths and dates stay raw, as other runtimes expect them, and every JSON value comes back equal without
-a schema. A runtime that takes a parameter declared as a string word for word keeps the quotes of the rare quoted
-string; pass `tools` here and such a parameter is unquoted, or kept word for word where the model wrote no quotes.
+So prose, code, paths and dates stay unquoted, as other runtimes expect them, and every JSON value comes back equal
+without a schema. A runtime that reads a string parameter word for word keeps the quotes of the rare quoted string.
+Pass `tools` to the parser here, and it removes them, or keeps the text word for word if the model wrote no quotes.
 
 Nothing here evaluates text as Python.
 """
@@ -42,7 +42,7 @@ KEY_OPEN, KEY_CLOSE = "<longcat_arg_key>", "</longcat_arg_key>"
 VALUE_OPEN, VALUE_CLOSE = "<longcat_arg_value>", "</longcat_arg_value>"
 
 _ANY_MARKER = re.compile("|".join(re.escape(token.content) for token in SPECIAL_TOKENS))
-# Outside a call only these matter: content may speak of other markers.
+# Outside a call only these matter: the content may mention other markers.
 _OUTER_MARKER = re.compile(r"</?longcat_(?:tool_call|arg_key|arg_value)>|</longcat_s>")
 _AFTER_THE_TURN = re.compile(r"(?:</longcat_s>|<longcat_pad>|\s)*")
 _SPACE = re.compile(r"\s*")
@@ -57,18 +57,18 @@ class Function(TypedDict):
 
 
 class ToolCall(TypedDict):
-    """A tool call as it stands in the `tool_calls` of an assistant message."""
+    """A tool call in the `tool_calls` of an assistant message."""
 
     type: str
     function: Function
 
 
 class ToolCallError(ValueError):
-    """Text that is no tool call, or a tool call that cannot be written as text.
+    """Text that is not a tool call, or a tool call that cannot be written as text.
 
     Args:
         message (`str`): What is wrong, naming the call, argument or marker.
-        position (`int`, *optional*): Where in the parsed text, in characters from its start.
+        position (`int`, *optional*): Where it is in the parsed text, in characters from the start.
     """
 
     def __init__(self, message: str, position: int | None = None):
@@ -79,8 +79,8 @@ class ToolCallError(ValueError):
 def looks_like_json(text: str) -> bool:
     """Whether `text` has the outer shape of a JSON value.
 
-    True for every JSON text and for few others, and simple enough for a chat template to state: a word JSON knows,
-    anything `float` reads, or a text between matching quotes, brackets or braces.
+    True for every JSON text and few others, and simple enough for a chat template: `true`, `false` or `null`, anything
+    that `float` reads, or a text between matching quotes, brackets or braces.
     """
     text = text.strip()
     if text in ("true", "false", "null"):
@@ -102,7 +102,7 @@ def render_tool_call(name: str, arguments: Mapping[str, Any]) -> str:
         arguments (`Mapping[str, Any]`): JSON values by parameter name.
 
     Raises:
-        [`ToolCallError`]: The name cannot be written, a key is not a string or a value is not JSON.
+        [`ToolCallError`]: the name cannot be written, a key is not a string, or a value is not JSON.
     """
     if problem := _name_problem(name):
         raise ToolCallError(f"tool call {name!r}: {problem}")
@@ -127,18 +127,18 @@ def parse_tool_calls(
 
     Args:
         text (`str`):
-            The decoded turn without its `<longcat_assistant>` header; `</longcat_s>` and padding may follow it.
-            Decode with the special tokens kept.
+            The decoded turn without its `<longcat_assistant>` header; `</longcat_s>` and padding may follow it. Decode
+            it without `skip_special_tokens`.
         tools (`Sequence[dict | Callable]`, *optional*):
-            The tools as given to `apply_chat_template`. A parameter declared as a string then stays a string even
-            where its text reads as JSON; nothing else changes and no argument is checked against its schema.
+            The tools as given to `apply_chat_template`. A parameter declared as a string then stays a string even if
+            its text could be read as JSON. Nothing else changes: arguments are not checked against their schema.
 
     Returns:
         `tuple[str, list[ToolCall]]`: All text outside the calls, without the whitespace that follows a call, and the
         calls in order. Calls keep the message form: `{"type": "function", "function": {"name", "arguments"}}`.
 
     Raises:
-        [`ToolCallError`]: A call is cut off or malformed; the message says what and where.
+        [`ToolCallError`]: a call is cut off or malformed; the message says what and where.
 
     Example:
 
@@ -196,7 +196,7 @@ def _parse_call(text: str, start: int, types_of: Mapping[str, Mapping[str, set[s
 
 
 def _between(text: str, position: int, opening: str, closing: str, expected: str) -> tuple[str, int]:
-    """Return the text between `opening`, due at `position`, and `closing`, and the position after it."""
+    """The text between `opening`, expected at `position`, and `closing`, and the position after `closing`."""
     if not text.startswith(opening, position):
         found = _glimpse(text, position)
         raise ToolCallError(f"expected {expected}, found {found}", position)
@@ -205,7 +205,7 @@ def _between(text: str, position: int, opening: str, closing: str, expected: str
     if marker is None:
         raise ToolCallError(f"{opening} is never closed", position)
     if marker.group() != closing:
-        raise ToolCallError(f"{marker.group()} where {closing} is due", marker.start())
+        raise ToolCallError(f"{marker.group()} where {closing} is expected", marker.start())
     return text[start : marker.start()], marker.end()
 
 
@@ -219,7 +219,7 @@ def _decode_key(text: str) -> str:
 
 
 def _decode_value(text: str, declared: set[str]) -> Any:
-    """Undo the rendering rule; `declared` holds the JSON types of the schema, empty where there is none."""
+    """Undo the rule for values; `declared` has the JSON types of the schema, and is empty without one."""
     if not looks_like_json(text):
         return text
     try:
@@ -236,7 +236,7 @@ def _decode_value(text: str, declared: set[str]) -> Any:
 
 
 def _strict_json(text: str) -> Any:
-    """Decode JSON, and only JSON: `json.loads` lets NaN, Infinity and repeated keys pass."""
+    """Decode JSON and nothing else: `json.loads` also accepts NaN, Infinity and repeated keys."""
     problems: list[str] = []
 
     def number(digits: str) -> int | float:
@@ -280,7 +280,7 @@ def _json_types(value: Any) -> set[str]:
 
 
 def _declared_types(tools: Sequence[dict[str, Any] | Callable]) -> dict[str, dict[str, set[str]]]:
-    """Map function name to parameter name to the JSON types that its schema allows."""
+    """The JSON types that the schemas allow, by name of the function and of the parameter."""
     declared = {}
     for tool in tools:
         schema = tool if isinstance(tool, dict) else get_json_schema(tool)
@@ -304,7 +304,7 @@ def _name_problem(name: str) -> str | None:
     if not name:
         return "the name is empty"
     if name.startswith("{"):
-        return "the call is a JSON object, LongCat-Flash-Lite writes a name and arg_key/arg_value pairs"
+        return "the call is a JSON object; LongCat-Flash-Lite writes a name and arg_key/arg_value pairs"
     if name != name.strip() or len(name.splitlines()) > 1 or "<" in name or ">" in name:
         return "the name must be one line without surrounding whitespace, '<' or '>'"
     return None
@@ -325,7 +325,7 @@ def _json_text(value: Any, key: str) -> str:
 
 
 def _skip(pattern: re.Pattern[str], text: str, position: int) -> int:
-    """Return where a pattern that may match nothing ends."""
+    """Where the match of a pattern that may match nothing ends."""
     match = pattern.match(text, position)
     assert match is not None
     return match.end()

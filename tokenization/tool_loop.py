@@ -9,11 +9,11 @@ messages = run_tools(model, tokenizer, messages, tools=[add], max_new_tokens=256
 messages[-1]["content"]
 ```
 
-Generation stops at a call, the function runs with checked arguments, and its result goes back as a `tool` message. A
-call that cannot be run (malformed text, no such tool, arguments that break the schema, an exception in the function)
-is answered with what is wrong, so that the model may try again. Nothing that the model writes is evaluated, and no
-text in a message becomes a control token. The model is anything with `generate` and `device`, the tokenizer one with
-LongCat's chat template.
+Generation stops at a call, the function runs with checked arguments, and its result goes back as a `tool` message.
+If a call cannot be run (malformed text, no such tool, arguments that break the schema, an exception in the function),
+the model gets the error instead and may try again. Nothing that the model writes is evaluated, and no text in a
+message becomes a control token. The model can be anything with `generate` and `device`; the tokenizer needs LongCat's
+chat template.
 """
 
 import json
@@ -37,33 +37,34 @@ def run_tools(
     max_turns: int = 8,
     **generate_options: Any,
 ) -> list[dict[str, Any]]:
-    """Generate, run what is called, and go on until the model answers without a call.
+    """Generate, run the tools that the model calls, and go on until it answers without a call.
 
     Args:
         model (`PreTrainedModel`): The model.
         tokenizer (`PreTrainedTokenizerBase`): Its tokenizer.
         messages (`Sequence[dict]`):
-            The conversation so far; it is not changed. The role `developer` and arguments as JSON text, as OpenAI's
-            format has them, will do.
+            The conversation so far; it does not change. OpenAI's role `developer` and arguments as JSON text are
+            accepted.
         tools (`Sequence[Callable]`):
             Functions with type hints and a docstring in Google's style, see [`~transformers.utils.get_json_schema`].
             They run in this process, with whatever arguments of the declared types the model chooses.
-        max_turns (`int`, *optional*, defaults to 8): Most turns of the assistant.
-        generate_options: For `generate`, such as `max_new_tokens`, of each turn.
+        max_turns (`int`, *optional*, defaults to 8): Largest number of turns of the assistant.
+        generate_options: Options of `generate` for each turn, such as `max_new_tokens`.
 
     Returns:
-        `list[dict]`: The conversation with everything said since. Its last message is the answer; it is a `tool`
-        message where `max_turns` were used up before.
+        `list[dict]`: The conversation with all new messages. The last one is the answer, or a `tool` message if
+        `max_turns` were used up first.
 
     Raises:
-        `ValueError`: `max_turns` is below 1, two tools have one name, or a tool call in `messages` cannot be written.
+        `ValueError`: `max_turns` is below 1, two tools have the same name, or a tool call in `messages` cannot be
+            written.
     """
     if max_turns < 1:
-        raise ValueError(f"`max_turns` is {max_turns}, must be at least 1")
+        raise ValueError(f"`max_turns` is {max_turns}, but must be at least 1")
     schemas = [get_json_schema(tool)["function"] for tool in tools]
     by_name = {schema["name"]: (tool, schema) for tool, schema in zip(tools, schemas, strict=True)}
     if len(by_name) < len(schemas):
-        raise ValueError(f"`tools` has a name twice: {', '.join(schema['name'] for schema in schemas)}")
+        raise ValueError(f"`tools` has a name twice: {', '.join(schema['name'] for schema in schemas)}; rename one")
     conversation = list(messages)
     for _ in range(max_turns):
         text = generate_turn(model, tokenizer, conversation, schemas, generate_options)
@@ -96,11 +97,11 @@ def generate_turn(
 
 
 def run_turn(text: str, by_name: Mapping[str, tuple[Callable, dict[str, Any]]]) -> tuple[dict[str, Any], list[str]]:
-    """The assistant's message, and the result of each of its calls; no results mean that it has answered."""
+    """The assistant's message and the result of each of its calls; without results, the message is the answer."""
     try:
         content, calls = parse_tool_calls(text, [schema for _, schema in by_name.values()])
     except ToolCallError as error:
-        # The model sees what it wrote, as plain text, beside what is wrong with it.
+        # The model sees what it wrote, as plain text, and what is wrong with it.
         return {"role": "assistant", "content": text.removesuffix(EOS_TOKEN)}, [f"Error: {error}"]
     said: dict[str, Any] = {"role": "assistant", "content": content}
     if calls:
@@ -109,7 +110,7 @@ def run_turn(text: str, by_name: Mapping[str, tuple[Callable, dict[str, Any]]]) 
 
 
 def run_call(function: Function, by_name: Mapping[str, tuple[Callable, dict[str, Any]]]) -> str:
-    """The result of one call as text: strings as they are, all else as JSON, and what went wrong as an error."""
+    """The result of one call as text: a string unchanged, any other value as JSON, a failure as an error."""
     name, arguments = function["name"], function["arguments"]
     if name not in by_name:
         return f"Error: there is no tool {name!r}, only {', '.join(map(repr, by_name)) or 'none at all'}"
@@ -119,7 +120,7 @@ def run_call(function: Function, by_name: Mapping[str, tuple[Callable, dict[str,
     try:
         result = tool(**arguments)
         return result if isinstance(result, str) else json.dumps(result, ensure_ascii=False, default=str)
-    except Exception as error:  # whatever a tool raises is for the model to read, as is a result that is no JSON
+    except Exception as error:  # the model reads what a tool raises, and that a result is not JSON
         return f"Error: {name}: {type(error).__name__}: {error}"
 
 

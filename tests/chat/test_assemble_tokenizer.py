@@ -9,7 +9,7 @@ from tokenizers import processors
 from transformers import AutoTokenizer
 
 from tokenization import assemble_tokenizer as module
-from tokenization.assemble_tokenizer import assemble_tokenizer, main
+from tokenization.assemble_tokenizer import assemble_tokenizer, main, make_parser
 from tokenization.chat_templates import load_chat_template
 from tokenization.train_tokenizer import train_tokenizer
 
@@ -18,7 +18,7 @@ UPSTREAM_TEMPLATE = "{% for m in messages %}<longcat_{{ m.role }}>{{ m.content }
 
 @pytest.fixture
 def upstream(tmp_path):
-    """A folder as the Hub has it: end tokens appended, older configuration keys, a template of its own."""
+    """A folder as on the Hub: end tokens are appended, configuration keys are older, and it has its own template."""
     tokenizer = train_tokenizer(["What a downloaded tokenizer might have learnt."] * 3, 300)
     backend = tokenizer.backend_tokenizer
     backend.post_processor = processors.TemplateProcessing(
@@ -109,7 +109,7 @@ def test_a_token_whose_id_is_not_known_may_be_missing(upstream, tmp_path, caplog
 
 def test_a_failed_save_leaves_nothing_behind(upstream, tmp_path, monkeypatch):
     def fail(self, folder, **kwargs):
-        folder.mkdir()
+        folder.mkdir(exist_ok=True)
         (folder / "tokenizer.json").write_text("half")
         raise OSError("disk full")
 
@@ -129,6 +129,6 @@ def test_folders_are_checked(upstream, tmp_path):
 
 
 def test_the_command(upstream, tmp_path, capsys):
-    main([str(upstream), str(tmp_path / "out")])
+    main(make_parser().parse_args([str(upstream), str(tmp_path / "out")]))
     assert "tokens in" in capsys.readouterr().out
     assert (tmp_path / "out" / "chat_template.jinja").is_file()

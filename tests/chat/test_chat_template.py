@@ -105,8 +105,8 @@ def test_continue_final_message(template, start):
         (calling('{"city": "Paris"}'), "arguments of the tool call weather must be a dict; decode a JSON string"),
         (calling(["Paris"]), "must be a dict"),
         (calling({1: 2}), "argument name 1 is not a string"),
-        (calling({"city": float("nan")}), "Argument city is not JSON: it holds nan"),
-        (calling({"city": [{"a": ("NaN", float("-inf"))}]}), "Argument city is not JSON: it holds -inf"),
+        (calling({"city": float("nan")}), "Argument city is not JSON: it contains nan"),
+        (calling({"city": [{"a": ("NaN", float("-inf"))}]}), "Argument city is not JSON: it contains -inf"),
         *((calling({}, name=name), "name of a tool call") for name in ("", " f", "a\nb", "<f>", "{f}", 3, None)),
     ],
 )

@@ -134,7 +134,7 @@ def test_the_source_calls_no_evaluator():
         ("<longcat_tool_call>\n</longcat_tool_call>", "the name is empty", 20),
         ('<longcat_tool_call>{"name": "f"}</longcat_tool_call>', "the call is a JSON object", 19),
         ("<longcat_tool_call>f\njunk</longcat_tool_call>", "found 'junk</longcat_tool_call>'", 21),
-        ("<longcat_tool_call>f\n<longcat_arg_key>k</longcat_tool_call>", "</longcat_arg_key> is due", 39),
+        ("<longcat_tool_call>f\n<longcat_arg_key>k</longcat_tool_call>", "</longcat_arg_key> is expected", 39),
         ("a</longcat_s>b", "text after </longcat_s>: 'b'", 13),
     ],
 )

@@ -8,7 +8,7 @@ from transformers import AutoTokenizer
 
 from tokenization.chat_templates import load_chat_template
 from tokenization.special_tokens import SPECIAL_TOKENS
-from tokenization.train_tokenizer import main, train_tokenizer
+from tokenization.train_tokenizer import main, make_parser, train_tokenizer
 
 TEXTS = [f"Number {i} of the lines: caf\u00e9, 天气预报, <b>bold</b>\n" for i in range(50)]
 TOKENIZER = train_tokenizer(TEXTS, 350)
@@ -76,7 +76,8 @@ def test_mistakes_are_named():
 def test_the_command_writes_what_auto_tokenizer_loads(tmp_path, capsys):
     (tmp_path / "corpus.txt").write_text("".join(TEXTS), encoding="utf-8")
     output = tmp_path / "nested" / "tokenizer"
-    main(["--files", str(tmp_path / "corpus.txt"), "--vocab-size", "350", "--output", str(output)])
+    options = ["--text", str(tmp_path / "corpus.txt"), "--vocab-size", "350", "--output", str(output)]
+    main(make_parser().parse_args(options))
     assert "350 tokens" in capsys.readouterr().out
     loaded = AutoTokenizer.from_pretrained(output)
     assert len(loaded) == 350
@@ -92,4 +93,4 @@ def test_the_command_writes_what_auto_tokenizer_loads(tmp_path, capsys):
     assert batch.input_ids[0][0] == 3
     assert batch.attention_mask[0][0] == 0
     with pytest.raises(FileExistsError, match="not an empty folder"):
-        main(["--files", str(tmp_path / "corpus.txt"), "--vocab-size", "350", "--output", str(output)])
+        main(make_parser().parse_args(options))

@@ -133,7 +133,8 @@ def test_the_commands_of_the_readme_give_our_greedy_text(tmp_path):
     package = write_package(tmp_path, **WIDTHS_OF_64, rope_parameters=YARN_ROPE)
     teach(package)
     assert greedy_text(package) == ANSWER
-    commands = re.findall(r"^mlx_lm\.(\w+) (.*)$", (ROOT / "README.md").read_text(), flags=re.MULTILINE)
+    readme = (ROOT / "model_cards" / "README.md").read_text()
+    commands = re.findall(r"^mlx_lm\.(\w+) (.*)$", readme, flags=re.MULTILINE)
     assert [name for name, _ in commands] == ["generate", "convert", "generate"]
     for name, text in commands:
         given = {"outputs/my-package": package, "outputs/my-mlx": tmp_path / "mlx", "...": QUESTION}

@@ -72,7 +72,7 @@ class Row(NamedTuple):
 
 
 def readme() -> str:
-    return (ROOT / "README.md").read_text()
+    return (ROOT / "model_cards" / "README.md").read_text()
 
 
 def override_of_the_readme() -> list[str]:
@@ -284,7 +284,7 @@ def test_tool_calls_after_the_edit_of_the_readme(package, tmp_path):
 
     folder = tmp_path / "outputs" / "my-package"
     shutil.copytree(package, folder, ignore=shutil.ignore_patterns("*.safetensors"))
-    (edit,) = re.findall(r"^For tool calls in vLLM.*?```python\n(.*?)```", readme(), flags=re.MULTILINE | re.DOTALL)
+    (edit,) = re.findall(r"^### Tool calls in vLLM.*?```python\n(.*?)```", readme(), flags=re.MULTILINE | re.DOTALL)
     exec(edit.replace("outputs/my-package", str(folder)), {})
     run = run_elsewhere(PYTHON, "vllm_tool_calls.py", folder, tmp_path / "replies.json")
     assert run.returncode == 0, run.stderr

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The Hub folder: complete, flat, never half written, and loadable where the package is not."""
+"""The Hub folder: complete, flat, never half written, and loadable without the package."""
 
 import json
 import subprocess
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from card_cases import ON_THE_HUB, write_facts, write_results
+from card_cases import ON_THE_HUB, run_command, write_facts, write_results
 from huggingface_hub import ModelCard
 from tiny_chat import write_tiny_chat
 from transformers import AutoTokenizer
@@ -32,7 +32,7 @@ def folder(model_dir, tmp_path_factory) -> Path:
     report = output.with_name("report.json")
     report.write_text(json.dumps(REPORT))
     arguments = ["--model", str(model_dir), "--output", str(output), "--report", str(report)]
-    builder.main([*arguments, "--license", "apache-2.0"])
+    run_command(builder, *arguments, "--license", "apache-2.0")
     return output
 
 
@@ -86,7 +86,7 @@ def test_results_have_their_folder_and_the_rest_is_flat(model_dir, tmp_path):
     results = write_results(tmp_path / "harness.json", model_dir, ON_THE_HUB)
     facts = write_facts(tmp_path / "facts.yaml")
     arguments = ["--model", str(model_dir), "--output", str(tmp_path / "folder"), "--facts", str(facts)]
-    builder.main([*arguments, "--results", str(results)])
+    run_command(builder, *arguments, "--results", str(results))
     assert [path.name for path in (tmp_path / "folder").iterdir() if path.is_dir()] == [".eval_results"]
     assert ModelCard.load(tmp_path / "folder" / "README.md").data.model_name == "Tiny"
 
@@ -101,7 +101,7 @@ def test_what_training_turned_off_is_on_again(model_dir, tmp_path):
     assert json.loads((tmp_path / "folder" / "config.json").read_text())["use_cache"] is True
 
 
-@pytest.mark.slow  # a process of its own
+@pytest.mark.slow  # starts a process
 def test_folder_answers_where_the_package_cannot_be_imported(folder, tmp_path):
     script = Path("training/demo/ask.py").resolve()
     command = [sys.executable, "-I", script, "--isolated", "--model", folder, "--max-new-tokens", "4"]
@@ -161,6 +161,6 @@ def test_what_it_is_made_of_is_never_replaced(tmp_path, output):
     results = write_results(tmp_path / "results" / "harness.json", model, ON_THE_HUB)
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     arguments = ["--model", str(model), "--results", str(results), "--output", str(tmp_path / output), "--overwrite"]
-    with pytest.raises(ValueError, match="which would be gone with it"):
-        builder.main(arguments)
+    with pytest.raises(ValueError, match="which would be deleted"):
+        run_command(builder, *arguments)
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before

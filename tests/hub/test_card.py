@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The card: metadata that the Hub takes, and numbers that a file has."""
+"""The card: metadata that the Hub accepts, and only numbers that are in a file."""
 
 import json
 import re
@@ -19,6 +19,7 @@ from card_cases import (
     is_rounded,
     numbers_in_tables,
     numbers_of,
+    run_command,
     section,
     write_facts,
     write_results,
@@ -126,7 +127,7 @@ def test_numbers_of_the_model_are_counted(card, model_dir):
     assert f'| `"host"` | {(sum(t.nbytes for t in tensors.values()) - tables) / 1e3:.0f} KB |' in card.text
 
 
-def test_the_facts_are_told(card):
+def test_the_facts_are_in_the_card(card):
     for text in (FACTS["summary"], FACTS["training_data"], FACTS["intended_use"], FACTS["citation"], *FACTS["limits"]):
         assert text in card.text
     assert section(card.text, "Evaluation").startswith(f"\n{FACTS['evaluation']}\n\n| task |")
@@ -172,7 +173,7 @@ def test_a_hub_folder_has_the_record_of_its_run(model_dir, sources, tmp_path):
 def test_a_card_without_sources_says_that_nothing_is_known(model_dir):
     text = make_card(model_dir, CardSources(license="mit")).text
     assert ModelCard(text).data.license == "mit"
-    for admitted in ("Nothing has been measured", "has not described", "was tested for nothing"):
+    for admitted in ("No results are available", "have not described", "Assume it is\nuntested"):
         assert admitted in text
     assert not numbers_in_tables(section(text, "Evaluation") + section(text, "Training"))
 
@@ -183,16 +184,16 @@ def test_writing_again_replaces_results(model_dir, sources, tmp_path, capsys):
     for path in model_dir.iterdir():
         (folder / path.name).symlink_to(path)
     arguments = ["--folder", str(folder), "--facts", str(sources.facts)]
-    write_card.main([*arguments, "--results", *map(str, sources.results)])
+    run_command(write_card, *arguments, "--results", *map(str, sources.results))
     assert (folder / ".eval_results" / "harness.yaml").is_file()
     (folder / "mine.png").write_bytes(PNG)
     assert (folder / "held_out.png").is_file()
-    write_card.main([*arguments, "--results", str(sources.results[1])])
+    run_command(write_card, *arguments, "--results", str(sources.results[1]))
     assert (folder / "held_out.png").is_file()
     assert not (folder / ".eval_results" / "harness.yaml").exists()
-    write_card.main([*arguments, "--results", str(sources.results[0])])
+    run_command(write_card, *arguments, "--results", str(sources.results[0]))
     assert [path.name for path in folder.glob("*.png")] == ["mine.png"]
-    write_card.main([*arguments, "--results", str(sources.results[1])])
+    run_command(write_card, *arguments, "--results", str(sources.results[1]))
     assert "gsm8k" not in (folder / "README.md").read_text()
     assert f"{folder}/README.md" in capsys.readouterr().out
     assert not list(folder.glob("*.partial")) + list(folder.glob(".*.partial"))
@@ -228,7 +229,7 @@ def test_the_code_loads_the_repository_that_it_goes_to(model_dir, tmp_path):
     for sources in (CardSources(facts), CardSources(repo_id="me/tiny"), CardSources(facts, repo_id="me/tiny")):
         text = make_card(model_dir, sources).text
         assert 'name = "me/tiny"\n' in text and "--model_name_or_path me/tiny " in text
-    with pytest.raises(ValueError, match=r"`repo_id` in .*facts.yaml is me/tiny, and the upload goes to me/other"):
+    with pytest.raises(ValueError, match=r"`repo_id` in .*facts.yaml is me/tiny, but the upload goes to me/other"):
         make_card(model_dir, CardSources(facts, repo_id="me/other"))
 
 
@@ -239,7 +240,7 @@ def test_names_of_tasks_do_not_break_the_table(model_dir, tmp_path):
 
 
 def test_it_says_how_to_serve_the_model_and_what_differs_there(card, tmp_path):
-    """None for a model that no other runtime serves."""
+    """A model that no other runtime serves has no such section."""
     text = section(card.text, "Use")
     assert '`vllm serve . --hf-overrides \'{"model_type": "longcat_flash"}\'`' in text
     assert '`mlx_lm.generate --model . --prompt "..."`' in text

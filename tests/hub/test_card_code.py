@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The code in a card runs as it stands, by name from a Hub, where the package cannot be imported."""
+"""The code in a card runs unchanged, by name from a Hub, where the package cannot be imported."""
 
 import json
 import shlex
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from card_cases import OF_OUR_OWN, code_blocks, section, write_facts, write_results
+from card_cases import OF_OUR_OWN, code_blocks, run_command, section, write_facts, write_results
 from fake_hub import FakeHub
 from huggingface_hub import ModelCard
 from packaging.requirements import Requirement
@@ -43,14 +43,14 @@ assert model.model.ngram_embeddings.placement == "disk"
 def build(tmp_path: Path, model: Path, *options: str, **facts) -> Path:
     folder = tmp_path / "folder"
     arguments = ["--model", str(model), "--output", str(folder), *options]
-    builder.main([*arguments, "--facts", str(write_facts(tmp_path / "facts.yaml", **facts))])
+    run_command(builder, *arguments, "--facts", str(write_facts(tmp_path / "facts.yaml", **facts)))
     return folder
 
 
 def run_blocks(folder: Path, name: str, *more: str, **others: Path) -> None:
     """All Python blocks of the card, one after the other, in a process that loads the folder by name from a Hub.
 
-    `others` are folders of the owner `base` there. What the process writes lies beside the folder.
+    `others` are folders of the owner `base` there. The process writes next to the folder.
     """
     blocks = code_blocks((folder / "README.md").read_text(), "python")
     with FakeHub() as hub:
@@ -85,12 +85,17 @@ def parse_bash(folder: Path, name: str = ".") -> list[str]:
     return [program for program, *_ in lines]
 
 
-@pytest.mark.slow  # a process of its own
+@pytest.mark.slow  # starts a process
 def test_the_blocks_of_a_model_run(tmp_path):
     chat = write_tiny_chat(tmp_path, num_nextn_predict_layers=1)
     folder = build(tmp_path, chat / "model", repo_id="me/tiny")
     text = (folder / "README.md").read_text()
-    for title in ("Call tools", "Where the n-gram tables lie", "Faster, with the draft head", "Fine-tune"):
+    for title in (
+        "Call tools",
+        "Keep the n-gram tables off the accelerator",
+        "Faster, with the draft head",
+        "Fine-tune",
+    ):
         assert f"### {title}" in section(text, "Use")
     assert len(code_blocks(text, "python")) == 4
     assert parse_bash(folder, "me/tiny") == ["pip", "pip", "trl"]
@@ -98,7 +103,7 @@ def test_the_blocks_of_a_model_run(tmp_path):
     assert_equal_logits(folder, LongCatLiteForCausalLM.from_pretrained(chat / "model"))
 
 
-@pytest.mark.slow  # a process of its own
+@pytest.mark.slow  # starts a process
 def test_the_blocks_of_an_adapter_run(tmp_path):
     chat = write_tiny_chat(tmp_path)
     adapter = write_adapter(chat / "model", tmp_path / "adapter")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Mistakes in what a card is made of: named with their file and key, and no card is written."""
+"""Mistakes in the sources of a card: errors name file and key, and no card is written."""
 
 import json
 import math
@@ -31,12 +31,12 @@ def model_dir(tmp_path_factory) -> Path:
         ({"license": "other", "license_name": "mine", "license_link": "a/b"}, r"`license_link` is 'a/b'"),
         ({"license_name": "apache"}, r"`license_name` goes with `license: other`, and only"),
         ({"language": ["english"]}, r"`language` has 'english'"),
-        ({"language": [False]}, r"`language` must be a list of texts, and is \[False\]"),
-        ({"base_model": ["outputs/demo/model"]}, r"`base_model` has 'outputs/demo/model', which is no id"),
-        ({"base_model": ["model"]}, r"`base_model` has 'model', which is no id"),
+        ({"language": [False]}, r"`language` must be a list of texts, but is \[False\]"),
+        ({"base_model": ["outputs/demo/model"]}, r"`base_model` has 'outputs/demo/model', which is not an id"),
+        ({"base_model": ["model"]}, r"`base_model` has 'model', which is not an id"),
         ({"base_model_relation": "finetune"}, r"`base_model_relation` needs a `base_model`"),
         ({"base_model": ["a/b"], "base_model_relation": "child"}, r"`base_model_relation` is 'child'"),
-        ({"base_model": ["a/b"], "base_model_relation": "adapter"}, r"'adapter', and this is a whole model"),
+        ({"base_model": ["a/b"], "base_model_relation": "adapter"}, r"'adapter', but this is a whole model"),
         ({"name": "Tiny\n# Large"}, r"`name` must be one line"),
         ({"datasets": ["/data/rows"]}, r"`datasets` has '/data/rows'"),
         ({"repo_id": "./folder"}, r"`repo_id` has './folder'"),
@@ -51,28 +51,30 @@ def test_wrong_facts_are_named(model_dir, tmp_path, changes, message):
         make_card(model_dir, CardSources(facts))
 
 
-def test_a_secret_gets_into_no_card(model_dir, tmp_path, monkeypatch):
+def test_a_card_never_has_a_secret(model_dir, tmp_path, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "my-very-own-token")
     for secret, kind in (("hf_" + "aB3" * 11, "a Hugging Face token"), ("my-very-own-token", "your own token")):
         facts = write_facts(tmp_path / "facts.yaml", training_data=f"Read with {secret}.")
-        with pytest.raises(ValueError, match=rf"README.md, as made from .*facts.yaml, line \d+: {kind}") as refused:
+        with pytest.raises(
+            ValueError, match=rf"README.md, made from .*facts.yaml, line \d+: contains {kind}"
+        ) as refused:
             make_card(model_dir, CardSources(facts))
         assert secret not in str(refused.value)
 
 
 @pytest.mark.parametrize("text", ["", "- a", "a: [", "\x00"])
-def test_a_file_that_holds_no_facts(model_dir, tmp_path, text):
+def test_a_file_without_facts(model_dir, tmp_path, text):
     (tmp_path / "facts.yaml").write_text(text)
     with pytest.raises(ValueError, match=r"`facts` .*facts.yaml"):
         make_card(model_dir, CardSources(tmp_path / "facts.yaml"))
 
 
 def test_a_run_that_is_not_there(model_dir, tmp_path):
-    with pytest.raises(ValueError, match=r"`run` .*nowhere is no folder"):
+    with pytest.raises(ValueError, match=r"`run` .*nowhere is not a folder"):
         make_card(model_dir, CardSources(run=tmp_path / "nowhere"))
 
 
-def test_the_license_stands_in_one_place(model_dir, tmp_path):
+def test_the_license_is_in_one_place(model_dir, tmp_path):
     with pytest.raises(ValueError, match="`license` is for a card without `facts`"):
         make_card(model_dir, CardSources(write_facts(tmp_path / "facts.yaml"), license="mit"))
 
@@ -137,7 +139,7 @@ def test_figures_of_one_name_are_refused(model_dir, tmp_path):
     ("report", "message"),
     [
         ({"training_steps": 1298}, r"report.json lacks heldout_loss_before, heldout_loss_after"),
-        (REPORT | {"training_steps": 5}, r"report.json is of another run: its training_steps is 5, and 1298"),
+        (REPORT | {"training_steps": 5}, r"report.json is of another run: its training_steps is 5, but 1298"),
         (REPORT | {"heldout_loss_after": 1.0}, r"report.json is of another run: its heldout_loss_after is 1.0"),
     ],
 )
@@ -152,5 +154,5 @@ def test_a_folder_without_a_model(tmp_path, model_dir, folder):
     if folder == "adapter":
         base = {"base_model_name_or_path": str(model_dir), "peft_type": "LORA"}
         (tmp_path / "adapter_config.json").write_text(json.dumps(base))
-    with pytest.raises(ValueError, match=r"neither config.json nor|has an adapter_config.json and no"):
+    with pytest.raises(ValueError, match=r"neither config.json nor|has an adapter_config.json but no"):
         make_card(tmp_path, CardSources())

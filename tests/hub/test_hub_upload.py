@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is pushed arrives as it was asked for and loads by name elsewhere; a push that fails goes on."""
+"""A pushed folder arrives whole and loads by name elsewhere; a push that failed goes on when it is run again."""
 
 import hashlib
 import json
@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from card_cases import run_command
 from fake_hub import TOKEN, FakeHub
 from huggingface_hub import ModelCard
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -17,28 +18,28 @@ from tiny_chat import write_tiny_chat
 from transformers import AutoTokenizer
 
 from model_cards import build_hub_repo as builder
-from model_cards import hub_upload as unfinished_push
+from model_cards import hub_upload
 from modeling_longcat_lite import LongCatLiteForCausalLM
 from modeling_longcat_lite.ngram_row_files import ROW_DELTA_FILE, read_row_delta, write_row_delta
 from training import extend_context, sft
 
 QUESTION = [{"role": "user", "content": "What does function 1 do?"}]
-PUSH = "from model_cards.push_to_hub import main; main()"
+PUSH = "import runpy; runpy.run_module('model_cards.push_to_hub', run_name='__main__')"
 # The same command twice, of which the first fails: is the folder built again?
 BUILD_AND_PUSH_TWICE = """
 import sys
 from pathlib import Path
-from model_cards.build_hub_repo import main
+from model_cards.build_hub_repo import main, make_parser
 try:
-    main(sys.argv[1:])
+    main(make_parser().parse_args())
 except Exception as error:
     print("failed:", error, *error.__notes__)
 package = Path(sys.argv[sys.argv.index("--output") + 1])
 times = {path: path.stat().st_mtime_ns for path in package.iterdir()}
-main(sys.argv[1:])
+main(make_parser().parse_args())
 assert times == {path: path.stat().st_mtime_ns for path in package.iterdir()}
 """
-# Called with the model's name, an adapter's or "", and the file for what is found; and more, to forbid the package.
+# Arguments: name of the model, name of an adapter or "", file to write; a fourth forbids the package.
 LOAD = """
 import sys
 name, adapter, output = sys.argv[1:4]
@@ -106,7 +107,7 @@ def package(chat) -> Path:
 
 @pytest.fixture(scope="module")
 def adapter(chat) -> Path:
-    """Of no effect on its own before training, so its weights are drawn; with changed rows beside it."""
+    """With drawn weights, since a new adapter changes nothing, and with changed rows."""
     model = LongCatLiteForCausalLM.from_pretrained(chat / "model")
     torch.manual_seed(0)
     targets = LoraConfig(r=2, target_modules=["q_a_proj", "o_proj"], init_lora_weights=False)
@@ -128,7 +129,7 @@ def test_model_and_adapter_load_by_name_in_other_processes(chat, adapter, tmp_pa
     hub.fail("POST", "/commit/", times=1, status=403)
     build = ("--model", chat / "model", "--output", tmp_path / "package", "--max-shard-size", "200KB", "--push")
     said = hub.run(BUILD_AND_PUSH_TWICE, *build, "me/tiny")
-    assert "failed:" in said and "The same command goes on" in said and f"{hub.url}/me/tiny/commit/" in said
+    assert "failed:" in said and "Run the same command again" in said and f"{hub.url}/me/tiny/commit/" in said
     shards = [path.read_bytes() for path in (tmp_path / "package").glob("*.safetensors")]
     assert len(shards) > 2 and sorted(hub.stored) == sorted(hashlib.sha256(shard).hexdigest() for shard in shards)
     assert pushed_files(hub, "me/tiny") == contents(tmp_path / "package")
@@ -180,7 +181,7 @@ def test_trainer_and_model_push_their_code(chat, tmp_path, hub):
         assert files["model.safetensors"] == (tmp_path / "out" / "model.safetensors").read_bytes()
         assert not any(TOKEN.encode() in data for data in files.values())
     assert {"tokenizer.json", "chat_template.jinja"} <= from_trainer.keys()
-    # With every checkpoint, and at the end: no pickle, and no model beside the model.
+    # Neither with a checkpoint nor at the end is there a pickle or a second model.
     in_training = [commit for commit in hub.repositories["me/trainer"].commits if "in progress" in commit.message]
     assert in_training and all("model.safetensors" in commit.files for commit in in_training)
     for commit in hub.repositories["me/trainer"].commits:
@@ -222,7 +223,7 @@ def test_a_failed_upload_leaves_the_folder_and_goes_on(package, hub):
     shards = len(list(package.glob("*.safetensors")))
     hub.fail("PUT", after=2, status=403)
     said = hub.run(PUSH, *push, fails=True)
-    assert "The same command goes on" in said and "the disk is full" in said
+    assert "Run the same command again" in said and "the disk is full" in said
     assert len(hub.stored) == 2 < shards
     assert digests(package) == before
     assert pushed_files(hub, "me/tiny") == {}
@@ -270,7 +271,7 @@ def test_an_adapter_names_its_base_as_the_hub_does(chat, adapter, tmp_path, hub)
     assert "`base_model_name_or_path`" in said and "--base-model user/name" in said
     assert hub.requests == []
     said = hub.run(PUSH, "--folder", adapter, "--repo", "me/adapter", "--base-model", "no/name/this", fails=True)
-    assert "`base_model` 'no/name/this' is no name" in said and hub.requests == []
+    assert "`base_model` 'no/name/this' is not the name" in said and hub.requests == []
     with_base = ("--folder", adapter, "--repo", "me/adapter", "--base-model", "me/tiny")
     assert "there is no me/tiny on the Hub" in hub.run(PUSH, *with_base, fails=True)
     assert hub.repositories == {}
@@ -292,7 +293,7 @@ def test_an_adapter_does_not_hide_a_model(package, adapter, hub):
     hub.run(PUSH, "--folder", package, "--repo", "me/tiny")
     before = hub.files("me/tiny")
     with_base = ("--folder", adapter, "--base-model", "me/tiny")
-    assert "holds a whole model" in hub.run(PUSH, *with_base, "--repo", "me/tiny", fails=True)
+    assert "has a whole model" in hub.run(PUSH, *with_base, "--repo", "me/tiny", fails=True)
     assert hub.files("me/tiny") == before
 
 
@@ -318,26 +319,26 @@ def test_changed_rows_that_are_nowhere_are_named(chat):
 
 def test_options_of_an_upload_need_one(chat, tmp_path):
     with pytest.raises(ValueError, match="add `--push`"):
-        builder.main(["--model", str(chat / "model"), "--output", str(tmp_path / "out"), "--private"])
+        run_command(builder, "--model", str(chat / "model"), "--output", str(tmp_path / "out"), "--private")
     assert not (tmp_path / "out").exists()
 
 
 def test_an_unfinished_push_goes_on_with_the_same_build_only(tmp_path, monkeypatch):
-    monkeypatch.setattr(unfinished_push, "push_folder", lambda *rest: 1 / 0)
+    monkeypatch.setattr(hub_upload, "push_folder", lambda *rest: 1 / 0)
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text("{}")
     output = tmp_path / "package"
     output.mkdir()
 
-    def unfinished(*options: str) -> unfinished_push.UnfinishedPush:
+    def unfinished(*options: str) -> hub_upload.UnfinishedPush:
         arguments = ["--model", str(tmp_path / "model"), "--output", str(output), "--push", "me/tiny", *options]
-        return unfinished_push.UnfinishedPush(builder.make_parser().parse_args(arguments), output)
+        return hub_upload.UnfinishedPush(builder.make_parser().parse_args(arguments), output)
 
     assert not unfinished().is_built()
     with pytest.raises(ZeroDivisionError):
         unfinished().push("me/tiny", False, None, None)
     assert unfinished().is_built()
-    assert unfinished("--commit-message", "Again", "--private").is_built()
+    assert unfinished("--commit-message", "Again", "--private", "--debug").is_built()
     assert not unfinished("--license", "mit").is_built()
     assert not unfinished("--push", "me/other").is_built()  # its card would name the first
     (tmp_path / "model" / "config.json").write_text("{ }")

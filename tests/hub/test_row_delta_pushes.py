@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Changed rows reach the Hub in the commit of their weights, and go with the weights that they belong to."""
+"""Changed rows reach the Hub in the same commit as their weights, and leave it with them."""
 
 import hashlib
 from pathlib import Path
@@ -45,7 +45,7 @@ def hub():
         yield hub
 
 
-@pytest.mark.slow  # a process of its own
+@pytest.mark.slow  # starts a process
 def test_saving_with_a_push_and_pushing_send_the_rows_with_the_weights(tmp_path, hub):
     model = randomize(LongCatLiteForCausalLM(tiny_config()))
     model.save_pretrained(tmp_path / "source")
@@ -64,7 +64,7 @@ def test_saving_with_a_push_and_pushing_send_the_rows_with_the_weights(tmp_path,
             assert {"config.json", "README.md", "whole_files.py"} <= commit.files.keys()
             assert "notes.txt" not in commit.files and not [file for file in commit.files if "/" in file]
     assert len(hub.repositories["me/saved"].commits) == 3 and "me/out" in hub.repositories
-    # Here is what is there.
+    # The local folder equals the repository.
     for file, content in hub.files("me/out").items():
         if file != ".gitattributes":
             assert (tmp_path / "out" / file).read_bytes() == content

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A push that cannot be right, or would tell a secret, sends nothing; what training left behind stays."""
+"""A push that is wrong or would publish a secret sends nothing; files that training leaves are not uploaded."""
 
 import json
 import shutil
@@ -16,10 +16,10 @@ from model_cards.build_hub_repo import build_hub_repo
 
 REFUSE = """
 import sys
-from model_cards.push_to_hub import main
+from model_cards.push_to_hub import main, make_parser
 for line in sys.stdin:
     try:
-        print("pushed:", line, main(line.strip().split("|")))
+        print("pushed:", line, main(make_parser().parse_args(line.strip().split("|"))))
     except ValueError as error:
         print("refused:", error)
 """
@@ -56,13 +56,13 @@ def test_what_cannot_be_right_sends_nothing(package, tmp_path, hub):
     (linked / "gone.txt").symlink_to(tmp_path / "nowhere")
     config = {**json.loads((package / "config.json").read_text()), "auto_map": None}
     cases = {
-        (package, "me/ti--ny"): "`repo` 'me/ti--ny' is no name of a repository",
+        (package, "me/ti--ny"): "`repo` 'me/ti--ny' is not the name of a repository",
         (package, "me/models/tiny"): "`repo` 'me/models/tiny'",
         (package, f"{hub.url}/me/tiny"): f"`repo` '{hub.url}/me/tiny'",
         (package, "me/tiny.git"): "`repo` 'me/tiny.git'",
         (package, "me/tiny", "--revision", "0" * 40): "`revision` 000",
         (package, "me/tiny", "--base-model", "me/base"): "`base_model` is for adapters",
-        (tmp_path / "nowhere", "me/tiny"): "is no folder",
+        (tmp_path / "nowhere", "me/tiny"): "is not a folder",
         (folder("no-config", "config.json"), "me/tiny"): "lacks config.json",
         (folder("no-tokenizer", "tokenizer.json"), "me/tiny"): "lacks tokenizer.json",
         (folder("no-card", "README.md"), "me/tiny"): "lacks README.md",
@@ -71,12 +71,12 @@ def test_what_cannot_be_right_sends_nothing(package, tmp_path, hub):
         (folder("no-code", "moe.py"), "me/tiny"): "lacks moe.py",
         (folder("no-map", config__json=json.dumps(config)), "me/tiny"): "lacks `auto_map` in config.json",
         (folder("broken", model__safetensors__index__json="{"), "me/tiny"): "index.json cannot be read as JSON",
-        (folder("list", config__json="[]"), "me/tiny"): "config.json holds no JSON object",
-        (linked, "me/tiny"): "holds gone.txt, which is no file, or a link to none",
-        (folder("env", __env="KEY=1"), "me/tiny"): "holds .env, which looks like a secret",
-        (folder("pem", server__pem="key"), "me/tiny"): "holds server.pem, which looks like a secret",
-        (folder("own", notes__md=f"one\ntwo {TOKEN}"), "me/tiny"): "notes.md, line 2: a Hugging Face token",
-        (folder("api", run__json=f'{{"key": "{key}"}}'), "me/tiny"): "run.json, line 1: an API key",
+        (folder("list", config__json="[]"), "me/tiny"): "config.json is not a JSON object",
+        (linked, "me/tiny"): "contains gone.txt, which is not a file or links to nothing",
+        (folder("env", __env="KEY=1"), "me/tiny"): "contains .env, which looks like a secret",
+        (folder("pem", server__pem="key"), "me/tiny"): "contains server.pem, which looks like a secret",
+        (folder("own", notes__md=f"one\ntwo {TOKEN}"), "me/tiny"): "notes.md, line 2: contains a Hugging Face token",
+        (folder("api", run__json=f'{{"key": "{key}"}}'), "me/tiny"): "run.json, line 1: contains an API key",
     }
     lines = "".join("|".join(map(str, ("--folder", source, "--repo", *rest))) + "\n" for source, *rest in cases)
     said = hub.run(REFUSE, stdin=lines).splitlines()
@@ -115,8 +115,8 @@ def test_words_are_no_secrets(tmp_path):
 
 def test_secrets_of_other_forms_are_found(tmp_path):
     save_file({"weight": torch.ones(1)}, tmp_path / "model.safetensors", metadata={"by": f"me, {TOKEN}"})
-    with pytest.raises(ValueError, match=r"model.safetensors, line 1: a Hugging Face token"):
+    with pytest.raises(ValueError, match=r"model.safetensors, line 1: contains a Hugging Face token"):
         upload_checks.check_secrets(tmp_path, ["model.safetensors"], "x")
     (tmp_path / "notes.md").write_text("my-very-own-token")
-    with pytest.raises(ValueError, match=r"notes.md, line 1: your own token"):
+    with pytest.raises(ValueError, match=r"notes.md, line 1: contains your own token"):
         upload_checks.check_secrets(tmp_path, ["notes.md"], "very-own-token")

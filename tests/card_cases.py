@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the tests of cards are made of: facts, result files, the record of a run, and the parts of a card."""
+"""What the tests of cards share: facts, result files, the record of a run, the parts of a card, its commands."""
 
 import json
 import re
 from pathlib import Path
+from types import ModuleType
 
 import yaml
 
@@ -63,6 +64,11 @@ REPORT = {"training_steps": 1298, "heldout_loss_before": 7.66334, "heldout_loss_
 PNG = b"\x89PNG of an evaluation"
 
 
+def run_command(module: ModuleType, *arguments: str) -> None:
+    """Run a command in this process, as `python -m` would."""
+    module.main(module.make_parser().parse_args(arguments))
+
+
 def write_facts(path: Path, **changes) -> Path:
     """A facts file; a change of `None` leaves the key out."""
     facts = {key: value for key, value in (FACTS | changes).items() if value is not None}
@@ -91,12 +97,12 @@ def code_blocks(text: str, language: str) -> list[str]:
 
 
 def section(text: str, title: str) -> str:
-    """What stands under a heading of the second level."""
+    """The text under a heading of the second level."""
     return text.split(f"\n## {title}\n")[1].split("\n## ")[0]
 
 
 def numbers_in_tables(text: str) -> list[str]:
-    """Every number in the rows of Markdown tables, as it is written."""
+    """Every number in the rows of Markdown tables, as written."""
     rows = [line for line in text.splitlines() if line.startswith("|") and not line.startswith("|---")]
     return [n for row in rows for n in re.findall(r"(?<![\w.-])\d[\d,]*(?:\.\d+)?(?:e-?\d+)?(?![\w-])", row)]
 
