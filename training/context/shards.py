@@ -86,7 +86,7 @@ class ShardedRowsSFTTrainer(ResumableSFTTrainer):
 
 
 def drop_masks(model: nn.Module):
-    """Makes every attention causal, without a mask, over the tokens that it gets: what a ring of processes computes."""
+    """Makes every attention causal over the tokens that it gets, without a mask, as a ring of processes does."""
 
     def without_mask(module, args, kwargs):
         return args, kwargs | {"attention_mask": None, "is_causal": True}

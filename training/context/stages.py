@@ -28,8 +28,8 @@ ROPE_TYPES = ("yarn", "default")
 
 @dataclass(frozen=True)
 class Stage:
-    """Rows of `max_length` tokens under YaRN with `factor`; `long_share` of the tokens are in such rows, the rest in rows
-    of the original length."""
+    """Rows of `max_length` tokens under YaRN with `factor`; `long_share` of the tokens are in such rows, the others in
+    rows of the original length."""
 
     max_length: int
     factor: float
@@ -149,7 +149,7 @@ def check_original_length(config: LongCatLiteConfig, original_length: int):
 
 
 def stage_config(config: LongCatLiteConfig, stages: Stages, stage: Stage) -> LongCatLiteConfig:
-    """The configuration of a stage. Pass it to `from_pretrained`, because a model fixes its RoPE when it is created."""
+    """The configuration of a stage, for `from_pretrained`: a model fixes its RoPE when it is created."""
     rope: dict[str, Any] = {"rope_type": stages.rope_type, "rope_theta": config.rope_parameters["rope_theta"]}
     if stages.rope_type == "yarn":
         rope |= {

@@ -3,7 +3,8 @@
 
     python -m training.demo.ask --model outputs/demo/package "What does str.join do?"
 
-The model's code comes from the folder (or from the Hub): run by its path, this file needs nothing of this repository.
+The model's code comes from the folder (or from the Hub). Run by its path, this file needs nothing else of this
+repository, so it has its own parser.
 """
 
 import argparse
@@ -14,12 +15,12 @@ from pathlib import Path
 
 def main(arguments):
     if arguments.isolated:
-        # From here on an import of the package fails, so what is loaded is what the folder holds.
+        # From here on, importing the package fails, so the code can only come from the folder.
         sys.modules["modeling_longcat_lite"] = None  # type: ignore[assignment]
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    # The tokenizer has no code of its own, but its Auto class reads the configuration, which has.
+    # The tokenizer has no code, but its Auto class reads the configuration, which has.
     tokenizer = AutoTokenizer.from_pretrained(arguments.model, trust_remote_code=True)
     model = AutoModelForCausalLM.from_pretrained(arguments.model, trust_remote_code=True)
     model = model.eval().to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
@@ -36,7 +37,7 @@ def main(arguments):
 
 
 def answer(model, tokenizer, question: str, max_new_tokens: int) -> str:
-    """Generate greedily, printing as the tokens come; returns the whole answer."""
+    """Generate greedily and print tokens as they come; returns the whole answer."""
     from transformers import TextStreamer
 
     prompt = tokenizer.apply_chat_template(
@@ -53,7 +54,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--model", required=True, help="packaged folder, or a repository on the Hub")
     parser.add_argument("--questions-file", type=Path, help="JSON list of further questions")
     parser.add_argument("--output", type=Path, help="JSON file to write the answers to")
-    parser.add_argument("--max-new-tokens", type=int, default=96, help="default: %(default)s")
+    parser.add_argument("--max-new-tokens", type=int, default=96, help="tokens of the longest answer (%(default)s)")
     parser.add_argument("--isolated", action="store_true", help="refuse to import modeling_longcat_lite")
     return parser
 

@@ -56,6 +56,11 @@ class LongCatParser(TrlParser):
             path = Path(args[place + 1])
             # First on the command line: values are checked alike, and the options after them override them.
             args = [*self.own_options(path), *args[:place], *args[place + 2 :]]
+        if "--debug" in args:
+            place = args.index("--debug")
+            if place + 1 == len(args) or args[place + 1].startswith("-"):
+                # Without a value it is not the Trainer's: `run_command` reads it, and shows the traceback of an error.
+                del args[place]
         return super().parse_args_and_config(args, *rest, **options)
 
     def own_options(self, path: Path) -> list[str]:
