@@ -36,12 +36,9 @@ def make_parser():
 
     from training.run.arguments import OutputArguments, training_parser
 
-    return training_parser(ScriptArguments, DPOConfig, OutputArguments)
-
-
-def run() -> None:
-    main(*make_parser().parse_args_and_config())
+    about = "Train a model on preferences."
+    return training_parser("training.dpo", about, ScriptArguments, DPOConfig, OutputArguments)
 
 
 if __name__ == "__main__":
-    run_command(run)
+    run_command(lambda: main(*make_parser().parse_args_and_config()) and 0)  # `main` returns the trainer

@@ -245,12 +245,9 @@ def make_parser():
 
     from training.run.arguments import training_parser
 
-    return training_parser(ScriptArguments, SFTConfig, StageArguments)
-
-
-def run() -> None:
-    main(*make_parser().parse_args_and_config())
+    about = "Extend the context of a model in stages, by YaRN."
+    return training_parser("training.extend_context", about, ScriptArguments, SFTConfig, StageArguments)
 
 
 if __name__ == "__main__":
-    run_command(run)
+    run_command(lambda: main(*make_parser().parse_args_and_config()) and 0)  # `main` returns the trainer

@@ -61,12 +61,9 @@ def make_parser():
 
     from training.run.arguments import OutputArguments, training_parser
 
-    return training_parser(GRPOScriptArguments, GRPOConfig, OutputArguments)
-
-
-def run() -> None:
-    main(*make_parser().parse_args_and_config())
+    about = "Train a model by rewards for its answers."
+    return training_parser("training.grpo", about, GRPOScriptArguments, GRPOConfig, OutputArguments)
 
 
 if __name__ == "__main__":
-    run_command(run)
+    run_command(lambda: main(*make_parser().parse_args_and_config()) and 0)  # `main` returns the trainer

@@ -12,7 +12,7 @@ because the paged cache supports neither latents nor n-grams.
 import os
 import sys
 
-from tokenization.command_line import run_command
+from tokenization.command_line import CommandParser, run_command
 
 ARCHITECTURES = ("LongcatFlashNgramForCausalLM", "LongCatLiteForCausalLM")  # names of the class in `config.json`
 REFUSED = "--continuous-batching"
@@ -26,6 +26,14 @@ def add_class() -> None:
 
     for name in ARCHITECTURES:
         setattr(transformers, name, LongCatLiteForCausalLM)
+
+
+def make_parser() -> CommandParser:
+    parser = CommandParser("training.serve", "Serve a model over OpenAI's API.")
+    parser.add_argument(
+        "options", nargs="*", metavar="DIR ...", help="folder of the model, then options of `transformers serve`"
+    )
+    return parser
 
 
 def main(arguments: list[str]) -> None:
@@ -42,4 +50,5 @@ def main(arguments: list[str]) -> None:
 
 if __name__ == "__main__":
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    run_command(lambda: main(sys.argv[1:]))
+    # All of them are options of `transformers serve`, `--help` too.
+    run_command(lambda: main(make_parser().parse_args(["--", *sys.argv[1:]]).options))

@@ -151,12 +151,9 @@ def make_parser():
     from training.run.arguments import OutputArguments, training_parser
 
     own_types = (DraftArguments, TableArguments, RouterArguments, OutputArguments)
-    return training_parser(ScriptArguments, SFTConfig, *own_types)
-
-
-def run() -> None:
-    main(*make_parser().parse_args_and_config())
+    about = "Fine-tune a model on conversations, prompts with completions, or text."
+    return training_parser("training.sft", about, ScriptArguments, SFTConfig, *own_types)
 
 
 if __name__ == "__main__":
-    run_command(run)
+    run_command(lambda: main(*make_parser().parse_args_and_config()) and 0)  # `main` returns the trainer

@@ -127,13 +127,21 @@ def card_sources() -> list[str | Path]:
 
 
 def ask(questions):
-    """Ask in a process that starts in another folder, ignores the checkout (-I) and cannot import the package."""
-    script, output = Path(__file__).with_name("ask.py").resolve(), OUTPUT.resolve()
-    command: list[str | Path] = [sys.executable, "-I", script, "--isolated", "--model", output / "package"]
+    """Ask in a process that starts in another folder and cannot import the package."""
+    output = OUTPUT.resolve()
+    command: list[str | Path] = [
+        sys.executable,
+        "-m",
+        "training.demo.ask",
+        "--isolated",
+        "--model",
+        output / "package",
+    ]
     command += ["--questions-file", output / "questions.json", "--output", output / "answers.json"]
     with tempfile.TemporaryDirectory() as elsewhere:
         # An empty folder for the code that transformers copies from the package, so that it uses no older copy.
-        environment = os.environ | {"HF_MODULES_CACHE": str(Path(elsewhere) / "modules")}
+        modules = str(Path(elsewhere) / "modules")
+        environment = os.environ | {"HF_MODULES_CACHE": modules, "PYTHONPATH": str(Path.cwd())}
         subprocess.run(command, check=True, cwd=elsewhere, env=environment)
 
 

@@ -43,8 +43,8 @@ class LongCatParser(TrlParser):
         `ValueError`: if the file is not a mapping, or has a key that is in none of our dataclasses; the key is named.
     """
 
-    def __init__(self, trl_types: Iterable[Any], own_types: Iterable[Any]):
-        super().__init__([*trl_types, *own_types])
+    def __init__(self, trl_types: Iterable[Any], own_types: Iterable[Any], **options: Any):
+        super().__init__([*trl_types, *own_types], **options)
         self.own_keys = {field.name for own in own_types for field in fields(own)}
 
     def parse_args_and_config(self, args: Iterable[str] | None = None, *rest, **options):
@@ -89,16 +89,19 @@ def as_arguments(value: Any) -> list[str]:
     return [json.dumps(value) if isinstance(value, bool | dict) else str(value)]
 
 
-def training_parser(script_type: Any, config_type: Any, *own_types: Any) -> LongCatParser:
+def training_parser(module: str, about: str, script_type: Any, config_type: Any, *own_types: Any) -> LongCatParser:
     """The parser of a training script.
 
     Args:
+        module (`str`): As in `python -m`.
+        about (`str`): One sentence for `--help`.
         script_type (`type`): TRL's arguments of the script, for example [`~trl.ScriptArguments`].
         config_type (`type`): TRL's arguments of the trainer, for example [`~trl.SFTConfig`].
         own_types (`type`): Dataclasses of this repository. `parse_args_and_config` returns all of them in this order,
             after [`~trl.ModelConfig`] and [`~trl.DatasetMixtureConfig`].
     """
-    return LongCatParser((script_type, config_type, ModelConfig, DatasetMixtureConfig), own_types)
+    trl_types = (script_type, config_type, ModelConfig, DatasetMixtureConfig)
+    return LongCatParser(trl_types, own_types, prog=f"python -m {module}", description=about)
 
 
 __all__ = ["LongCatParser", "OutputArguments", "training_parser"]
