@@ -9,7 +9,7 @@ A block is what one forward reads, `[B, T]` tokens. For a stage with rows of 8 t
 Nothing is padded and nothing is packed: packing gives every document positions from 0, so short documents would never
 train a long position, and its mask has T x T entries, 64 GiB at T = 262,144.
 
-Shapes: B rows of a block, T tokens of a row.
+Shapes: B batch rows of a block, T tokens of a row.
 """
 
 import random

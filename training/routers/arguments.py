@@ -60,7 +60,7 @@ class RouterArguments:
         return target
 
     def groups_for(self, config: "LongCatLiteConfig") -> int:
-        """G for a model of `config`."""
+        """J, the number of groups, for a model of `config`."""
         groups = config.n_routed_experts if self.balance_groups is None else self.balance_groups
         if groups < 1 or config.n_routed_experts % groups:
             raise ValueError(

@@ -1,27 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
 """Device-level balance loss with a budget for zero experts (arXiv 2509.01322, load balance control).
 
-    L_LB = alpha * sum over groups j = 1..G+1 of f_j * P_j
+    L_LB = alpha * sum over groups j = 1..J+1 of f_j * P_j
 
-The routed experts form G groups of E / G neighbours, as expert parallelism places them on G devices; all zero experts
-form group G + 1. The report says that the frequencies f_j are normalised so that the ratio of routed to zero experts
+The routed experts form J groups of E / J neighbours, as expert parallelism places them on J devices; all zero experts
+form group J + 1. The report says that the frequencies f_j are normalised so that the ratio of routed to zero experts
 settles at k_e : (k - k_e). Here that is done as follows:
 
     c_j  selections in group j / all selections, k per token              sum over j is 1
     P_j  router probability of group j, summed over its experts, mean over tokens     sum over j is 1
-    q_j  target share: k_e / (k G) for a routed group, (k - k_e) / k for the zero experts     sum over j is 1
+    q_j  target share: k_e / (k J) for a routed group, (k - k_e) / k for the zero experts     sum over j is 1
     f_j = c_j / q_j
 
-that is, f_j = G * selections / (k_e M) for a routed group and selections / ((k - k_e) M) for the zero experts. Counts
+that is, f_j = J * selections / (k_e M) for a routed group and selections / ((k - k_e) M) for the zero experts. Counts
 carry no gradient. With p the probabilities of a token and g(e) the group of expert e, the gradient at its logit is
 
     dL_LB / dlogit_e = alpha / M * p_e * (f_g(e) - sum over j of f_j P_j of that token)
 
 It vanishes exactly if all f_j are equal. Since the c_j and the q_j both sum to 1, that means f_j = 1, c_j = q_j, and
 routed : zero = k_e : (k - k_e). A group above its share has f_j > 1 and loses probability. At the fixed point the
-loss is alpha, whatever k, G and the number of layers.
+loss is alpha, whatever k, J and the number of layers.
 
-Shapes: M tokens, E routed experts, Z zero experts, k experts per token, G groups.
+Shapes: M tokens, E routed experts, Z zero experts, k experts per token.
 """
 
 from collections.abc import Sequence
@@ -39,7 +39,7 @@ def balance_loss(seen: RouterForward, config: LongCatLiteConfig, target_experts:
 
     Args:
         target_experts (`float`): k_e, target number of routed experts per token.
-        groups (`int`): G, a divisor of `n_routed_experts`.
+        groups (`int`): J, a divisor of `n_routed_experts`.
     """
     target = target_shares(config, target_experts, groups)
     losses = []
@@ -55,7 +55,7 @@ def balance_loss(seen: RouterForward, config: LongCatLiteConfig, target_experts:
 
 
 def per_group(per_expert: torch.Tensor, config: LongCatLiteConfig, groups: int) -> torch.Tensor:
-    """`[E + Z]` summed per group: `[G + 1]`, or `[G]` for a model without zero experts."""
+    """`[E + Z]` summed per group: `[J + 1]`, or `[J]` for a model without zero experts."""
     routed = per_expert[: config.n_routed_experts].view(groups, -1).sum(-1)
     if not config.zero_expert_num:
         return routed

@@ -35,7 +35,7 @@ LARGEST_GRADIENT_SHARE = 0.1  # the report chooses alpha so that R_g stays below
 
 
 def bias_steps(selected: torch.Tensor, tokens: torch.Tensor, top_k: int, target_experts: float) -> torch.Tensor:
-    """The change of the biases of routed experts at a rate of 1: counts `[L, E]` of `[L]` tokens to `[L, E]`."""
+    """The change of the routed experts' biases at a rate of 1, `[layers, E]`, from counts `[layers, E]` of `[layers]` tokens."""
     target = target_experts / (top_k * selected.shape[-1])
     return target - selected.float() / (top_k * tokens.float()[:, None])
 

@@ -3,7 +3,7 @@
 
 Counts are integers, so their sum over micro-batches and ranks is the same in any order and on every rank.
 
-Shapes: L layers, M tokens, E routed experts, k experts per token.
+Shapes: M tokens, E routed experts, k experts per token.
 """
 
 import copy
@@ -18,23 +18,23 @@ from training.routers.hooks import RouterForward, watch_routers
 
 @dataclass
 class ExpertTable:
-    """Counts over some tokens: `[L, E + 2]` int64. The last two columns are squares and tokens."""
+    """Counts over some tokens: `[layers, E + 2]` int64. The last two columns are squares and tokens."""
 
     counts: torch.Tensor
 
     @property
     def selected(self) -> torch.Tensor:
-        """Tokens that selected each routed expert, `[L, E]`."""
+        """Tokens that selected each routed expert, `[layers, E]`."""
         return self.counts[:, :-2]
 
     @property
     def squares(self) -> torch.Tensor:
-        """Squared number of routed experts of a token, summed over tokens: `[L]`."""
+        """Squared number of routed experts of a token, summed over tokens: `[layers]`."""
         return self.counts[:, -2]
 
     @property
     def tokens(self) -> torch.Tensor:
-        """Tokens seen by each layer, `[L]`."""
+        """Tokens seen by each layer, `[layers]`."""
         return self.counts[:, -1]
 
 
@@ -93,7 +93,7 @@ class ExpertCounts:
         self._logged = torch.zeros_like(self._logged)
         if not table.tokens[0]:
             return {}
-        means = table.selected.sum(-1) / table.tokens  # [L]
+        means = table.selected.sum(-1) / table.tokens  # [layers]
         variances = (table.squares / table.tokens - means.square()).clamp(min=0)
         spreads = table.selected.std(-1, correction=0) / table.selected.mean(-1).clamp(min=1e-9)
         return {

@@ -109,7 +109,7 @@ class HubPushMixin(Trainer):
         copy_model(checkpoint, Path(str(self.args.output_dir)))
         by_steps = self.args.save_strategy == SaveStrategy.STEPS
         when = f"step {self.state.global_step}" if by_steps else f"epoch {int(self.state.epoch or 0)}"
-        jobs = [self._upload(f"Training in progress, {when}", run_as_future=True)]
+        jobs: Any = [self._upload(f"Training in progress, {when}", run_as_future=True)]
         if strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
             job = HfApi().upload_folder(  # whole, since it is for resuming
                 repo_id=str(self.hub_model_id),
@@ -121,7 +121,7 @@ class HubPushMixin(Trainer):
                 revision=self.args.hub_revision,
             )
             jobs.append(job)
-        self.push_in_progress = PushInProgress(jobs)
+        self.push_in_progress: Any = PushInProgress(jobs)
 
     def _upload(self, message: str | None, run_as_future: bool, token: str | None = None, revision=None) -> Any:
         return upload_model(

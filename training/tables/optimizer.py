@@ -18,7 +18,7 @@ After KellerJordan/modded-nanogpt, pull request 360 (one v per row, beta1 = 0, l
 Arithmetic is float32. A bfloat16 table keeps 8 bits of a value, rounded to nearest: a change below about 1/512 of a
 value is lost, however often it occurs, although v counts it. Use float32 for tables that learn so slowly.
 
-Shapes: R rows of a table, W row width, U distinct rows touched.
+Shapes: R rows of a table, W width of a table row, U distinct rows touched.
 """
 
 from collections.abc import Callable, Iterable

@@ -11,7 +11,7 @@ holds rows twice: in its delta, and with second moments and stamps in the optimi
 
 Results equal those of tables that are parameters, bit for bit: rows are summed, clipped and updated in the same order.
 
-Shapes: n rows in the overlay, U distinct rows touched, W row width.
+Shapes: W width of a table row, U distinct rows touched; n is the number of rows in the overlay.
 """
 
 import itertools
