@@ -35,7 +35,12 @@ LARGEST_GRADIENT_SHARE = 0.1  # the report chooses alpha so that R_g stays below
 
 
 def bias_steps(selected: torch.Tensor, tokens: torch.Tensor, top_k: int, target_experts: float) -> torch.Tensor:
-    """The change of the routed experts' biases at a rate of 1, `[layers, E]`, from counts `[layers, E]` of `[layers]` tokens."""
+    """The change of the routed experts' biases at a rate of 1, `[layers, E]`.
+
+    Args:
+        selected (`torch.Tensor` of shape `[layers, E]`): Tokens that selected each routed expert.
+        tokens (`torch.Tensor` of shape `[layers]`): Tokens in all.
+    """
     target = target_experts / (top_k * selected.shape[-1])
     return target - selected.float() / (top_k * tokens.float()[:, None])
 
