@@ -12,7 +12,7 @@ from pathlib import Path
 
 from eval.reports.results import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from model_cards.training_record import read_json
-from training.run.output import LEFT_BEHIND
+from training.run.hub_pushes import NOT_UPLOADED
 
 HIDDEN_BUT_READ_BY_THE_HUB = (".gitattributes", ".eval_results")
 KEY_FILES = ("*.pem", "*.key", "*.p12", "id_rsa*", "id_ed25519*")
@@ -49,7 +49,7 @@ def files_to_upload(folder: Path) -> tuple[list[str], list[str]]:
                     f"`folder` {folder} contains {name}, which looks like a secret; move it elsewhere first"
                 )
             is_hidden = path.name.startswith(".") and path.name not in HIDDEN_BUT_READ_BY_THE_HUB
-            if is_hidden or matches(path.name, LEFT_BEHIND):
+            if is_hidden or matches(path.name, NOT_UPLOADED):
                 left_out.append(name + "/" * path.is_dir())
             elif path.is_dir():
                 waiting.append(path)

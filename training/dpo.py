@@ -16,8 +16,8 @@ Direct preference optimization (arXiv 2305.18290). Options as in `training.sft`:
 `--resume_from_checkpoint last`, `--merge_adapter`, `--push_to_hub`.
 """
 
-import argparse
-from typing import Any
+from tokenization.command_line import run_command
+from training.run.tested_versions import warn_of_untested_versions
 
 
 def main(script_args, training_args, model_args, dataset_args, output_args):
@@ -30,21 +30,15 @@ def main(script_args, training_args, model_args, dataset_args, output_args):
     return train_and_save(trainer, script_args, output_args)
 
 
-def make_parser(subparsers: argparse._SubParsersAction | None = None, prog: str | None = None):
-    from training.run.tested_versions import warn_of_untested_versions
-
+def make_parser():
     warn_of_untested_versions()
-    from trl import DatasetMixtureConfig, DPOConfig, ModelConfig, ScriptArguments
+    from trl import DPOConfig, ScriptArguments
 
-    from training.run.arguments import LongCatParser
-    from training.run.output import OutputArguments
+    from training.run.arguments import OutputArguments, training_parser
 
-    trl_types: Any = (ScriptArguments, DPOConfig, ModelConfig, DatasetMixtureConfig)
-    own_types: Any = (OutputArguments,)
-    if subparsers is not None:
-        return subparsers.add_parser("dpo", help="Run the DPO training script", dataclass_types=trl_types + own_types)
-    return LongCatParser(trl_types, own_types, prog=prog)
+    about = "Train a model on preferences."
+    return training_parser("training.dpo", about, ScriptArguments, DPOConfig, OutputArguments)
 
 
 if __name__ == "__main__":
-    main(*make_parser().parse_args_and_config())
+    run_command(lambda: main(*make_parser().parse_args_and_config()) and 0)  # `main` returns the trainer

@@ -12,22 +12,24 @@ accelerate launch --config_file training/accelerate_configs/context_parallel.yam
     --config training/recipes/yarn_256k.yaml --stages training/recipes/yarn_256k.stages.yaml
 ```
 
-The recipe holds TRL's keys; the stages file what TRL does not know (see `context_stages`). Data sets are documents, a
-`text` or `input_ids` column, with a training split to learn from and a test split for the loss at the original length.
-That loss is measured before the first stage, under the checkpoint's own RoPE, and after each; where it has risen by
-more than `short_loss_tolerance`, the run stops behind the stage, which is saved.
+The recipe holds TRL's keys; the stages file holds what TRL does not have (see `training/context/stages.py`). Data sets
+are documents, in a column `text` or `input_ids`, with a training split to learn from and a test split for the loss at
+the original length. That loss is measured before the first stage, under the checkpoint's own RoPE, and after each
+stage. If it has risen by more than `short_loss_tolerance`, the run stops after that stage is saved.
 
-Each stage is saved as `stage-1-MAX_LENGTH` and so on, with what it logged as JSON and as a plot; the last one in the
-output folder itself too, with `stages.json`.
-`--resume_from_checkpoint last` skips finished stages and goes on inside the one that was interrupted.
+Each stage is saved as `stage-1-MAX_LENGTH` and so on, with what it logged as JSON and as a plot. The last one is also
+saved in the output folder itself, with `stages.json`.
+`--resume_from_checkpoint last` skips finished stages and resumes inside the one that was interrupted.
 """
 
-import argparse
 import copy
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from tokenization.command_line import run_command
+from training.run.tested_versions import warn_of_untested_versions
 
 RECORD = "stages.json"
 
@@ -36,7 +38,9 @@ RECORD = "stages.json"
 class StageArguments:
     """What this script adds to TRL's arguments."""
 
-    stages: str | None = field(default=None, metadata={"help": "YAML file with the stages, see `context_stages`."})
+    stages: str | None = field(
+        default=None, metadata={"help": "YAML file with the stages, see training/context/stages.py."}
+    )
 
 
 def main(script_args, training_args, model_args, dataset_args, stage_args):
@@ -58,7 +62,7 @@ def main(script_args, training_args, model_args, dataset_args, stage_args):
 
 
 class ContextExtension:
-    """The stages of one run, one after the other; each goes on from the folder of the one before."""
+    """The stages of one run, one after the other; each starts from the folder of the one before."""
 
     def __init__(self, stages, config, tokenizer, script_args, training_args, model_args):
         self.stages, self.config, self.tokenizer = stages, config, tokenizer
@@ -66,14 +70,17 @@ class ContextExtension:
         self.output = Path(training_args.output_dir)
 
     def load_documents(self, dataset_args):
-        """Read, tokenize and cut; a stage that no document is long enough for is named before anything is trained."""
-        from training.context.rows import check_rows, long_rows, short_rows, tokenized
+        """Read, tokenize and cut. Raises before training if no document is long enough for a stage."""
+        from datasets import load_dataset
 
-        train, test, field_name = *self._splits(), self.training_args.dataset_text_field
-        documents = load_documents(self.script_args, dataset_args)
-        short = documents
+        from training.context.rows import check_rows, long_rows, short_rows, tokenized
+        from training.data.rows import read_dataset
+
+        train, test = self.script_args.dataset_train_split, self.script_args.dataset_test_split
+        field_name = self.training_args.dataset_text_field
+        documents = short = read_dataset(self.script_args, dataset_args)
         if self.stages.short_dataset_name:
-            short = load_documents(None, None, self.stages.short_dataset_name)
+            short = load_dataset(self.stages.short_dataset_name)
         for name, splits, wanted in (("dataset_name", documents, [train]), ("short data", short, [train, test])):
             for split in wanted:
                 if split not in splits:
@@ -93,13 +100,10 @@ class ContextExtension:
         for split, rows in ((train, self.short), (test, self.short_test)):
             check_rows(rows, short_documents[split], original, "original_length")
 
-    def _splits(self) -> tuple[str, str]:
-        return self.script_args.dataset_train_split, self.script_args.dataset_test_split
-
     def train(self):
         """Run the stages; returns the last trainer, whose `stage_records` say what was measured."""
         from training.context.stages import stage_config
-        from training.run.lifecycle import newest_checkpoint
+        from training.run.lifecycle import newest_checkpoint, push_and_end
 
         path = self.output / RECORD
         resuming = self.training_args.resume_from_checkpoint == "last"
@@ -119,16 +123,14 @@ class ContextExtension:
         if trainer is None:
             raise ValueError(f"{path}: every stage has been trained; give another `output_dir` to train again")
         trainer.save_model(str(self.output))
-        if self.training_args.push_to_hub:
-            trainer.push_to_hub(dataset_name=self.script_args.dataset_name)
-        trainer.end()
+        push_and_end(trainer, self.script_args)
         return trainer
 
     def _short_loss_before(self) -> float:
-        """Of the checkpoint as it is, under its own RoPE.
+        """The loss at the original length of the checkpoint as it is, under its own RoPE.
 
-        Sharded models cannot be evaluated without an optimizer: this is the evaluation before a step that is thrown
-        away.
+        Sharded models cannot be evaluated without an optimizer, so this is the evaluation before one training step,
+        whose result is discarded.
         """
         from training.run.curves import TrainingCurves
 
@@ -177,7 +179,9 @@ class ContextExtension:
         return trainer
 
     def _finish(self, trainer: Any, index: int, records: list[dict]):
-        """Measure, save, write down, and stop where the short loss has risen too far."""
+        """Measure, save and record a stage, and stop if the short loss has risen too far."""
+        from modeling_longcat_lite.whole_files import write_whole
+
         stage, first = self.stages.stages[index], records[0]["short_loss"]
         loss = trainer.evaluate()["eval_loss"]
         trainer.save_model(str(self._folder(index)))
@@ -185,10 +189,7 @@ class ContextExtension:
         records.append({"stage": index + 1, **vars(stage), "short_loss": loss, "short_loss_ratio": loss / first})
         trainer.stage_records = records
         if trainer.is_world_process_zero():
-            path = self.output / RECORD
-            beside = path.with_suffix(".partial")
-            beside.write_text(json.dumps(records, indent=2) + "\n", encoding="utf-8")
-            beside.replace(path)
+            write_whole(self.output / RECORD, json.dumps(records, indent=2) + "\n")
         trainer.accelerator.print(
             f"stage {index + 1}: rows of {stage.max_length} tokens, factor {stage.factor}; short loss {loss:.4f}, "
             f"{loss / first:.4f} of before"
@@ -201,18 +202,6 @@ class ContextExtension:
             )
 
 
-def load_documents(script_args, dataset_args, name: str | None = None):
-    """The splits of a data set by its name, or of the mixture that the recipe describes."""
-    from datasets import load_dataset
-    from trl import get_dataset
-
-    if name is not None:
-        return load_dataset(name)
-    if dataset_args.datasets:
-        return get_dataset(dataset_args)
-    return load_dataset(script_args.dataset_name, name=script_args.dataset_config)
-
-
 def check_arguments(script_args, training_args, model_args, dataset_args, stage_args):
     """Raise a `ValueError` for options that this script cannot honour."""
     if not stage_args.stages:
@@ -220,28 +209,28 @@ def check_arguments(script_args, training_args, model_args, dataset_args, stage_
     if bool(dataset_args.datasets) == bool(script_args.dataset_name):
         raise ValueError("give one of `dataset_name` and `datasets`")
     if script_args.dataset_streaming:
-        raise ValueError("`dataset_streaming`: windows are drawn from the whole data set; turn it off")
+        raise ValueError("`dataset_streaming`: rows are drawn from the whole data set; turn it off")
     if training_args.packing or training_args.padding_free:
         raise ValueError(
-            "`packing` and `padding_free` begin every document at position 0, so that short ones never exercise a "
-            "long position; turn both off, rows are filled here"
+            "`packing` and `padding_free` start every document at position 0, so short ones never train a long "
+            "position; turn both off, because this script fills the rows itself"
         )
     for name in ("per_device_train_batch_size", "per_device_eval_batch_size"):
         if getattr(training_args, name) != 1:
-            raise ValueError(f"`{name}` must be 1: a batch is a block of `max_length` tokens; accumulate gradients")
+            raise ValueError(f"`{name}` must be 1: a batch is a block of `max_length` tokens; accumulate instead")
     if model_args.use_peft:
-        raise ValueError("`use_peft`: each stage goes on from the weights of the one before; merge adapters instead")
+        raise ValueError("`use_peft`: each stage starts from the weights of the one before; merge adapters instead")
     if training_args.resume_from_checkpoint not in (None, "last"):
         raise ValueError(
-            f"`resume_from_checkpoint` is {training_args.resume_from_checkpoint!r}, and must be `last`: which stage "
-            "goes on, and where, is found in the output folder"
+            f"`resume_from_checkpoint` is {training_args.resume_from_checkpoint!r}, but must be `last`: the output "
+            "folder says which stage to resume, and where"
         )
     if training_args.load_best_model_at_end or training_args.eval_strategy != "no":
         raise ValueError("`eval_strategy` and `load_best_model_at_end`: each stage is evaluated once, at its end")
 
 
 def check_parallelism(parallelism, original_length: int):
-    """Rows of both lengths have to divide into what context parallelism hands out."""
+    """Raise a `ValueError` if context parallelism cannot split rows of the original length evenly."""
     size = 1 if parallelism is None else parallelism.cp_size
     if size > 1 and original_length % (2 * size):
         raise ValueError(
@@ -250,17 +239,15 @@ def check_parallelism(parallelism, original_length: int):
         )
 
 
-def make_parser(subparsers: argparse._SubParsersAction | None = None, prog: str | None = None):
-    from training.run.tested_versions import warn_of_untested_versions
-
+def make_parser():
     warn_of_untested_versions()
-    from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments, SFTConfig, TrlParser
+    from trl import ScriptArguments, SFTConfig
 
-    dataclass_types: Any = (ScriptArguments, SFTConfig, ModelConfig, DatasetMixtureConfig, StageArguments)
-    if subparsers is not None:
-        return subparsers.add_parser("extend-context", help="Extend the context", dataclass_types=dataclass_types)
-    return TrlParser(dataclass_types, prog=prog)
+    from training.run.arguments import training_parser
+
+    about = "Extend the context of a model in stages, by YaRN."
+    return training_parser("training.extend_context", about, ScriptArguments, SFTConfig, StageArguments)
 
 
 if __name__ == "__main__":
-    main(*make_parser().parse_args_and_config())
+    run_command(lambda: main(*make_parser().parse_args_and_config()) and 0)  # `main` returns the trainer

@@ -6,21 +6,23 @@ python -m training.data.preferences --conversations outputs/demo/data --output o
 python -m training.grpo --config training/recipes/grpo.yaml
 ```
 
-# With rewards of your own: functions by their import path, or by their name in `trl.rewards`
+# With your own rewards: functions by their import path, or by their name in `trl.rewards`
 ```bash
 python -m training.grpo --config training/recipes/grpo.yaml --dataset_name my-prompts \
     --reward_funcs my_package.rewards.right_answer think_format_reward --output_dir outputs/my-model
 ```
 
-Group relative policy optimization (arXiv 2402.03300). A reward gets the completions and every column of the rows but
-`prompt`. Options as in `training.sft`: the command line overrides the recipe, `--resume_from_checkpoint last`,
-`--merge_adapter`, `--push_to_hub`.
+Group relative policy optimization (arXiv 2402.03300). A reward function gets the completions and every column of the
+rows except `prompt`. Options as in `training.sft`: the command line overrides the recipe,
+`--resume_from_checkpoint last`, `--merge_adapter`, `--push_to_hub`.
 """
 
-import argparse
 import importlib
 from collections.abc import Callable
 from typing import Any
+
+from tokenization.command_line import run_command
+from training.run.tested_versions import warn_of_untested_versions
 
 
 def main(script_args, training_args, model_args, dataset_args, output_args):
@@ -43,7 +45,7 @@ def reward_function(name: str) -> Callable:
     """A function by its import path, or by its name in `trl.rewards`.
 
     Raises:
-        `ValueError`: there is no such function.
+        `ValueError`: if there is no such function.
     """
     module, _, function = name.rpartition(".")
     try:
@@ -52,22 +54,16 @@ def reward_function(name: str) -> Callable:
         raise ValueError(f"`reward_funcs`: there is no function `{name}` ({error})") from error
 
 
-def make_parser(subparsers: argparse._SubParsersAction | None = None, prog: str | None = None):
-    from training.run.tested_versions import warn_of_untested_versions
-
+def make_parser():
     warn_of_untested_versions()
-    from trl import DatasetMixtureConfig, GRPOConfig, ModelConfig
+    from trl import GRPOConfig
     from trl.scripts.grpo import GRPOScriptArguments
 
-    from training.run.arguments import LongCatParser
-    from training.run.output import OutputArguments
+    from training.run.arguments import OutputArguments, training_parser
 
-    trl_types: Any = (GRPOScriptArguments, GRPOConfig, ModelConfig, DatasetMixtureConfig)
-    own_types: Any = (OutputArguments,)
-    if subparsers is not None:
-        return subparsers.add_parser("grpo", help="Run the GRPO script", dataclass_types=trl_types + own_types)
-    return LongCatParser(trl_types, own_types, prog=prog)
+    about = "Train a model by rewards for its answers."
+    return training_parser("training.grpo", about, GRPOScriptArguments, GRPOConfig, OutputArguments)
 
 
 if __name__ == "__main__":
-    main(*make_parser().parse_args_and_config())
+    run_command(lambda: main(*make_parser().parse_args_and_config()) and 0)  # `main` returns the trainer

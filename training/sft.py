@@ -18,26 +18,27 @@ python -m training.sft \
     --output_dir outputs/my-adapter
 ```
 
-# The draft head with the trunk, a model that has none gets a fresh one; then the head alone, behind the finished trunk
+# The draft head together with the trunk (a model without a head gets a new one), then the head alone, trunk frozen
 ```bash
 python -m training.sft --config training/recipes/demo.yaml --draft_loss_weight 0.5 --output_dir outputs/demo-joint
 python -m training.sft --config training/recipes/demo.yaml --draft_loss_weight 0.5 --draft_head_only \
     --model_name_or_path outputs/demo-joint --output_dir outputs/demo-draft
 ```
 
-An option on the command line overrides the recipe. `--longcat_config FILE` reads the options that are not TRL's from
-a second file. `--resume_from_checkpoint last` goes on after an interruption; `--merge_adapter` writes the model with
-its adapter merged too; `--push_to_hub` ships the weights with the model's code. Loss, learning rate and all else that
-was logged lies in the output folder as JSON and as a plot.
+An option on the command line overrides the recipe. `--longcat_config FILE` reads the options that TRL does not have
+from a second file. `--resume_from_checkpoint last` continues after an interruption. `--merge_adapter` also writes the
+model with the adapter merged into it. `--push_to_hub` uploads the weights with the model's code. The output folder
+holds everything that was logged, as JSON and as a plot.
 """
 
-import argparse
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
 
+from tokenization.command_line import run_command
 from tokenization.number_options import check_number
 from training.routers.arguments import RouterArguments
+from training.run.tested_versions import warn_of_untested_versions
 
 
 @dataclass
@@ -45,10 +46,11 @@ class DraftArguments:
     """Training the draft head."""
 
     draft_loss_weight: float = field(
-        default=0.0, metadata={"help": "Weight of the draft head's loss beside the trunk's; 0 leaves the head frozen."}
+        default=0.0,
+        metadata={"help": "Weight of the draft head's loss; 0 leaves the head frozen."},
     )
     draft_head_only: bool = field(
-        default=False, metadata={"help": "Train the draft head alone; the trunk stays as it is."}
+        default=False, metadata={"help": "Train the draft head alone; the trunk does not change."}
     )
 
     def __post_init__(self):
@@ -62,12 +64,12 @@ class TableArguments:
     tables: Literal["frozen", "row_sparse", "all"] = field(
         default="all",
         metadata={
-            "help": "`frozen`; `row_sparse`: the rows that a step reads, with 8 bytes of state a row, also of tables "
-            "on host or disk; `all`: as any other weight, for small tables. Tables on host or disk are frozen with it."
+            "help": "`frozen`; `row_sparse`: the rows that a step reads, with 8 bytes of state per row, also for "
+            "tables on host or disk; `all`: like any other weight, for small tables (on host or disk: frozen)."
         },
     )
     table_learning_rate: float | None = field(
-        default=None, metadata={"help": "Of tables with `row_sparse`; `learning_rate` by default."}
+        default=None, metadata={"help": "Learning rate of tables with `row_sparse`; `learning_rate` by default."}
     )
 
     def __post_init__(self):
@@ -84,10 +86,8 @@ def main(script_args, training_args, model_args, dataset_args, draft_args, table
     if draft_args.draft_head_only and not draft_args.draft_loss_weight:
         raise ValueError("`draft_head_only` trains nothing without a `draft_loss_weight`")
     if draft_args.draft_head_only and table_args.tables == "row_sparse":
-        raise ValueError(
-            "`draft_head_only` leaves the trunk as it is, and `tables: row_sparse` trains its tables: drop one"
-        )
-    checkpoint_to_resume(training_args)  # named before the model is loaded
+        raise ValueError("`draft_head_only` freezes the trunk, but `tables: row_sparse` trains its tables: drop one")
+    checkpoint_to_resume(training_args)  # raises before the model is loaded
     if training_args.assistant_only_loss:
         check_chat_template(training_args, model_args)
     options = trainer_options(script_args, training_args, model_args, dataset_args, "sft")
@@ -97,7 +97,7 @@ def main(script_args, training_args, model_args, dataset_args, draft_args, table
 
 
 def make_trainer_class(draft_args: DraftArguments, table_args: TableArguments, router_args: RouterArguments) -> Any:
-    """An SFT trainer that trains draft head and tables as asked, and watches or controls the routers."""
+    """An SFT trainer that trains the draft head and the tables as asked, and watches or controls the routers."""
     from training.routers.control import with_router_control
     from training.run.draft_loss import DraftHeadTrainer
     from training.run.trainers import ResumableSFTTrainer
@@ -112,16 +112,16 @@ def make_trainer_class(draft_args: DraftArguments, table_args: TableArguments, r
 
 
 def check_arguments(training_args):
-    """Raise a `ValueError` for what would not fail and train on the wrong thing."""
+    """Raise a `ValueError` for options that would train on the wrong thing without failing."""
     if training_args.packing and training_args.packing_strategy == "wrapped":
         raise ValueError(
-            "`packing_strategy: wrapped` tells the model nothing of where a document ends, so attention and n-grams "
-            "would cross over; choose `bfd` or `bfd_split`"
+            "`packing_strategy: wrapped` does not tell the model where documents end, so attention and n-grams "
+            "would cross from one to the next; choose `bfd` or `bfd_split`"
         )
 
 
 def check_chat_template(training_args, model_args):
-    """Raise a `ValueError` where the chat template does not mark what the assistant says."""
+    """Raise a `ValueError` if the chat template does not mark what the assistant says."""
     from pathlib import Path
 
     from transformers import AutoTokenizer
@@ -139,26 +139,21 @@ def check_chat_template(training_args, model_args):
         ).chat_template
     if not template or not has_generation_markers(template):
         raise ValueError(
-            f"`assistant_only_loss` trains what {{% generation %}} marks, and the chat template of {source} marks "
+            f"`assistant_only_loss` trains what {{% generation %}} marks, but the chat template of {source} marks "
             "nothing; set `chat_template_path: tokenization/chat_template_training.jinja`"
         )
 
 
-def make_parser(subparsers: argparse._SubParsersAction | None = None, prog: str | None = None):
-    from training.run.tested_versions import warn_of_untested_versions
-
+def make_parser():
     warn_of_untested_versions()
-    from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments, SFTConfig
+    from trl import ScriptArguments, SFTConfig
 
-    from training.run.arguments import LongCatParser
-    from training.run.output import OutputArguments
+    from training.run.arguments import OutputArguments, training_parser
 
-    trl_types: Any = (ScriptArguments, SFTConfig, ModelConfig, DatasetMixtureConfig)
-    own_types: Any = (DraftArguments, TableArguments, RouterArguments, OutputArguments)
-    if subparsers is not None:
-        return subparsers.add_parser("sft", help="Run the SFT training script", dataclass_types=trl_types + own_types)
-    return LongCatParser(trl_types, own_types, prog=prog)
+    own_types = (DraftArguments, TableArguments, RouterArguments, OutputArguments)
+    about = "Fine-tune a model on conversations, prompts with completions, or text."
+    return training_parser("training.sft", about, ScriptArguments, SFTConfig, *own_types)
 
 
 if __name__ == "__main__":
-    main(*make_parser().parse_args_and_config())
+    run_command(lambda: main(*make_parser().parse_args_and_config()) and 0)  # `main` returns the trainer

@@ -76,7 +76,7 @@ def train(model, rows: slice, wrapped=None) -> torch.Tensor:
 
 
 def generate(model) -> torch.Tensor:
-    """Greedy tokens behind two prompts of different lengths, the same in every process."""
+    """Greedy tokens after two prompts of different lengths, the same in every process."""
     prompts = torch.tensor([[3, 3, 5, 6, 7, 5, 6], [4, 5, 6, 7, 8, 9, 4]])
     mask = (prompts != 3).long()
     with torch.no_grad():
@@ -139,7 +139,7 @@ def accelerated(name: str, freeze: bool) -> Callable[[Path], None]:
         assert all(isinstance(table, DTensor) is not freeze for table in tables_of(model))
         assert isinstance(model.model.layers[0].mlp.experts.down_proj, DTensor)
         run(folder, f"accelerate_{name}", model, share_rows=False)
-        # As loaded in bfloat16, beside which the router stays float32.
+        # Loaded in bfloat16, with a router in float32.
         model = load(folder, dtype=torch.bfloat16)
         if freeze:
             freeze_tables(model)
@@ -170,7 +170,7 @@ WAYS = {
     "tensor_parallel": native("tensor_parallel", True, tp_size=2),
     # Both processes see the same batch; attention is split as well, experts go whole.
     "expert_and_tensor_parallel": native("expert_and_tensor_parallel", True, tp_size=2, ep_size=2),
-    # Each process has a batch of its own, and tokens travel to the experts.
+    # Each process has its own batch, and tokens travel to the experts.
     "expert_parallel": native("expert_parallel", False, fsdp_size=2, ep_size=2),
 }
 

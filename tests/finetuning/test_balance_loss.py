@@ -20,7 +20,7 @@ def random_forward(config, padded: bool) -> RouterForward:
 
 
 def group_of(expert: int, config, groups: int) -> int:
-    """Routed experts stand in rows of neighbours; zero experts are the last group."""
+    """Groups of routed experts are neighbours; zero experts are the last group."""
     return expert * groups // config.n_routed_experts if expert < config.n_routed_experts else groups
 
 

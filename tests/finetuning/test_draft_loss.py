@@ -24,11 +24,11 @@ def plain_drafts(model, ids, states, start: int, steps: int, embeds=None) -> lis
     """States `[D]` of a cycle's steps, drafting as generation does: true pairs up to `start`, then its own."""
     cache, drafts = DynamicCache(), []
     first, last = 1, start + 2
-    behind, positions = states[:, : start + 1], torch.arange(start + 1)[None]
+    history, positions = states[:, : start + 1], torch.arange(start + 1)[None]
     for step in range(1, steps + 1):
         read = None if embeds is None else embeds[:, first:last]
-        behind = model.model.mtp(ids[:, first:last], behind, positions, None, cache, read)[:, -1:]
-        drafts.append(behind[0, 0])
+        history = model.model.mtp(ids[:, first:last], history, positions, None, cache, read)[:, -1:]
+        drafts.append(history[0, 0])
         first, last, positions = start + step + 1, start + step + 2, torch.tensor([[start + step]])
     return drafts
 

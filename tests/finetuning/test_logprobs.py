@@ -32,7 +32,7 @@ def model() -> LongCatLiteForCausalLM:
 
 
 def generated(model, prompts: list[list[int]], **options) -> tuple[list[torch.Tensor], torch.Tensor]:
-    """Sampled completions, each behind its prompt, and log-probabilities `[B, NEW_TOKENS]` of the sampled tokens."""
+    """Sampled completions, each after its prompt, and log-probabilities `[B, NEW_TOKENS]` of the sampled tokens."""
     width = max(map(len, prompts))
     ids = torch.tensor([[3] * (width - len(prompt)) + prompt for prompt in prompts])
     mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])

@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from modeling_longcat_lite import LongCatLiteForCausalLM
 from training import sft
 from training.run.draft_loss import draft_loss
-from training.run.output import write_merged
+from training.run.lifecycle import write_merged
 
 IDS = torch.tensor([[5, 6, 7, 8, 9, 2, 11, 12, 5, 6, 7, 13]])
 RANK = 3

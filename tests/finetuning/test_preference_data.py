@@ -10,7 +10,7 @@ from tiny_chat import chat_rows, write_rows, write_tiny_chat
 from modeling_longcat_lite import LongCatLiteForCausalLM
 from training import dpo, grpo
 from training.data.answer_reward import answer_reward
-from training.data.preferences import main, write_preferences
+from training.data.preferences import main, make_parser, write_preferences
 
 
 def rows_of(path):
@@ -21,7 +21,8 @@ def test_pairs_prefer_the_answer_to_the_question(tmp_path):
     chats = chat_rows(6)
     write_rows(tmp_path / "train.jsonl", [*chats, *chat_rows(8), *chats])  # the last two of eight once only
     write_rows(tmp_path / "test.jsonl", chats[:2])
-    main(["--conversations", str(tmp_path), "--output", str(tmp_path / "out"), "--rows", "5"])
+    options = ["--conversations", str(tmp_path), "--output", str(tmp_path / "out"), "--rows", "5"]
+    main(make_parser().parse_args(options))
     answers = {chat["messages"][0]["content"]: chat["messages"][1]["content"] for chat in chats}
     pairs, prompts = (rows_of(tmp_path / "out" / kind / "train.jsonl") for kind in ("pairs", "prompts"))
     assert len(prompts) == 5 and 0 < len(pairs) <= 5

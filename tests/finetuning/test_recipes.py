@@ -59,7 +59,7 @@ def own_file(recipe: Path) -> list[str]:
 
 
 def overridden(recipe: Path, model: Path, data: Path, output: Path) -> Path:
-    """The recipe with the overrides for tests in it, as a file beside `output`."""
+    """The recipe with the overrides for tests in it, as a file next to `output`."""
     keys = yaml.safe_load(recipe.read_text(encoding="utf-8"))
     rows = {"outputs/preferences/pairs": "preferences/pairs", "outputs/preferences/prompts": "preferences/prompts"}
     rows |= {"outputs/text": "text", **dict.fromkeys(["outputs/yarn-demo/long", "long-documents"], "documents")}

@@ -2,7 +2,7 @@
 """Parts of a row with n-grams of the whole: the embeddings, and the trainer's hooks for context parallelism."""
 
 import contextlib
-from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -73,18 +73,21 @@ def test_the_collator_looks_at_whole_rows(model):
 
 
 def test_row_ids_are_split_with_the_tokens(monkeypatch):
-    def theirs(self, model, inputs):
-        buffers = [inputs["input_ids"]]
-        options = {"buffers": buffers, "buffer_seq_dims": [1], "no_restore_buffers": set(buffers)}
-        return partial(contextlib.nullcontext, **options), inputs
-
-    monkeypatch.setattr(SFTTrainer, "_prepare_context_parallel_inputs", theirs)
-    inputs = {"input_ids": torch.zeros(1, 8), "ngram_row_ids": torch.zeros(1, 8, 12)}
+    monkeypatch.setattr(
+        SFTTrainer, "_prepare_context_parallel_inputs", lambda self, model, inputs: (contextlib.nullcontext, inputs)
+    )
+    split = []
     trainer = ShardedRowsSFTTrainer.__new__(ShardedRowsSFTTrainer)
-    context, _ = trainer._prepare_context_parallel_inputs(None, inputs)
-    assert context.keywords["buffers"][-1] is inputs["ngram_row_ids"]
-    assert context.keywords["buffer_seq_dims"] == [1, 1]
-    assert inputs["ngram_row_ids"] in context.keywords["no_restore_buffers"]
+    trainer.accelerator = SimpleNamespace(maybe_context_parallel=lambda **options: split.append(options))
+    inputs = {name: torch.zeros(1, 8) for name in ("input_ids", "labels", "shift_labels", "position_ids")}
+    context, same = trainer._prepare_context_parallel_inputs(None, inputs | {"ngram_row_ids": torch.zeros(1, 8, 12)})
+    context()
+    (options,) = split
+    for name in (*inputs, "ngram_row_ids"):
+        assert any(buffer is same[name] for buffer in options["buffers"]), name
+    assert options["buffer_seq_dims"] == [1] * 5 and options["no_restore_buffers"] == set(options["buffers"])
+    # Without context parallelism the collator adds no row ids, and the context is the Trainer's.
+    assert trainer._prepare_context_parallel_inputs(None, inputs)[0] is contextlib.nullcontext
 
 
 def test_attention_without_masks_is_causal():

@@ -128,7 +128,7 @@ def test_the_chat_command_talks_to_it(server, tmp_path):
         cwd=tmp_path, capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     assert spoken.returncode == 0, spoken.stderr[-3000:]
-    # Its client shows bytes of an untrained model in ways of its own; that the stream came to its end is in words.
+    # How its client shows an untrained model's bytes is its own matter; it says in words that the stream ended.
     assert "Generation stopped after reaching the token limit." in spoken.stdout
 
 

@@ -3,6 +3,8 @@
 
 import json
 import resource
+import runpy
+import sys
 from pathlib import Path
 
 import pytest
@@ -19,26 +21,20 @@ def chat(tmp_path_factory) -> Path:
     return write_tiny_chat(tmp_path_factory.mktemp("chat"))
 
 
-def run(chat: Path, output: Path, *options: str):
-    """`python -m training.sft` with a few steps on the tiny model."""
-    arguments = [
+def arguments(chat: Path, output: Path, *options: str) -> list[str]:
+    """A few steps on the tiny model."""
+    return [
         *("--model_name_or_path", str(chat / "model"), "--dataset_name", str(chat / "data")),
         *("--chat_template_path", "tokenization/chat_template_training.jinja", "--assistant_only_loss"),
-        *(
-            "--output_dir",
-            str(output),
-            "--use_cpu",
-            "--bf16",
-            "false",
-            "--report_to",
-            "none",
-            "--disable_tqdm",
-            "true",
-        ),
-        *("--max_steps", "4", "--per_device_train_batch_size", "1", "--max_length", "64", "--packing"),
-        *("--learning_rate", "1e-2", "--logging_steps", "1", "--save_strategy", "no", *options),
+        *("--output_dir", str(output), "--use_cpu", "--bf16", "false", "--report_to", "none"),
+        *("--disable_tqdm", "true", "--max_steps", "4", "--per_device_train_batch_size", "1", "--max_length", "64"),
+        *("--packing", "--learning_rate", "1e-2", "--logging_steps", "1", "--save_strategy", "no", *options),
     ]
-    return sft.main(*sft.make_parser().parse_args_and_config(arguments))
+
+
+def run(chat: Path, output: Path, *options: str):
+    """`python -m training.sft` with a few steps on the tiny model."""
+    return sft.main(*sft.make_parser().parse_args_and_config(arguments(chat, output, *options)))
 
 
 def losses(trainer) -> list[float]:
@@ -219,7 +215,7 @@ def test_bad_rows_are_named(chat, tmp_path, messages, problem):
 
 @pytest.mark.parametrize("options", [[], ["--packing", "false"]], ids=["packed", "padded"])
 def test_a_length_that_cuts_every_answer_off_is_named(chat, tmp_path, options):
-    with pytest.raises(ValueError, match=r"`max_length` 8.*no token .* learned"):
+    with pytest.raises(ValueError, match=r"no row has a trainable token within `max_length` 8"):
         run(chat, tmp_path / "out", "--max_length", "8", *options)
 
 
@@ -236,3 +232,32 @@ def test_a_length_that_cuts_every_answer_off_is_named(chat, tmp_path, options):
 def test_mistaken_options_are_named(chat, tmp_path, options, problem):
     with pytest.raises(ValueError, match=problem):
         run(chat, tmp_path / "out", *options)
+
+
+@pytest.mark.parametrize(
+    ("module", "options"),
+    [
+        ("training.sft", ["--longcat_config"]),
+        ("training.dpo", ["--config", "no-such-recipe.yaml"]),
+        ("training.grpo", ["--dataset_name", "rows"]),
+        ("training.extend_context", ["--dataset_name", "rows"]),
+    ],
+)
+def test_a_mistake_ends_a_command_with_one_line(module, options, tmp_path, monkeypatch, capsys):
+    command = [module, "--output_dir", str(tmp_path), "--use_cpu", "--bf16", "false", *options]
+    monkeypatch.setattr(sys, "argv", command)
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module(module, run_name="__main__")
+    assert ended.value.code == 2
+    printed = capsys.readouterr().err.splitlines()
+    assert printed[-1].startswith("error: ") and not [line for line in printed if "Traceback" in line]
+    monkeypatch.setattr(sys, "argv", [*command[:1], "--debug", *command[1:]])
+    with pytest.raises((ValueError, OSError)):
+        runpy.run_module(module, run_name="__main__")
+
+
+def test_a_command_that_trained_ends_with_0(chat, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["training.sft", *arguments(chat, tmp_path, "--max_steps", "1")])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module("training.sft", run_name="__main__")
+    assert ended.value.code == 0

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is left of a run beside the model: every metric as JSON, a plot, and tokens per second."""
+"""What a run writes besides the model: every metric as JSON, a plot, and tokens per second."""
 
 import json
 

@@ -103,10 +103,10 @@ def test_what_training_turned_off_is_on_again(model_dir, tmp_path):
 
 @pytest.mark.slow  # starts a process
 def test_folder_answers_where_the_package_cannot_be_imported(folder, tmp_path):
-    script = Path("training/demo/ask.py").resolve()
-    command = [sys.executable, "-I", script, "--isolated", "--model", folder, "--max-new-tokens", "4"]
+    command = [sys.executable, "-m", "training.demo.ask", "--isolated", "--model", folder, "--max-new-tokens", "4"]
     command += ["--output", tmp_path / "answers.json", "What does function 1 do?"]
     environment = {"HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    environment["PYTHONPATH"] = str(Path.cwd())
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "Do you wish to run" not in done.stdout

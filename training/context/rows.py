@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Documents to blocks of rows: long rows of one document each, and short rows that cost as many tokens.
+"""Documents to blocks of rows: long rows of one document each, and short rows with as many tokens in total.
 
-A block is what one forward reads, `[R, T]` tokens. Of a stage with rows of 8 tokens and an original length of 4:
+A block is what one forward reads, `[B, T]` tokens. For a stage with rows of 8 tokens and an original length of 4:
 
-    a long block     [1, 8]    a window of one document, whose positions run through
+    a long block     [1, 8]    a window of one document, with continuous positions
     a short block    [2, 4]    windows of short documents, joined by the end token, which n-grams do not cross
 
-Nothing is padded and nothing is packed: packing gives every document positions from 0, so that short documents would
-never exercise a long position, and its mask has T x T entries, 64 GiB at T = 262,144.
+Nothing is padded and nothing is packed: packing gives every document positions from 0, so short documents would never
+train a long position, and its mask has T x T entries, 64 GiB at T = 262,144.
 
-Shapes: R rows of a block, T tokens of a row.
+Shapes: B batch rows of a block, T tokens of a row.
 """
 
 import random
@@ -23,10 +23,10 @@ from training.context.stages import Stage
 
 
 def tokenized(documents: Dataset, tokenizer: PreTrainedTokenizerBase, text_field: str, split: str) -> Dataset:
-    """`input_ids` of each document, closed by the end token; documents that hold `input_ids` are taken as they are.
+    """`input_ids` of each document, with the end token appended; documents that have `input_ids` are not changed.
 
     Raises:
-        `ValueError`: naming the split where it has neither, or the row that has no text.
+        `ValueError`: naming the split if it has neither column, or the row that has no text.
     """
     if "input_ids" in documents.column_names:
         return documents.select_columns("input_ids")
@@ -47,7 +47,7 @@ def tokenized(documents: Dataset, tokenizer: PreTrainedTokenizerBase, text_field
 
 
 def long_rows(documents: Dataset, length: int) -> Dataset:
-    """Windows of `length` tokens, each of one document; what is left of a document, and short ones, are left out."""
+    """Windows of `length` tokens, each of one document; the rest of a document, and short documents, are dropped."""
 
     def cut(batch: dict) -> dict:
         return {"input_ids": [window for ids in batch["input_ids"] for window in windows(ids, length)]}
@@ -56,7 +56,7 @@ def long_rows(documents: Dataset, length: int) -> Dataset:
 
 
 def short_rows(documents: Dataset, length: int) -> Dataset:
-    """Windows of `length` tokens of the documents one after the other."""
+    """Windows of `length` tokens of the concatenated documents."""
 
     def cut(batch: dict) -> dict:
         return {"input_ids": windows([token for ids in batch["input_ids"] for token in ids], length)}
@@ -65,7 +65,7 @@ def short_rows(documents: Dataset, length: int) -> Dataset:
 
 
 def windows(ids: list[int], length: int) -> list[list[int]]:
-    """Whole windows of `length`, from the beginning."""
+    """Whole windows of `length` tokens, from the beginning."""
     return [ids[begin : begin + length] for begin in range(0, len(ids) - length + 1, length)]
 
 
@@ -81,9 +81,9 @@ def check_rows(rows: Dataset, documents: Dataset, length: int, field: str):
 def stage_blocks(
     long: Dataset | None, short: Dataset | None, stage: Stage, original_length: int, count: int, seed: int
 ) -> Dataset:
-    """`count` blocks of which `long_share` are long, in mixed order: `input_ids` of `[R, T]` each.
+    """`count` blocks, of which `long_share` are long, in mixed order: `input_ids` of `[B, T]` each.
 
-    Rows are drawn in rounds, each once before any comes again.
+    Every row is drawn once before any is drawn again.
     """
     draw = random.Random(seed)
     long_count = round(count * stage.long_share)
@@ -117,7 +117,7 @@ def drawn(rows: Dataset | None, count: int, draw: random.Random) -> list[int]:
 
 
 def lazy_blocks(blocks: list[tuple[str, list[int]]], sources: dict[str, Any]) -> Dataset:
-    """A data set that fetches the rows of a block when it is asked for."""
+    """A data set that fetches the rows of a block when the block is read."""
 
     def fetch(batch: dict) -> dict:
         found: Any = [
@@ -130,7 +130,7 @@ def lazy_blocks(blocks: list[tuple[str, list[int]]], sources: dict[str, Any]) ->
 
 
 def collate_block(rows: list[dict]) -> dict[str, torch.Tensor]:
-    """A batch from one block: `input_ids`, `labels` and `position_ids`, `[R, T]` each."""
+    """A batch from one block: `input_ids`, `labels` and `position_ids`, `[B, T]` each."""
     (block,) = rows
     input_ids = torch.tensor(block["input_ids"])
     positions = torch.arange(input_ids.shape[1]).repeat(len(input_ids), 1)

@@ -1,20 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """Context parallelism: rows are split over processes, n-grams are not.
 
-Context parallelism of torch cuts a row of T tokens into 2 P chunks and gives process p the chunks p and 2 P - 1 - p,
-so that causal attention costs every process the same. The model then sees a part of the row, twice with the wrong
-tokens before it. So the table rows of each token are worked out on the whole row, in the collator, and are split like
-`input_ids`: `[B, T, S]` int64, sequence second.
+Torch's context parallelism cuts a row of T tokens into 2 P chunks and gives process p the chunks p and 2 P - 1 - p, so
+that causal attention costs every process the same. The model then sees parts of a row, with the wrong tokens before
+each part. So the collator computes the table rows of each token on the whole row, and they are split like `input_ids`:
+`[B, T, S]` int64, sequence second.
 
-Attention is all that reaches across parts. torch replaces causal attention by a ring of its own; accelerate drops the
-masks for that from modules whose name ends in `self_attn`, but a LongCat layer has two attentions, `self_attn.0` and
-`self_attn.1`, which are done here.
+Attention is the only operation that reaches across parts. Torch replaces causal attention by a ring. For that,
+accelerate drops the masks of modules whose name ends in `self_attn`, but a LongCat layer has two attentions,
+`self_attn.0` and `self_attn.1`, whose masks are dropped here.
 
 Shapes: B batch, T tokens of a row, S sub-tables.
 """
 
 import re
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ from modeling_longcat_lite import LongCatLiteConfig, ngram_row_ids
 from training.run.trainers import ResumableSFTTrainer
 
 ATTENTION = re.compile(r"self_attn\.\d+$")
+SPLIT = ("input_ids", "labels", "shift_labels", "position_ids", "ngram_row_ids")  # sequence second
 
 
 class WholeRowNgrams:
@@ -40,7 +42,7 @@ class WholeRowNgrams:
 
 
 class ShardedRowsSFTTrainer(ResumableSFTTrainer):
-    """Trains on parts of rows where `cp_size` is above 1; the same as [`ResumableSFTTrainer`] where it is not."""
+    """Trains on parts of rows if `cp_size` is above 1, and else exactly as [`ResumableSFTTrainer`]."""
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -49,8 +51,8 @@ class ShardedRowsSFTTrainer(ResumableSFTTrainer):
             return
         if parallelism.sp_enabled:
             raise ValueError(
-                f"`parallelism_config_sp_size` is {parallelism.sp_size}: DeepSpeed's data loader splits tensors of "
-                "two dimensions only, and would lose the n-grams; use `parallelism_config_cp_size`"
+                f"`parallelism_config_sp_size` is {parallelism.sp_size}: DeepSpeed's data loader only splits "
+                "tensors of two dimensions and would lose the n-grams; use `parallelism_config_cp_size`"
             )
         if parallelism.cp_enabled:
             model: Any = self.accelerator.unwrap_model(self.model)
@@ -61,7 +63,7 @@ class ShardedRowsSFTTrainer(ResumableSFTTrainer):
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         loss = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         if model.training and "attention_mask" not in inputs:
-            # TRL counts one row where there is no mask; a block may have several.
+            # Without a mask TRL counts the tokens of one row, but a block may have several rows.
             uncounted = inputs["input_ids"][1:].numel()
             counts = self.accelerator.gather_for_metrics(torch.tensor(uncounted, device=inputs["input_ids"].device))
             self._total_train_tokens += counts.sum().item()
@@ -69,17 +71,22 @@ class ShardedRowsSFTTrainer(ResumableSFTTrainer):
         return loss
 
     def _prepare_context_parallel_inputs(self, model: nn.Module, inputs: dict) -> tuple[Callable, dict]:
+        # The Trainer adds labels and positions, but does not split `ngram_row_ids`.
         context, inputs = super()._prepare_context_parallel_inputs(model, inputs)
-        if "ngram_row_ids" in inputs and "buffers" in getattr(context, "keywords", {}):
-            options = context.keywords  # type: ignore[attr-defined]  # a `partial`
-            options["buffers"].append(inputs["ngram_row_ids"])
-            options["buffer_seq_dims"].append(1)
-            options["no_restore_buffers"].add(inputs["ngram_row_ids"])
-        return context, inputs
+        if "ngram_row_ids" not in inputs:
+            return context, inputs
+        buffers = [inputs[name] for name in SPLIT if name in inputs]
+        split = partial(
+            self.accelerator.maybe_context_parallel,
+            buffers=buffers,
+            buffer_seq_dims=[1] * len(buffers),
+            no_restore_buffers=set(buffers),
+        )
+        return split, inputs
 
 
 def drop_masks(model: nn.Module):
-    """Makes every attention causal over whatever it is given, without a mask: what a ring of processes computes."""
+    """Makes every attention causal over the tokens that it gets, without a mask, as a ring of processes does."""
 
     def without_mask(module, args, kwargs):
         return args, kwargs | {"attention_mask": None, "is_causal": True}

@@ -1,17 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The stages of a context extension: what a stages file says, checked, and the configuration of each stage.
+"""The stages of a context extension: a stages file, checked, and the configuration of each stage.
 
-    original_length: 32768          # tokens the checkpoint was trained at
-    rope_type: yarn                 # or `default`, plain RoPE, to compare with
-    short_dataset_name: DIR         # documents of the short mix; those of the recipe where it is left out
+    original_length: 32768          # tokens of a row in the checkpoint's training
+    rope_type: yarn                 # or `default`, plain RoPE, for comparison
+    short_dataset_name: DIR         # documents of the short mix; by default those of the recipe
     short_loss_tolerance: 0.02      # how much the loss on rows of `original_length` may rise, as a share
     stages:
       - {max_length: 131072, factor: 4, long_share: 0.6, steps: 1000}
       - {max_length: 327680, factor: 10, long_share: 0.6, steps: 1000}
 
 YaRN (arXiv 2309.00071) divides the slow frequencies of RoPE by `factor`, so that `factor * original_length` positions
-look like `original_length`. For latent attention `mscale` and `mscale_all_dim` have to be equal: cosine and sine then
-keep their size, and the softmax scale grows by (0.1 ln factor + 1) ** 2 instead. Both are written as 1, as released.
+look like `original_length`. Latent attention needs equal `mscale` and `mscale_all_dim`: cosine and sine then keep
+their size, and the softmax scale grows by (0.1 ln factor + 1) ** 2 instead. Both are written as 1, as released.
 """
 
 from dataclasses import MISSING, dataclass, fields
@@ -46,14 +46,14 @@ class Stages:
     rope_type: str = "yarn"
     beta_fast: float = 32.0
     beta_slow: float = 1.0
-    max_position_embeddings: int | None = None  # the largest factor times the original length
+    max_position_embeddings: int | None = None  # by default the largest factor times the original length
     short_dataset_name: str | None = None
     short_loss_tolerance: float = 0.02
     stop_when_short_loss_rises: bool = True
 
     @property
     def longest(self) -> int:
-        """Positions that the last stage's checkpoint is made for."""
+        """`max_position_embeddings` of the last stage's checkpoint."""
         largest = max(stage.factor for stage in self.stages)
         return self.max_position_embeddings or int(largest * self.original_length)
 
@@ -62,7 +62,7 @@ def read_stages(path: str | Path) -> Stages:
     """Read and check a stages file.
 
     Raises:
-        `ValueError`: naming the file, the field and what would be right.
+        `ValueError`: naming the file, the field and a right value.
     """
     path = Path(path)
     if not path.is_file():
@@ -81,13 +81,13 @@ def read_stages(path: str | Path) -> Stages:
 
 
 def fields_of(kind: type, written: Any, prefix: str) -> dict[str, Any]:
-    """The fields of a mapping, known and complete, numbers where numbers belong."""
+    """The fields of a mapping, checked: all are known, none is missing, and numbers are numbers."""
     if not isinstance(written, dict):
         raise ValueError(f"`{prefix.rstrip('.') or 'the file'}` must be a mapping, got {written!r}")
     known: Any = {field.name: field for field in fields(kind)}
     unknown = sorted(map(str, written.keys() - known.keys()))
     if unknown:
-        raise ValueError(f"`{prefix}{unknown[0]}` is unknown; there are {', '.join(known)}")
+        raise ValueError(f"`{prefix}{unknown[0]}` is unknown; choose from {', '.join(known)}")
     missing = [name for name, field in known.items() if field.default is MISSING and name not in written]
     if missing:
         raise ValueError(f"`{prefix}{missing[0]}` is missing")
@@ -100,7 +100,7 @@ def fields_of(kind: type, written: Any, prefix: str) -> dict[str, Any]:
 
 
 def check_stages(stages: Stages):
-    """Raise a `ValueError` for fields that cannot be, alone or together."""
+    """Raise a `ValueError` for values that are impossible, alone or together."""
     original = stages.original_length
     check_number("original_length", original, least=1)
     check_number("max_position_embeddings", stages.max_position_embeddings, least=1)
@@ -136,7 +136,7 @@ def check_stages(stages: Stages):
 
 
 def check_original_length(config: LongCatLiteConfig, original_length: int):
-    """Raise a `ValueError` if a checkpoint was not made for `original_length` tokens."""
+    """Raise a `ValueError` if the config of a checkpoint states another length than `original_length`."""
     rope = config.rope_parameters
     plain = rope["rope_type"] == "default"
     field = "max_position_embeddings" if plain else "rope_parameters.original_max_position_embeddings"
@@ -144,12 +144,12 @@ def check_original_length(config: LongCatLiteConfig, original_length: int):
     if stated != original_length:
         raise ValueError(
             f"`original_length` is {original_length}, but the checkpoint's `{field}` is {stated}: give the length "
-            "that it was trained at, or write that into its config.json"
+            "that it was trained at, or correct its config.json"
         )
 
 
 def stage_config(config: LongCatLiteConfig, stages: Stages, stage: Stage) -> LongCatLiteConfig:
-    """`config` for the model of a stage, to be set before it is made: RoPE is fixed then."""
+    """The configuration of a stage, for `from_pretrained`: a model fixes its RoPE when it is created."""
     rope: dict[str, Any] = {"rope_type": stages.rope_type, "rope_theta": config.rope_parameters["rope_theta"]}
     if stages.rope_type == "yarn":
         rope |= {

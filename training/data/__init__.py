@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rows to train on: read from files, or made from the text that Python carries."""
+"""Rows to train on: read from files, or made from the documentation of Python."""

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A reward that can be checked by eye: how far a completion follows the known answer, and whether it ends with it."""
+"""A reward that is easy to check by eye: how much of the known answer a completion begins with."""
 
 from itertools import takewhile
 from typing import Any
 
-# The first characters tell whether the question was understood; more of them would only measure a memory.
+# The first characters show whether the question was understood; more would only measure memorization.
 PREFIX_CHARS = 40
 
 
@@ -12,7 +12,7 @@ def answer_reward(completions: list[Any], answer: list[str], **kwargs: Any) -> l
     """Half for the share of the answer's first 40 characters that the completion begins with, half for all of it.
 
     Args:
-        completions (`list`): Texts, or lists of messages, of which the first counts.
+        completions (`list`): Texts, or lists of messages, whose first message counts.
         answer (`list[str]`): The column `answer` of the rows.
 
     Returns:

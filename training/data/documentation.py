@@ -6,8 +6,8 @@ Python always gives the same conversations in the same order, and nothing is dow
 
     "What does str.join do?"  ->  "Concatenate any number of strings. ..."
 
-Conversations are distinct by answer text, and the side a conversation falls on (train or held-out) depends on a hash
-of that text alone, so no answer stands on both sides.
+Conversations are distinct by answer text. A hash of that text alone decides which side (train or held-out) a
+conversation belongs to, so no answer is on both sides.
 """
 
 import hashlib
@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pydoc_data.topics import topics
 from types import ModuleType
 
-# Modules that act on import (a browser, a poem), need a display, or are no library.
+# Modules that do something when imported (a browser, a poem), need a display, or are not a library.
 SKIPPED_MODULES = frozenset(
     {"__main__", "antigravity", "idlelib", "lib2to3", "test", "this", "tkinter", "turtle", "turtledemo"}
 )
@@ -84,7 +84,7 @@ def shorten(text: str, limit: int = MAX_ANSWER_CHARS) -> str:
 def public_members(module: ModuleType) -> Iterator[tuple[str, object]]:
     """Yield (dotted name, object) for a module, its public functions and classes, and what its classes define."""
     yield module.__name__, module
-    # `__all__` says what is public; without it an imported name is not the module's own.
+    # `__all__` lists what is public. Without it, names that the module imported are excluded.
     exported = vars(module).get("__all__")
     for name in sorted(exported or vars(module)):
         member = vars(module).get(name)
@@ -103,8 +103,8 @@ def question_about(name: str, subject: object) -> str:
     """The question whose answer is the docstring of `subject`."""
     if inspect.ismodule(subject):
         return f"What is the {name} module for?"
-    spoken = name.removeprefix("builtins.")
-    return f"What does {spoken} do?" if inspect.isroutine(subject) else f"What is {spoken}?"
+    shown = name.removeprefix("builtins.")
+    return f"What does {shown} do?" if inspect.isroutine(subject) else f"What is {shown}?"
 
 
 def docstring_conversations(module_names: Iterable[str]) -> Iterator[Conversation]:
@@ -123,7 +123,7 @@ def docstring_conversations(module_names: Iterable[str]) -> Iterator[Conversatio
 
 
 def topic_conversations() -> Iterator[Conversation]:
-    """Yield one conversation of a few turns for each `pydoc` topic; a paragraph told once is not told again."""
+    """Yield one conversation of a few turns for each `pydoc` topic; no paragraph is repeated."""
     seen: set[str] = set()
     for topic in sorted(topics):
         paragraphs = []
@@ -164,7 +164,7 @@ def distinct(conversations: Iterable[Conversation]) -> list[Conversation]:
 
 
 def is_held_out(conversation: Conversation) -> bool:
-    """Whether the answer text hashes into the held-out part; the subject's name has no say."""
+    """Whether the answer text hashes into the held-out part; the subject's name does not matter."""
     return int(text_key(conversation.answer), 16) % 100 < HELD_OUT_PERCENT
 
 
@@ -178,7 +178,7 @@ def split(conversations: Iterable[Conversation]) -> tuple[list[Conversation], li
 
 
 def core_conversations(conversations: Iterable[Conversation]) -> list[Conversation]:
-    """Those about builtins, with an answer long enough to be told from others."""
+    """Conversations about builtins, with answers that are long enough to tell apart."""
     return [c for c in conversations if c.is_builtin and len(c.answer) >= MIN_CORE_ANSWER_CHARS]
 
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Real text without a download: given files, or the sources of Python's standard library, docstrings included.
+"""Real text without a download: files that the user names, or the sources of Python's standard library.
 
-The same Python gives the same documents in the same order. A document is a file.
+A document is a file. The same Python gives the same documents in the same order.
 """
 
 import sysconfig
@@ -15,7 +15,7 @@ SKIPPED_FOLDERS = frozenset(
 
 
 def standard_library_files() -> list[Path]:
-    """Sources of the running Python's standard library less what differs between machines, sorted by path."""
+    """Sources of the running Python's standard library that are the same on all machines, sorted by path."""
     root = Path(sysconfig.get_path("stdlib"))
     files = []
     for path in root.rglob("*.py"):
@@ -30,7 +30,7 @@ def read_document(path: Path) -> str:
     """The text of a file.
 
     Raises:
-        `ValueError`: naming a file that is not there, not UTF-8, or empty.
+        `ValueError`: naming the file if it does not exist, is not UTF-8, or is empty.
     """
     if not path.is_file():
         raise ValueError(f"{path}: no such file")

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Short and long documents without a download, in which pairs of a key and a value come back.
+"""Short and long documents without a download, in which pairs of a key and a value are repeated.
 
     fule fele fune kelo rint kola rent fete file fite kola rent fine kelo rint kola rent feme ...
 
-Keys (`k...`) and values (`r...`) are paired anew for every document: behind a key only the text before says what
-comes. Around the pairs stands filler (`f...`), a walk over words of which each has two successors; it is learned at
-once, so that what is left of the loss says how many values are found. A document to train on says each of its pairs a
-few times, at places drawn evenly over it, so that the distances between them are those of the whole document. A row
-to measure with says each once, one of them at a given depth, and ends where that one is asked for.
+Keys (`k...`) and values (`r...`) are paired anew in every document: only the text before a key says which value
+follows. Between the pairs there is filler (`f...`), a walk over words that have two successors each. It is learned at
+once, so the remaining loss shows how many values are found. A document to train on contains each of its pairs a few
+times, at places drawn evenly over it, so that the distances between them are those of the whole document. A row to
+measure with contains each pair once, one of them at a given depth, and ends by asking for that one.
 
 The same seed gives the same documents.
 """
@@ -21,7 +21,7 @@ KEYS = tuple("k" + "".join(letters) for letters in itertools.product("aeiou", "l
 VALUES = tuple("r" + "".join(letters) for letters in itertools.product("aeiou", "lmn", "t"))
 FILLER = tuple("f" + "".join(letters) for letters in itertools.product("aeiou", "lmnst", "e"))
 SUCCESSORS = {word: random.Random(word).sample(FILLER, 2) for word in FILLER}
-MENTIONS = 4  # of each pair in a training document
+MENTIONS = 4  # of each pair, in a training document
 
 
 def filler(words: int, draw: random.Random) -> list[str]:
@@ -43,12 +43,12 @@ def woven(places: list[int], pairs: list[tuple[str, str]], words: list[str]) -> 
 
 
 def as_text(words: list[str]) -> str:
-    """The words, each behind a space, the first too: a token is a word with its space."""
+    """The words, each with a space before it, the first too: a token is a word with its space."""
     return "".join(f" {word}" for word in words)
 
 
 def recall_document(words: int, pairs: int, draw: random.Random) -> str:
-    """A training document of `words` words that says each of `pairs` pairs `MENTIONS` times."""
+    """A training document of `words` words that mentions each of `pairs` pairs `MENTIONS` times."""
     drawn = list(zip(draw.sample(KEYS, pairs), draw.choices(VALUES, k=pairs), strict=True)) * MENTIONS
     draw.shuffle(drawn)
     room = words - 2 * len(drawn)
@@ -66,8 +66,8 @@ def needle_row(
     Args:
         tokenizer (`PreTrainedTokenizerBase`): One with a token for each of the words.
         tokens (`int`): Length of the row.
-        depth (`float`): Where the pair stands: 0 at the beginning, 1 right before the question.
-        distractors (`int`): Other pairs, with other values, at places drawn at random.
+        depth (`float`): Place of the pair: 0 at the beginning, 1 right before the question.
+        distractors (`int`): Number of other pairs, with other values, at random places.
     """
     count = distractors + 1
     pairs = list(zip(draw.sample(KEYS, count), draw.sample(VALUES, count), strict=True))

@@ -7,13 +7,13 @@
     assistant  Python says:                         That is 499.
                Concatenate any number of strings.
 
-Between them stand questions that need no tool. Conversations may leave the declaration of the tools out, which is
-three times as long as all the rest: the tools are always the same two, and what to copy then stands near. Names are
-methods of builtin types. The side that a name or a sum falls on (train or held-out) depends on its hash alone, so
-every held-out call is new to the model, and its arguments have to be copied: of a held-out name the type and the
-method are known from other names, of a held-out sum each number from other sums. What is copied is written alike where
-it is read and where it is said (names stand in backticks, the tool's text on a line of its own), and so are its
-tokens. The same seed gives the same conversations.
+Some questions in between need no tool. Conversations may omit the declaration of the tools, which is three times as
+long as everything else: the tools are always the same two, and what has to be copied is then close by. Names are
+methods of builtin types. A hash of a name or a sum decides which side (train or held-out) it belongs to, so every
+held-out call is new to the model, and its arguments have to be copied. The type and the method of a held-out name
+occur in other names, and the numbers of a held-out sum in other sums. What is copied is written in the same way where
+it is read and where it is repeated (names in backticks, the tool's text on its own line), so its tokens are the same.
+The same seed gives the same conversations.
 """
 
 import random
@@ -70,7 +70,7 @@ TOOLS: tuple[Callable, ...] = (lookup, add)
 
 @dataclass(frozen=True)
 class Exchange:
-    """A question, the call that answers it (`None` where none is needed), what the tool returns, and the answer."""
+    """A question, the call that answers it (`None` if none is needed), what the tool returns, and the answer."""
 
     question: str
     call: ToolCall | None
@@ -89,12 +89,12 @@ class Exchange:
 
 @cache
 def documentation() -> dict[str, str]:
-    """The first words about every method that at least two builtin types have, by dotted name."""
+    """The first words of the docstring of every method that at least two builtin types have, by dotted name."""
     found = {}
     for conversation in docstring_conversations(["builtins"]):
         _, _, name = conversation.name.partition(".")
         if name.count(".") == 1 and name.replace(".", "").isalpha():
-            # One line: what the tool says and what the assistant repeats then have the same tokens.
+            # On one line the tool's text and what the assistant repeats have the same tokens.
             found[name] = shorten(" ".join(conversation.answer.split()), MAX_SUMMARY_CHARS)
     types_with = Counter(method_of(name) for name in found)
     return {name: text for name, text in found.items() if types_with[method_of(name)] > 1}
@@ -106,15 +106,15 @@ def method_of(name: str) -> str:
 
 
 def side_of(argument: str) -> Side:
-    """The side that a name or a sum falls on, by its hash."""
+    """The side that a name or a sum belongs to, by its hash."""
     return "held-out" if int(text_key(argument), 16) % 100 < HELD_OUT_PERCENT else "train"
 
 
 @cache
 def names(side: Side) -> list[str]:
-    """The names of one side: every type with every method to train on, documented ones held out.
+    """The names of one side: to train on, every type with every method; held out, the documented names.
 
-    Few types have most of the methods. But the documented names are too few to copy: a model learns them by heart.
+    Few types have most of the methods, but a model would memorize the few documented names instead of copying.
     """
     if side == "held-out":
         return [name for name in documentation() if side_of(name) == side]

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The demo: train, package and ask a small model: `python -m training.demo`."""
+"""The demo, `python -m training.demo`: train, package and ask a small model."""

@@ -4,9 +4,10 @@
     python -m training.demo
 
 Stages: conversations, tokenizer, an untrained model, fine-tuning by the recipe, held-out loss, the Hub folder, and
-questions asked in a fresh process that has only that folder. Everything is seeded and written under outputs/demo.
+questions in a new process that has only that folder. Everything is seeded and written to outputs/demo.
 """
 
+import argparse
 import json
 import os
 import random
@@ -16,6 +17,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from tokenization.command_line import CommandParser, run_command
 from training.demo.model import MODEL, run_module, save_untrained, set_environment, stage
 
 OUTPUT = Path("outputs/demo")
@@ -23,12 +25,16 @@ RECIPE = Path("training/recipes/demo.yaml")
 FACTS = Path("model_cards/facts/demo.yaml")
 SEED = 0
 VOCABULARY = 2048
-CORE_ROUNDS = 18  # times each core conversation is trained on; every other conversation once
+CORE_ROUNDS = 18  # how often each core conversation is trained on; all others are trained on once
 CORE_QUESTIONS = 10
 HELD_OUT_QUESTIONS = 5
 
 
-def main():
+def make_parser() -> CommandParser:
+    return CommandParser("training.demo", "Train, package and ask a small model. Writes outputs/demo.")
+
+
+def main(arguments: argparse.Namespace) -> int:
     set_environment(OUTPUT)
     from training.demo.report import print_answers, print_summary, write_report
 
@@ -55,7 +61,7 @@ def main():
 
 
 def write_conversations():
-    """Write both sides and draw the questions; returns the training side and the questions with their answers."""
+    """Write both sides and draw questions; returns the training side, and the questions with their answers."""
     from training.data.documentation import core_conversations, documentation_conversations, split, training_rounds
 
     train, held_out = split(documentation_conversations())
@@ -74,14 +80,14 @@ def write_conversations():
     ]
     (OUTPUT / "questions.json").write_text(json.dumps([q["question"] for q in questions], indent=2), encoding="utf-8")
     print(
-        f"{len(train)} conversations to train on, {len(held_out)} held out; {len(core)} of the former are the core, "
-        f"about builtins, and seen {CORE_ROUNDS} times"
+        f"{len(train)} conversations to train on, {len(held_out)} held out; the core of the former, {len(core)} about "
+        f"builtins, is seen {CORE_ROUNDS} times"
     )
     return train, questions
 
 
 def write_untrained_model(train):
-    """Train the tokenizer on the training side and save it with a freshly initialised model."""
+    """Train the tokenizer on the training side and save it with an untrained model."""
     from tokenization.train_tokenizer import train_tokenizer
 
     texts = (text for conversation in train for turn in conversation.turns for text in turn)
@@ -97,39 +103,47 @@ def fine_tune():
 
 
 def measure():
-    """Loss on the held-out answers, as a result file."""
+    """Write the loss on the held-out answers as a result file."""
     rows = OUTPUT / "data" / "test.jsonl"
     run_module("eval.losses", "--model", OUTPUT / "model", "--rows", rows, "--output", OUTPUT)
 
 
 def package():
-    """Build the Hub folder; the card takes its numbers from the result file and the run's own files."""
+    """Build the Hub folder; the card takes its numbers from the result file and the files of the run."""
     run_module(
         "model_cards.build_hub_repo", "--model", OUTPUT / "model", "--output", OUTPUT / "package", *card_sources()
     )
 
 
 def write_card():
-    """Write the card again, with the answers that the package gave."""
+    """Write the card again, now with the answers of the package."""
     run_module("model_cards.write_card", "--folder", OUTPUT / "package", *card_sources())
 
 
 def card_sources() -> list[str | Path]:
-    """What the card is made of."""
+    """Options of both commands that write the card: its sources."""
     results = OUTPUT / "held_out_answers.json"
     return ["--facts", FACTS, "--results", results, "--report", OUTPUT / "report.json"]
 
 
 def ask(questions):
-    """Ask in a process that starts elsewhere, ignores the checkout (-I) and refuses to import the package."""
-    script, output = Path(__file__).with_name("ask.py").resolve(), OUTPUT.resolve()
-    command: list[str | Path] = [sys.executable, "-I", script, "--isolated", "--model", output / "package"]
+    """Ask in a process that starts in another folder and cannot import the package."""
+    output = OUTPUT.resolve()
+    command: list[str | Path] = [
+        sys.executable,
+        "-m",
+        "training.demo.ask",
+        "--isolated",
+        "--model",
+        output / "package",
+    ]
     command += ["--questions-file", output / "questions.json", "--output", output / "answers.json"]
     with tempfile.TemporaryDirectory() as elsewhere:
-        # An empty folder for the code that transformers copies out of the package, so that no older copy is used.
-        environment = os.environ | {"HF_MODULES_CACHE": str(Path(elsewhere) / "modules")}
+        # An empty folder for the code that transformers copies from the package, so that it uses no older copy.
+        modules = str(Path(elsewhere) / "modules")
+        environment = os.environ | {"HF_MODULES_CACHE": modules, "PYTHONPATH": str(Path.cwd())}
         subprocess.run(command, check=True, cwd=elsewhere, env=environment)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(lambda: main(make_parser().parse_args()))

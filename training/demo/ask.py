@@ -3,7 +3,8 @@
 
     python -m training.demo.ask --model outputs/demo/package "What does str.join do?"
 
-The model's code comes from the folder (or from the Hub): run by its path, this file needs nothing of this repository.
+The model's code comes from the folder, or from the Hub. `--isolated` proves it: the installed package cannot be
+imported then.
 """
 
 import argparse
@@ -11,15 +12,17 @@ import json
 import sys
 from pathlib import Path
 
+from tokenization.command_line import CommandParser, run_command
 
-def main(arguments):
+
+def main(arguments: argparse.Namespace) -> None:
     if arguments.isolated:
-        # From here on an import of the package fails, so what is loaded is what the folder holds.
+        # From here on, importing the package fails, so the code can only come from the folder.
         sys.modules["modeling_longcat_lite"] = None  # type: ignore[assignment]
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    # The tokenizer has no code of its own, but its Auto class reads the configuration, which has.
+    # The tokenizer has no code, but its Auto class reads the configuration, which has.
     tokenizer = AutoTokenizer.from_pretrained(arguments.model, trust_remote_code=True)
     model = AutoModelForCausalLM.from_pretrained(arguments.model, trust_remote_code=True)
     model = model.eval().to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
@@ -36,7 +39,7 @@ def main(arguments):
 
 
 def answer(model, tokenizer, question: str, max_new_tokens: int) -> str:
-    """Generate greedily, printing as the tokens come; returns the whole answer."""
+    """Generate greedily and print tokens as they come; returns the whole answer."""
     from transformers import TextStreamer
 
     prompt = tokenizer.apply_chat_template(
@@ -47,16 +50,16 @@ def answer(model, tokenizer, question: str, max_new_tokens: int) -> str:
     return tokenizer.decode(output[0, prompt["input_ids"].shape[1] :], skip_special_tokens=True)
 
 
-def make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m training.demo.ask", description="Ask a packaged model questions.")
+def make_parser() -> CommandParser:
+    parser = CommandParser("training.demo.ask", "Ask a packaged model questions.")
     parser.add_argument("questions", nargs="*", help="questions, each in quotes")
-    parser.add_argument("--model", required=True, help="packaged folder, or a repository on the Hub")
-    parser.add_argument("--questions-file", type=Path, help="JSON list of further questions")
-    parser.add_argument("--output", type=Path, help="JSON file to write the answers to")
-    parser.add_argument("--max-new-tokens", type=int, default=96, help="default: %(default)s")
-    parser.add_argument("--isolated", action="store_true", help="refuse to import modeling_longcat_lite")
+    parser.add_shared("--model", required=True)
+    parser.add_argument("--questions-file", type=Path, metavar="FILE", help="JSON list of further questions")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="JSON file to write the answers to")
+    parser.add_argument("--max-new-tokens", type=int, default=96, help="tokens of the longest answer")
+    parser.add_argument("--isolated", action="store_true", help="make modeling_longcat_lite impossible to import")
     return parser
 
 
 if __name__ == "__main__":
-    main(make_parser().parse_args())
+    run_command(lambda: main(make_parser().parse_args()))

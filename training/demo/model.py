@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""."""
+"""What the demo and the studies share: the shape of a small model, saving it untrained, and running stages."""
 
 import os
 import subprocess
@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-# N-gram rows hold just under half of the parameters; their ratio stays away from integers (paper, section 3.2.2).
+# N-gram tables hold just under half of the parameters; their ratio is far from an integer (paper, section 3.2.2).
 MODEL: dict[str, Any] = {
     "hidden_size": 192,
     "num_layers": 2,
@@ -36,11 +36,11 @@ MODEL: dict[str, Any] = {
 
 
 def set_environment(output: Path) -> None:
-    """What libraries read when they are imported: nothing is fetched, caches stay with the other files of a demo."""
+    """Set what libraries read when they are imported: no downloads, and caches next to the other files of the run."""
     os.environ["HF_HUB_OFFLINE"] = "1"
     os.environ["HF_DATASETS_CACHE"] = str(output.resolve() / "cache")
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
-    # Steps this small gain little from a second thread and lose tenfold where another process wants the core.
+    # Such small steps gain little from a second thread, and are ten times slower if another process uses the core.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 

@@ -10,10 +10,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from modeling_longcat_lite.whole_files import whole_file
-from training.run.output import versions
+from modeling_longcat_lite.whole_files import whole_file, write_whole
+from training.run.run_record import versions
 
-# What the demo has to show.
+# What the demo has to show; it ends with status 1 otherwise.
 LARGEST_LOSS_RATIO = 0.6
 FEWEST_RIGHT_ANSWERS = 7
 PREFIX_CHARS = 40
@@ -22,13 +22,13 @@ PREFIX_CHARS = 40
 def write_report(
     output: Path, seed: int, questions: list[dict[str, str]], seconds: dict[str, float]
 ) -> dict[str, Any]:
-    """Write `report.json` from what the stages left in `output`, with the answers once there are any.
+    """Write `report.json` from what the stages wrote to `output`, with the answers if there are any yet.
 
     Args:
         output (`Path`): The demo's folder.
-        seed (`int`): The seed everything was drawn with.
+        seed (`int`): Seed of the run.
         questions (`list`): Dictionaries with `from` (`"core"` or `"held-out"`), `question` and `expected`.
-        seconds (`dict`): Wall-clock seconds of each stage so far.
+        seconds (`dict`): Wall-clock seconds of each finished stage.
     """
     state = json.loads((output / "model" / "trainer_state.json").read_text(encoding="utf-8"))
     history = state["log_history"]
@@ -54,13 +54,13 @@ def write_report(
             and report["right_answers"] >= FEWEST_RIGHT_ANSWERS
             and report["distinct_answers"] == report["core_questions"]
         )
-    (output / "report.json").write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_whole(output / "report.json", json.dumps(report, indent=2, ensure_ascii=False) + "\n")
     plot_loss(training, evaluations, output / "loss.png")
     return report
 
 
 def judged(questions: list[dict[str, str]], answered: dict[str, Any]) -> dict[str, Any]:
-    """Each answer beside the expected one; an answer is right if its first 40 characters are."""
+    """Each answer with the expected one; an answer is right if its first 40 characters are."""
     answers = [
         {**question, "answer": answer["answer"], "right": begins_alike(answer["answer"], question["expected"])}
         for question, answer in zip(questions, answered["answers"], strict=True)
@@ -81,7 +81,7 @@ def begins_alike(answer: str, expected: str) -> bool:
 
 
 def peak_memory_mb() -> int:
-    """Largest resident memory of this process or of one it has waited for."""
+    """Largest resident memory, in MB, of this process or of one that it has waited for."""
     usages = (resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     return max(usages) // 1024
 
@@ -101,7 +101,7 @@ def plot_loss(training: list[tuple[int, float]], evaluations: list[float], path:
 
 
 def print_answers(report: dict[str, Any]) -> None:
-    """Print how each answer begins beside the expected beginning; the whole answers were streamed before."""
+    """Print the beginnings of each answer and of the expected one; the whole answers were streamed before."""
     table = Table(title=f"First {PREFIX_CHARS} characters of the answers", show_lines=True)
     for column in ("from", "question", "answer", "expected", ""):
         table.add_column(column)
@@ -113,7 +113,7 @@ def print_answers(report: dict[str, Any]) -> None:
 
 
 def print_summary(report: dict[str, Any], output: Path) -> None:
-    """Print the losses, the score, the time of each stage and where everything was written."""
+    """Print the losses, the score, the time of each stage, and where everything was written."""
     table = Table(title="Summary", show_header=False)
     before, after = report["heldout_loss_before"], report["heldout_loss_after"]
     table.add_row(

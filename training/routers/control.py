@@ -1,19 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Keeps the routed experts of a token at a target number while training (arXiv 2509.01322, zero-computation experts).
+"""Keeps the routed experts of a token at a target number in training (arXiv 2509.01322, zero-computation experts).
 
-Two controls, each off until asked for:
+Two controls, each off by default:
 
 * The selection bias of routed experts moves after each optimizer step, outside the gradient,
 
-      b_i += mu * (K_e / K * 1 / N - T_i / (K T_all))
+      b_i += mu * (k_e / k * 1 / E - T_i / (k T_all))
 
-  T_i of T_all tokens selected expert i. Summed over i it is zero where a token selects K_e routed experts on average,
-  and for each i where all routed experts get the same load. The bias of zero experts stays where it is. The rate is
-  in units of router probability: mu = 0.1 moves the bias of an expert that nobody selects by a tenth of 1 / N times
-  K_e / K a step.
-* A balance loss (training/routers/balance_loss.py) joins the trainer's.
+  where T_i of T_all tokens selected expert i. Summed over i this is zero if a token selects k_e routed experts on
+  average, and it is zero for each i if all routed experts get the same load. The bias of zero experts does not change.
+  The rate is in units of router probability: mu = 0.1 moves the bias of an expert that nobody selects by a tenth of
+  1 / E times k_e / k in each step.
+* A balance loss (training/routers/balance_loss.py) is added to the trainer's loss.
 
-What was selected is logged with the loss either way.
+The selections are logged with the loss in any case.
 """
 
 import warnings
@@ -31,24 +31,29 @@ from training.routers.balance_loss import balance_loss, gradient_share
 from training.routers.counts import ExpertCounts
 from training.routers.hooks import RouterForward, watch_routers
 
-LARGEST_GRADIENT_SHARE = 0.1  # the report chooses alpha so that R_g stays below
+LARGEST_GRADIENT_SHARE = 0.1  # the report chooses alpha so that R_g stays below it
 
 
 def bias_steps(selected: torch.Tensor, tokens: torch.Tensor, top_k: int, target_experts: float) -> torch.Tensor:
-    """What is added to the biases of routed experts at a rate of 1: counts `[L, N]` of `[L]` tokens to `[L, N]`."""
-    wanted = target_experts / (top_k * selected.shape[-1])
-    return wanted - selected.float() / (top_k * tokens.float()[:, None])
+    """The change of the routed experts' biases at a rate of 1, `[layers, E]`.
+
+    Args:
+        selected (`torch.Tensor` of shape `[layers, E]`): Tokens that selected each routed expert.
+        tokens (`torch.Tensor` of shape `[layers]`): Tokens in all.
+    """
+    target = target_experts / (top_k * selected.shape[-1])
+    return target - selected.float() / (top_k * tokens.float()[:, None])
 
 
 class SelectionBiasCallback(TrainerCallback):
-    """Ends the step of `counts`, and moves the selection biases by it. They are part of the checkpoint.
+    """Ends the step of `counts` and moves the selection biases accordingly. Checkpoints include the biases.
 
     Args:
         model (`LongCatLiteForCausalLM`): Without wrappers.
-        counts ([`ExpertCounts`]): Of the same model.
-        rate (`float`): mu; 0 only ends the step.
-        target_experts (`float`): K_e.
-        schedule (`str`, *optional*, defaults to `"constant"`): `"linear"` lets the rate fall to 0.
+        counts ([`ExpertCounts`]): Counts of the same model.
+        rate (`float`): mu; with 0 the biases do not move.
+        target_experts (`float`): k_e.
+        schedule (`str`, *optional*, defaults to `"constant"`): `"linear"` lowers the rate to 0.
     """
 
     def __init__(
@@ -67,8 +72,9 @@ class SelectionBiasCallback(TrainerCallback):
         dtypes = {router.e_score_correction_bias.dtype for router in self.routers}
         if self.rate and dtypes != {torch.float32}:
             raise ValueError(
-                "`router_bias_rate`: the selection biases `mlp.router.e_score_correction_bias` must be float32, or "
-                f"steps are rounded away; they are {dtypes}. `from_pretrained` keeps them so, `model.to` does not"
+                "`router_bias_rate`: the selection biases `mlp.router.e_score_correction_bias` must be float32, "
+                f"because small steps are rounded away otherwise; they are {dtypes}. `from_pretrained` keeps them in "
+                "float32, `model.to` does not"
             )
 
     def on_step_begin(self, args, state, control, **kwargs):
@@ -87,12 +93,12 @@ class SelectionBiasCallback(TrainerCallback):
 
 
 class RouterControlMixin(Trainer):
-    """In front of any trainer of a [`LongCatLiteForCausalLM`]: counts experts, and controls them by `router_args`.
+    """Counts experts, and controls them by `router_args`. Comes before any trainer in the bases of a class.
 
-    Logged beside the metrics of [`ExpertCounts`], where there is a balance loss: `balance_loss`, without its weight;
-    `balance_gradient_share`, R_g over the trainable parameters of the routers (over all trainable ones of the trunk
-    where an adapter leaves routers frozen), on the first micro-batch of the first rank after each log. It takes two
-    more backward passes, and is left out under FSDP, DeepSpeed and selective checkpointing, which do not allow them.
+    Logs the metrics of [`ExpertCounts`] and, if there is a balance loss, `balance_loss`, without its weight, and
+    `balance_gradient_share`: R_g over the trainable parameters of the routers (over all trainable ones of the trunk
+    if an adapter leaves routers frozen), on the first micro-batch of the first rank after each log. R_g takes two more
+    backward passes, and is omitted under FSDP, DeepSpeed and selective checkpointing, which do not allow them.
     """
 
     def __init__(self, *args, router_args: RouterArguments, **kwargs):
@@ -124,7 +130,7 @@ class RouterControlMixin(Trainer):
         routers = [layer.mlp.router for layer in self._trunk.layers]
         if isinstance(self.model, PeftModel) and not all(isinstance(r, ModulesToSaveWrapper) for r in routers):
             raise ValueError(
-                "`router_bias_rate` moves the routers' selection biases, which a PEFT adapter does not carry: add "
+                "`router_bias_rate` moves the routers' selection biases, which a PEFT adapter does not include: add "
                 "`router` to its `modules_to_save` (`lora_modules_to_save`), or leave the rate at 0"
             )
         if not any(parameter.requires_grad for parameter in self._trunk.layers.parameters()):
@@ -141,12 +147,12 @@ class RouterControlMixin(Trainer):
         assert seen is not None
         if not any(logits.requires_grad for logits in seen.logits):
             raise ValueError(
-                "`balance_loss_weight`: no gradient reaches the routers. Either what is before them is frozen, or "
+                "`balance_loss_weight`: no gradient reaches the routers. Either the layers before them are frozen, or "
                 "checkpointing is reentrant: set `activation_checkpointing_kwargs: {use_reentrant: false}`"
             )
         balance = balance_loss(seen, self._config, self._target, self._groups).to(loss.device)
         self._balance["balance_loss"].append(balance.detach())
-        # Where the count of labels normalises the loss, the trainer leaves accumulation to it; as TRL's own aux loss.
+        # If the count of labels normalises the loss, the trainer does not divide by the accumulation steps.
         parts = 1 if num_items_in_batch is None else self.current_gradient_accumulation_steps
         weighted = self.router_args.balance_loss_weight * balance / parts
         self._measure_gradient_share(weighted, loss)
@@ -154,7 +160,7 @@ class RouterControlMixin(Trainer):
 
     def _measure_gradient_share(self, balance: torch.Tensor, loss: torch.Tensor) -> None:
         measured = self._balance["balance_gradient_share"]
-        # Shards of a parameter are not what the graph ends in, and selective checkpointing goes backward only once.
+        # The graph does not end in shards of a parameter, and selective checkpointing allows one backward pass only.
         checkpointing: Any = self.args.activation_checkpointing_kwargs or {}
         selective = self.args.activation_checkpointing and checkpointing.get("selective")
         if measured or selective or self.is_fsdp_enabled or self.is_deepspeed_enabled:
@@ -165,8 +171,8 @@ class RouterControlMixin(Trainer):
         )
         if measured[0] > LARGEST_GRADIENT_SHARE:
             warnings.warn(
-                f"the balance loss has more than {LARGEST_GRADIENT_SHARE} of the gradient of the model's own loss at "
-                "the routers (`balance_gradient_share`): lower `balance_loss_weight`",
+                f"the gradient of the balance loss at the routers is more than {LARGEST_GRADIENT_SHARE} of that of "
+                "the model's own loss (`balance_gradient_share`): lower `balance_loss_weight`",
                 stacklevel=2,
             )
 
@@ -182,7 +188,7 @@ class RouterControlMixin(Trainer):
 
 
 def with_router_control(trainer_class: Any, router_args: RouterArguments) -> Any:
-    """`trainer_class`, a class or a `partial` of one, with [`RouterControlMixin`] in front: to be called alike."""
+    """`trainer_class`, a class or a `partial` of one, with [`RouterControlMixin`]; it is called in the same way."""
     if isinstance(trainer_class, partial):
         controlled = with_router_control(trainer_class.func, router_args)
         return partial(controlled, *trainer_class.args, **trainer_class.keywords)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """How many routed experts the tokens of a training step select, and which.
 
-Counts are integers: added over micro-batches and over ranks they are the same in any order, on every rank.
+Counts are integers, so their sum over micro-batches and ranks is the same in any order and on every rank.
 
-Shapes: L layers, M tokens, N routed experts, K top-k.
+Shapes: M tokens, E routed experts, k experts per token.
 """
 
 import copy
@@ -18,28 +18,28 @@ from training.routers.hooks import RouterForward, watch_routers
 
 @dataclass
 class ExpertTable:
-    """Counts over some tokens: `[L, N + 2]` int64. The last columns are squares and tokens."""
+    """Counts over some tokens: `[layers, E + 2]` int64. The last two columns are squares and tokens."""
 
     counts: torch.Tensor
 
     @property
     def selected(self) -> torch.Tensor:
-        """Tokens that selected each routed expert, `[L, N]`."""
+        """Tokens that selected each routed expert, `[layers, E]`."""
         return self.counts[:, :-2]
 
     @property
     def squares(self) -> torch.Tensor:
-        """Squared number of routed experts of a token, summed over tokens: `[L]`."""
+        """Squared number of routed experts of a token, summed over tokens: `[layers]`."""
         return self.counts[:, -2]
 
     @property
     def tokens(self) -> torch.Tensor:
-        """Tokens seen by each layer, `[L]`."""
+        """Tokens seen by each layer, `[layers]`."""
         return self.counts[:, -1]
 
 
 class ExpertCounts:
-    """Listens to a model's routers. [`end_step`] closes an optimizer step, [`pop_metrics`] what was since the last."""
+    """Counts what a model's routers select. [`end_step`] ends a step, [`pop_metrics`] an interval of logging."""
 
     def __init__(self, model: LongCatLiteForCausalLM):
         self.config = model.config
@@ -54,23 +54,23 @@ class ExpertCounts:
         self._step = self._step.to(seen.expert_ids[0].device)
         for layer, expert_ids in zip(self._step, seen.expert_ids, strict=True):
             expert_ids = expert_ids.to(layer.device)
-            taken = (expert_ids < routed).long()  # [M, K]
+            taken = (expert_ids < routed).long()  # [M, k]
             if seen.counted is None:
                 layer[-1] += len(expert_ids)
             else:
                 counted = seen.counted.to(layer.device).long()
                 taken = taken * counted[:, None]
                 layer[-1] += counted.sum()
-            # Not `bincount`, for which an accelerator has to be waited for. Zero experts add 0 to some routed one.
+            # Not `bincount`, which makes an accelerator synchronize. Zero experts add 0 to some routed one.
             layer[:routed].scatter_add_(0, expert_ids.clamp(max=routed - 1).flatten(), taken.flatten())
             layer[-2] += taken.sum(-1).square().sum()
 
     def begin_step(self) -> None:
-        """Forgets what an interrupted step may have left."""
+        """Discards the counts of a step that was interrupted."""
         self._step = torch.zeros_like(self._step)
 
     def end_step(self) -> ExpertTable:
-        """The step's counts, of all ranks where torch.distributed is initialised; a collective call."""
+        """The step's counts, summed over all ranks if torch.distributed is initialised; a collective call."""
         step = self._step
         self._step = torch.zeros_like(step)
         if distributed.is_available() and distributed.is_initialized():
@@ -80,18 +80,20 @@ class ExpertCounts:
         return ExpertTable(step)
 
     def pop_metrics(self) -> dict[str, float]:
-        """Metrics of the steps that ended since the last call, empty where there were none.
+        """Metrics of the steps that ended since the last call; empty if there were none.
 
-        `experts/layer_i`: routed experts that a token selects in layer i, mean over tokens; `experts/mean`: over
-        layers too. `experts/std`: standard deviation over the tokens of a layer (root mean square over layers).
-        `experts/load_spread`: standard deviation over the routed experts of a layer of their tokens, divided by the
-        mean (mean over layers). `activated_parameters`: of a token, as in [`activated_parameters`].
+        `experts/layer_i`: number of routed experts that a token selects in layer i, mean over tokens.
+        `experts/mean`: the mean of these over layers.
+        `experts/std`: standard deviation of that number over the tokens of a layer, root mean square over layers.
+        `experts/load_spread`: standard deviation of the tokens per routed expert of a layer, divided by their mean,
+            mean over layers.
+        `activated_parameters`: per token, as in [`activated_parameters`].
         """
         table = ExpertTable(self._logged.cpu().double())
         self._logged = torch.zeros_like(self._logged)
         if not table.tokens[0]:
             return {}
-        means = table.selected.sum(-1) / table.tokens  # [L]
+        means = table.selected.sum(-1) / table.tokens  # [layers]
         variances = (table.squares / table.tokens - means.square()).clamp(min=0)
         spreads = table.selected.std(-1, correction=0) / table.selected.mean(-1).clamp(min=1e-9)
         return {
@@ -104,10 +106,10 @@ class ExpertCounts:
 
 
 def activated_parameters(config: LongCatLiteConfig) -> tuple[int, int]:
-    """Parameters that multiply every token, and those of one routed expert of one layer.
+    """The number of parameters that multiply every token, and the number in one routed expert of one layer.
 
-    The former are attention, dense MLPs, norms, routers with their selection biases and the language-model head.
-    Input embeddings (words and n-grams), zero experts and the draft head are left out.
+    The former are in attention, dense MLPs, norms, routers with their selection biases and the language-model head.
+    Input embeddings (words and n-grams), zero experts and the draft head do not count.
     """
     plain = copy.deepcopy(config)
     plain.use_ngram_embedding = plain.mtp_use_ngram_embedding = False

@@ -1,13 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the routers of a training forward selected, for whoever counts it or makes a loss of it.
+"""What the routers of a training forward selected, for counting and for losses.
 
-TRL runs the trunk and applies the language-model head itself, so the trunk is where to listen. A hook on each router
+TRL runs the trunk and applies the language-model head itself, so the hooks are on the trunk. A hook on each router
 keeps its result between the beginning and the end of the trunk's forward. Activation checkpointing runs layers again
-in the backward pass, when no forward of the trunk is under way: that is not heard, whichever kind of checkpointing it
-is. Nothing is computed in the hooks of the routers, because a recomputation must save the tensors of its forward, no
-more and no fewer.
+in the backward pass, outside a forward of the trunk, so a second run is ignored with any kind of checkpointing. The
+hooks of the routers compute nothing, because a recomputation must save exactly the tensors of its forward.
 
-Shapes: B batch, T tokens, M = B T, E routed and zero experts, K top-k.
+Shapes: B batch, T tokens, M = B T, E routed experts, Z zero experts, k experts per token.
 """
 
 from collections.abc import Callable
@@ -24,9 +23,9 @@ class RouterForward:
     """One training forward, layer after layer.
 
     Args:
-        counted (`torch.Tensor` of shape `[M]`, *optional*): `False` where a token is padding; `None` without padding.
-        logits (list of `torch.Tensor` of shape `[M, E]`): With their graph, in float32.
-        expert_ids (list of `torch.Tensor` of shape `[M, K]`): Selected experts; the zero ones come after the routed.
+        counted (`torch.Tensor` of shape `[M]`, *optional*): `False` for padding; `None` if there is no padding.
+        logits (list of `torch.Tensor` of shape `[M, E + Z]`): With their graph, in float32.
+        expert_ids (list of `torch.Tensor` of shape `[M, k]`): Selected experts; zero experts have the highest ids.
     """
 
     counted: torch.Tensor | None
@@ -37,13 +36,13 @@ class RouterForward:
 def watch_routers(trunk: LongCatLiteModel, observe: Callable[[RouterForward], None]) -> None:
     """Calls `observe` at the end of each forward of `trunk` in training mode with gradients enabled.
 
-    Padding is where `ngram_attention_mask` or a 2D `attention_mask` is 0; masks are passed by name, as trainers do.
-    Packed rows have neither, and count whole.
+    Padding is where `ngram_attention_mask` or a 2D `attention_mask` is 0; pass masks by name, as trainers do. Packed
+    rows have neither, and all their tokens count.
     """
     under_way: list[RouterForward] = []
 
     def begin(module, inputs, named):
-        under_way.clear()  # of a forward that raised
+        under_way.clear()  # an earlier forward may have raised
         if not (module.training and torch.is_grad_enabled()):
             return
         mask = named.get("ngram_attention_mask")

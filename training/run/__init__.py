@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One training run: arguments, trainers, curves and what it leaves in its folder."""
+"""What the training scripts share: options, trainers, and what a run writes."""

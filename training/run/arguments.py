@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""TRL's parser, with a second file for the options that are ours.
+"""TRL's parser, with a second file for the options that TRL does not have.
 
-A recipe holds TRL's own keys, so that `trl sft --config RECIPE` runs it too. What only this repository's scripts know
-(draft head, merged output, ...) lies in a file beside it:
+A recipe holds TRL's own keys, so that `trl sft --config RECIPE` runs it too. Options of this repository (draft head,
+n-gram tables, routers, merging) may be in a file next to it:
 
     python -m training.sft --config RECIPE.yaml --longcat_config RECIPE.longcat.yaml
 
@@ -12,14 +12,24 @@ An option on the command line overrides both.
 import json
 import sys
 from collections.abc import Iterable
-from dataclasses import fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import yaml
-from trl import TrlParser
+from trl import DatasetMixtureConfig, ModelConfig, TrlParser
 
 OPTION = "--longcat_config"
+
+
+@dataclass
+class OutputArguments:
+    """What is written besides TRL's output."""
+
+    merge_adapter: bool = field(
+        default=False,
+        metadata={"help": "Also write the model with the adapter merged into it, to `merged` in the output folder."},
+    )
 
 
 class LongCatParser(TrlParser):
@@ -30,11 +40,11 @@ class LongCatParser(TrlParser):
         own_types (`Iterable[type]`): Dataclasses of this repository, read from `--longcat_config`.
 
     Raises:
-        `ValueError`: the file is no mapping, or has a key that no dataclass of ours has; the key is named.
+        `ValueError`: if the file is not a mapping, or has a key that is in none of our dataclasses; the key is named.
     """
 
-    def __init__(self, trl_types: Iterable[Any], own_types: Iterable[Any], **kwargs):
-        super().__init__([*trl_types, *own_types], **kwargs)
+    def __init__(self, trl_types: Iterable[Any], own_types: Iterable[Any], **options: Any):
+        super().__init__([*trl_types, *own_types], **options)
         self.own_keys = {field.name for own in own_types for field in fields(own)}
 
     def parse_args_and_config(self, args: Iterable[str] | None = None, *rest, **options):
@@ -44,8 +54,13 @@ class LongCatParser(TrlParser):
             if place + 1 == len(args):
                 raise ValueError(f"`{OPTION}` names no file")
             path = Path(args[place + 1])
-            # As if written first on the command line: values are checked alike, and what follows overrides them.
+            # First on the command line: values are checked alike, and the options after them override them.
             args = [*self.own_options(path), *args[:place], *args[place + 2 :]]
+        if "--debug" in args:
+            place = args.index("--debug")
+            if place + 1 == len(args) or args[place + 1].startswith("-"):
+                # Without a value it is not the Trainer's: `run_command` reads it, and shows the traceback of an error.
+                del args[place]
         return super().parse_args_and_config(args, *rest, **options)
 
     def own_options(self, path: Path) -> list[str]:
@@ -62,7 +77,7 @@ class LongCatParser(TrlParser):
                 )
             if value is not None:
                 typed = as_arguments(value)
-                # In one with its value, which may begin with a dash.
+                # One value is joined with `=`, because it may begin with a dash.
                 options += [f"--{key}={typed[0]}"] if len(typed) == 1 else [f"--{key}", *typed]
         return options
 
@@ -74,4 +89,19 @@ def as_arguments(value: Any) -> list[str]:
     return [json.dumps(value) if isinstance(value, bool | dict) else str(value)]
 
 
-__all__ = ["LongCatParser"]
+def training_parser(module: str, about: str, script_type: Any, config_type: Any, *own_types: Any) -> LongCatParser:
+    """The parser of a training script.
+
+    Args:
+        module (`str`): As in `python -m`.
+        about (`str`): One sentence for `--help`.
+        script_type (`type`): TRL's arguments of the script, for example [`~trl.ScriptArguments`].
+        config_type (`type`): TRL's arguments of the trainer, for example [`~trl.SFTConfig`].
+        own_types (`type`): Dataclasses of this repository. `parse_args_and_config` returns all of them in this order,
+            after [`~trl.ModelConfig`] and [`~trl.DatasetMixtureConfig`].
+    """
+    trl_types = (script_type, config_type, ModelConfig, DatasetMixtureConfig)
+    return LongCatParser(trl_types, own_types, prog=f"python -m {module}", description=about)
+
+
+__all__ = ["LongCatParser", "OutputArguments", "training_parser"]

@@ -9,11 +9,11 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from modeling_longcat_lite.whole_files import whole_file
+from modeling_longcat_lite.whole_files import whole_file, write_whole
 
 Series = dict[str, list[tuple[int, float]]]
 METRICS, PLOT = "training_metrics.json", "training_curves.png"
-# Panels from top to bottom, each with the metrics drawn in it. Panels without metrics are left out.
+# Panels from top to bottom, each with its metrics. Panels without metrics are left out.
 PANELS = {
     "loss": ("loss", "draft_loss", "eval_loss"),
     "reward": ("reward", "eval_reward"),
@@ -25,8 +25,8 @@ PANELS = {
 class TrainingCurves(TrainerCallback):
     """Adds `tokens_per_second` to what is logged; writes `training_metrics.json` and `training_curves.png` at the end.
 
-    The time counted is that of the training steps, without evaluations and saving. Pass it to the trainer when that is
-    made, so that it comes before the callback of the progress bar, which shows the figure.
+    Only the time of the training steps counts, not that of evaluations and saving. Pass the callback to the trainer's
+    constructor, so that it runs before the callback of the progress bar, which shows the figure.
     """
 
     def __init__(self):
@@ -35,7 +35,7 @@ class TrainingCurves(TrainerCallback):
         self._step_began = 0.0
 
     def on_train_begin(self, args, state, control, **kwargs):
-        # After an interruption GRPO counts on from the state's number; other trainers of TRL begin at 0 again.
+        # After an interruption GRPO continues from the state's number; other trainers of TRL start at 0 again.
         self._tokens, self._seconds = float(state.num_input_tokens_seen), 0.0
 
     def on_step_begin(self, args, state, control, **kwargs):
@@ -59,29 +59,23 @@ class TrainingCurves(TrainerCallback):
 
 
 def write_curves(history: list[dict[str, Any]], output: Path) -> None:
-    """Write both files into `output`, each beside itself first and renamed.
+    """Write both files to `output`.
 
     Args:
         history (`list[dict]`): `log_history` of a trainer's state.
-        output (`Path`): The folder, made if it is missing.
+        output (`Path`): The folder, which is made if it does not exist.
     """
-    output.mkdir(parents=True, exist_ok=True)
     series = series_of(history)
-    # NaN is no JSON.
-    finite = {
+    finite = {  # JSON has no NaN
         name: [(step, value if math.isfinite(value) else None) for step, value in points]
         for name, points in series.items()
     }
-    beside = output / f".{METRICS}"
-    beside.write_text(json.dumps(finite, indent=1) + "\n", encoding="utf-8")
-    beside.replace(output / METRICS)
-    plot(series, output / f".{PLOT}")
-    if (output / f".{PLOT}").is_file():
-        (output / f".{PLOT}").replace(output / PLOT)
+    write_whole(output / METRICS, json.dumps(finite, indent=1) + "\n")
+    plot(series, output / PLOT)
 
 
 def series_of(history: list[dict[str, Any]]) -> Series:
-    """Every number that was logged: name to (step, value), in the order of logging."""
+    """Every number that was logged: name to pairs of (step, value), in the order of logging."""
     series: Series = {}
     for entry in history:
         for name, value in entry.items():
@@ -91,7 +85,7 @@ def series_of(history: list[dict[str, Any]]) -> Series:
 
 
 def plot(series: Series, path: Path) -> None:
-    """A PNG with one panel above the other over the training steps; none where nothing was logged."""
+    """Draw a PNG with one panel above the other over the training steps, unless nothing was logged."""
     logged = {title: [name for name in names if name in series] for title, names in PANELS.items()}
     panels = {title: names for title, names in logged.items() if names}
     if not panels:

@@ -2,22 +2,22 @@
 """Training the draft head together with the trunk.
 
 TRL computes its loss from the trunk's states and the language-model head; `LongCatLiteForCausalLM.forward` is never
-run. The draft loss therefore takes the same states, with a hook on the trunk, and joins in the trainer.
+run. The draft loss therefore takes the same states, through a hook on the trunk, and the trainer adds it.
 
-Step k of drafting reads token t + k behind its own state of step k - 1 (the trunk's for k = 1) and predicts token
-t + k + 1, for every t of a row at once:
+Step k of drafting reads token t + k together with the head's state of step k - 1 (the trunk's for k = 1) and predicts
+token t + k + 1, for every t of a row at once:
 
     step 1    (x1, h0) -> x2    (x2, h1) -> x3    (x3, h2) -> x4
     step 2    (x2, s0) -> x3    (x3, s1) -> x4
 
-Each t stands for a cycle that begins there. As in drafting, it attends to the trunk's states up to t, and to its own
-states after: step 2 at t = 1 sees (x1, h0), (x2, h1) and itself, but not (x2, s0), which belongs to another cycle.
+Each t is a drafting cycle that begins there. As in drafting, it attends to the trunk's states up to t and then to its
+own states: step 2 at t = 1 sees (x1, h0), (x2, h1) and itself, but not (x2, s0), which belongs to another cycle.
 
-While the trunk learns too, both learn the text. Behind a finished trunk the head learns what the trunk would say
-there, softmax(lm_head(h[t + k])): a draft is accepted when the trunk agrees, right or wrong (distillation, as in
-arXiv 2401.15077). Of a trunk at its beginning, which says anything, a head would learn to say anything.
+While the trunk is trained too, both learn the text. After a finished trunk, the head learns the trunk's own
+prediction, softmax(lm_head(h[t + k])), because a draft is accepted when the trunk agrees, right or wrong
+(distillation, as in arXiv 2401.15077). Distilling from an untrained trunk would teach the head noise.
 
-Shapes: B batch, T tokens, D hidden.
+Shapes: B batch, T tokens, D hidden, V vocabulary.
 """
 
 from collections.abc import Iterator
@@ -33,7 +33,7 @@ from modeling_longcat_lite import LongCatLiteForCausalLM
 from tokenization.number_options import check_number
 from training.run.trainers import ResumableSFTTrainer
 
-# Rows of logits that exist at a time: at a vocabulary of 131072, 4096 of them take 2 GiB in float32.
+# Rows of logits in memory at a time: with a vocabulary of 131072, 4096 of them take 2 GiB in float32.
 ROWS_OF_LOGITS = 4096
 
 
@@ -52,9 +52,9 @@ def draft_loss(
 
     Args:
         states (`torch.Tensor` of shape `[B, T, D]`): The trunk's final-norm states.
-        input_ids, labels (`torch.Tensor` of shape `[B, T]`): As for the trunk; nothing is learned where it is -100.
-        position_ids (`torch.Tensor` of shape `[B, T]`, *optional*): Of packed rows. No draft crosses a document.
-        num_items (*optional*): Divisor in place of the number of labels, as the trainer counts it.
+        input_ids, labels (`torch.Tensor` of shape `[B, T]`): As for the trunk; labels of -100 are not learned.
+        position_ids (`torch.Tensor` of shape `[B, T]`, *optional*): For packed rows. No draft crosses a document.
+        num_items (*optional*): Divisor instead of the number of labels, as the trainer counts it.
         token_embeds (`torch.Tensor` of shape `[B, T, D]`, *optional*): As in [`drafted_states`].
         distill (`bool`, *optional*, defaults to `False`): Learn the trunk's distribution instead of the labels.
     """
@@ -90,10 +90,10 @@ def drafted_states(
         token_embeds (`torch.Tensor` of shape `[B, T, D]`, *optional*):
             The trunk's embedding of the tokens, for a head that drafts from n-grams.
     """
-    rows = input_ids.shape[1] - 2  # cycles: a first token, and one to predict, behind each
+    rows = input_ids.shape[1] - 2  # cycles: each needs a first token and one to predict
     index = torch.arange(rows, device=input_ids.device)
     restarts = (position_ids[:, 1:-1] != position_ids[:, :-2] + 1).cumsum(dim=1)[:, : rows - 1]
-    documents = nn.functional.pad(restarts, (1, 0))  # [B, rows], of the states
+    documents = nn.functional.pad(restarts, (1, 0))  # [B, rows]: the document of each state
     on_trunk = (index[:, None] >= index) & (documents[:, :, None] == documents[:, None])  # [B, rows, rows]
     if attention_mask is not None:
         on_trunk = on_trunk & (attention_mask[:, None, :-2] * attention_mask[:, None, 1:-1]).bool()
@@ -115,37 +115,40 @@ def drafted_states(
         yield states
 
 
-def summed_cross_entropy(lm_head: nn.Module, states: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
-    """Of `[M, D]` states against `[M]` labels, or against what other `[M, D]` states say; never holds `M` rows of
-    logits."""
+def summed_cross_entropy(lm_head: nn.Module, states: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy of `[M, D]` states, summed, without ever holding `M` rows of logits.
 
-    def of_rows(rows, of_them):
-        if of_them.is_floating_point():
+    Args:
+        targets (`torch.Tensor`): Labels of shape `[M]`, or states of shape `[M, D]` whose predictions are the target.
+    """
+
+    def of_rows(rows, targets):
+        if targets.is_floating_point():
             with torch.no_grad():
-                of_them = lm_head(of_them).float().softmax(dim=-1)  # [rows, V]
-        return nn.functional.cross_entropy(lm_head(rows).float(), of_them, reduction="sum")
+                targets = lm_head(targets).float().softmax(dim=-1)  # [rows, V]
+        return nn.functional.cross_entropy(lm_head(rows).float(), targets, reduction="sum")
 
-    pieces = zip(states.split(ROWS_OF_LOGITS), wanted.split(ROWS_OF_LOGITS), strict=True)
-    losses = [checkpoint(of_rows, rows, of_them, use_reentrant=False) for rows, of_them in pieces]
-    return torch.stack(losses).sum()
+    pieces = zip(states.split(ROWS_OF_LOGITS), targets.split(ROWS_OF_LOGITS), strict=True)
+    return torch.stack([checkpoint(of_rows, *piece, use_reentrant=False) for piece in pieces]).sum()
 
 
 class DraftHeadTrainer(ResumableSFTTrainer):
     """Adds `draft_loss_weight` times the draft loss in training; evaluation reports the trunk's loss alone.
 
-    A model without a draft head gets a fresh one. With `draft_head_only` nothing else is trained: the head follows a
-    finished trunk, whose answers stay as they are.
+    A model without a draft head gets a new one. With `draft_head_only` nothing else is trained: the head learns to
+    follow a finished trunk, whose answers do not change.
     """
 
     def __init__(self, *args, draft_loss_weight: float, draft_head_only: bool = False, **kwargs):
         check_number("draft_loss_weight", draft_loss_weight, least=0)
         super().__init__(*args, **kwargs)
         self.draft_loss_weight, self.draft_head_only = draft_loss_weight, draft_head_only
+        self._draft_losses: list[float] = []  # since the last log
         self._states: Any = None
         self._token_embeds: Any = None
         if isinstance(self.model, PeftModel):
             raise ValueError(
-                "`draft_loss_weight` trains the draft head itself, which no adapter would carry: drop PEFT"
+                "`draft_loss_weight` trains the draft head itself, which an adapter does not include: drop PEFT"
             )
         causal: Any = self.accelerator.unwrap_model(self.model)
         if causal.model.mtp is None:
@@ -180,10 +183,17 @@ class DraftHeadTrainer(ResumableSFTTrainer):
             distill=self.draft_head_only,
         )
         if num_items_in_batch is not None and self.args.average_tokens_across_devices:
-            # The count is that of all processes, over which gradients are then averaged; TRL does the same.
+            # The count covers all processes, over which gradients are then averaged; TRL does the same.
             draft = draft * self.accelerator.num_processes
-        self._metrics["train"]["draft_loss"].append(draft.item())
+        self._draft_losses.append(draft.item())
         return loss + self.draft_loss_weight * draft
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        model: Any = self.model
+        if model.training and self._draft_losses:
+            logs["draft_loss"] = sum(self._draft_losses) / len(self._draft_losses)
+            self._draft_losses.clear()
+        super().log(logs, start_time)
 
 
 __all__ = ["DraftHeadTrainer", "draft_loss"]

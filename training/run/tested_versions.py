@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Says so when training runs on versions that it was not tested with, before anything of them is imported."""
+"""A warning, before TRL and PEFT are imported, when training runs on versions that it was not tested with."""
 
 import warnings
 from importlib.metadata import version
@@ -8,7 +8,7 @@ TRANSFORMERS = "5.23"
 
 
 def warn_of_untested_versions() -> None:
-    """One sentence, for a transformers other than the one that TRL, PEFT and these scripts were tested with."""
+    """Warn if the installed transformers is not the one that TRL, PEFT and these scripts were tested with."""
     installed = version("transformers")
     if not f"{installed}.".startswith(f"{TRANSFORMERS}."):
         warnings.warn(

@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""TRL's trainers with checkpoints that give back every weight, a card that stays (`kept_card.py`), and pushes without
-what training leaves behind (`left_behind.py`).
+"""TRL's trainers, with what all training of this repository needs.
 
-A LongCat checkpoint stores each expert by itself, as the released one does, while the model stacks them. The Trainer
-resumes by handing the file to `load_state_dict`, which knows nothing of that: the experts would silently keep what
-the model object held (transformers issue 48805). Here a checkpoint is read the way `from_pretrained` reads it.
-
-They also refuse to train what FSDP was told to ignore, of which every process would make something else.
+* Resuming restores every weight. A checkpoint stores each expert separately, as the released one does, while the model
+  stacks them. The Trainer passes the file to `load_state_dict`, so the experts would silently keep the values that the
+  model object held (transformers issue 48805). Here a checkpoint is read as `from_pretrained` reads it.
+* A card that somebody wrote is kept (`card_guard.py`), and pushes leave out what training wrote (`hub_pushes.py`).
+* Parameters that FSDP was told to ignore are not trained: each process would change its own copy.
 """
 
 import re
@@ -19,9 +18,10 @@ from transformers import PreTrainedModel, Trainer
 from trl import DPOTrainer, GRPOTrainer, SFTTrainer
 
 from training.routers.arguments import refuse_auxiliary_loss
-from training.run.output import CleanPushTrainer, KeptCardTrainer
+from training.run.card_guard import CardGuardMixin
+from training.run.hub_pushes import HubPushMixin
 
-# What sizes a model; other fields of a config may differ between a checkpoint and the model that goes on from it.
+# Fields that set the shapes of a model. Others may differ between a checkpoint and the model that resumes from it.
 SHAPE = (
     *("vocab_size", "hidden_size", "num_layers", "num_attention_heads", "ffn_hidden_size", "expert_ffn_hidden_size"),
     *("q_lora_rank", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim"),
@@ -49,23 +49,23 @@ def check_ignored_modules(model: nn.Module, ignored: Any) -> None:
     """
     if isinstance(ignored, str):
         ignored = [module for name, module in model.named_modules() if re.fullmatch(ignored, name)]
-    left_alone = {id(parameter) for module in ignored or () for parameter in module.parameters()}
+    not_sharded = {id(parameter) for module in ignored or () for parameter in module.parameters()}
     for name, parameter in model.named_parameters():
-        if parameter.requires_grad and id(parameter) in left_alone:
+        if parameter.requires_grad and id(parameter) in not_sharded:
             raise ValueError(
-                f"`{name}` is trained, but among `fsdp_ignored_modules`, whose gradients nothing averages over the "
-                "processes: freeze tables, `--tables frozen` of training.sft, leave them off the device, "
-                "`ngram_tables: disk`, or split them, training/accelerate_configs/fsdp2_tables_sharded.yaml"
+                f"`{name}` is trained, but it is in `fsdp_ignored_modules`, whose gradients are not averaged over "
+                "the processes: freeze the tables (`--tables frozen` of training.sft), keep them off the device "
+                "(`ngram_tables: disk`), or shard them (training/accelerate_configs/fsdp2_tables_sharded.yaml)"
             )
 
 
-class ResumableTrainer(Trainer):
-    """Resumes, and loads the best model, through `from_pretrained`. Adapters and sharded runs stay as they are.
+class ResumableMixin(Trainer):
+    """Resumes, and loads the best model, through `from_pretrained`. Adapters and sharded runs use the Trainer's way.
 
-    Stands before a trainer of TRL in the bases of a class.
+    Comes before a trainer of TRL in the bases of a class.
 
     Raises:
-        `ValueError`: for an auxiliary loss of TRL, which knows no zero experts.
+        `ValueError`: for TRL's auxiliary loss, which does not know zero experts.
     """
 
     def __init__(self, *args, **kwargs):
@@ -101,16 +101,22 @@ class ResumableTrainer(Trainer):
         self._load_from_checkpoint(self.state.best_model_checkpoint)
 
 
-class ResumableSFTTrainer(KeptCardTrainer, CleanPushTrainer, ResumableTrainer, SFTTrainer):
+class ResumableSFTTrainer(CardGuardMixin, HubPushMixin, ResumableMixin, SFTTrainer):
     """Supervised fine-tuning."""
 
+    method = "SFT"  # in the record of the run
 
-class ResumableDPOTrainer(KeptCardTrainer, CleanPushTrainer, ResumableTrainer, DPOTrainer):
+
+class ResumableDPOTrainer(CardGuardMixin, HubPushMixin, ResumableMixin, DPOTrainer):
     """Preferences (arXiv 2305.18290)."""
 
+    method = "DPO"
 
-class ResumableGRPOTrainer(KeptCardTrainer, CleanPushTrainer, ResumableTrainer, GRPOTrainer):
+
+class ResumableGRPOTrainer(CardGuardMixin, HubPushMixin, ResumableMixin, GRPOTrainer):
     """Rewards (arXiv 2402.03300)."""
 
+    method = "GRPO"
 
-__all__ = ["ResumableDPOTrainer", "ResumableGRPOTrainer", "ResumableSFTTrainer", "ResumableTrainer"]
+
+__all__ = ["ResumableDPOTrainer", "ResumableGRPOTrainer", "ResumableSFTTrainer"]

@@ -1,27 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
-"""AdamW whose groups of tables are updated row by row, at the cost of the rows that a batch read.
+"""AdamW that updates n-gram tables row by row, at the cost of the rows that a batch reads.
 
-Dense Adam keeps two numbers a weight and walks through all of them every step: 251 GB of state for the released
+Dense Adam keeps two numbers for each weight and updates all of them in every step: 251 GB of state for the released
 n-gram tables. Here a table's gradient is sparse (`nn.Embedding(sparse=True)`), and a row has 8 bytes of state: its
-second moment v, one number a row, and the step that touched it last. There is no first moment (beta1 = 0), so a row
-without a gradient stands still, and only its v goes on to fade. That is made up for when the row is next touched:
+second moment v, one number, and the step that touched it last. There is no first moment (beta1 = 0), so a row without
+a gradient does not move, and only its v decays. The decay is applied when the row is next touched:
 
     v     = beta^(step - stamp) v + (1 - beta) mean(gradient^2)        stamp = step
     row   = row - lr gradient / (sqrt(v / (1 - beta^step)) + eps)      no weight decay: it would erase rare rows
 
-These are the numbers of the same rule applied to all rows of a dense gradient. As in Adam the correction 1 - beta^step
-counts the optimizer's steps, not the row's: a row that comes by once in a long while moves `lr / sqrt(1 - beta)`,
-4.5 lr at the default beta of 0.95, where a row of every step moves lr.
+The result equals the same rule applied to all rows of a dense gradient. As in Adam, the correction 1 - beta^step
+counts the optimizer's steps, not the row's: a row that is touched rarely moves by `lr / sqrt(1 - beta)`, 4.5 lr at the
+default beta of 0.95, while a row that is touched in every step moves by lr.
 
-Of KellerJordan/modded-nanogpt, pull request 360 (one v a row, beta1 = 0, lazy decay).
+After KellerJordan/modded-nanogpt, pull request 360 (one v per row, beta1 = 0, lazy decay).
 
-Arithmetic is float32. A bfloat16 table keeps 8 bits of a value, rounded to nearest: a change of less than 1/512 of a
-value, about, is lost, however often it comes, while v counts it. Tables that learn so slowly are better float32.
+Arithmetic is float32. A bfloat16 table keeps 8 bits of a value, rounded to nearest: a change below about 1/512 of a
+value is lost, however often it occurs, although v counts it. Use float32 for tables that learn so slowly.
 
-Shapes: R rows of a table, W row width, U distinct rows touched.
+Shapes: R rows of a table, W width of a table row, U distinct rows touched.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
 import torch
@@ -29,7 +29,7 @@ import torch
 from tokenization.number_options import check_number
 
 TABLE_BETAS = (0.0, 0.95)
-PIECE = 2**16  # values updated at a time
+PIECE = 2**16  # values that are updated at a time
 
 
 def update_rows(
@@ -42,32 +42,33 @@ def update_rows(
     beta: float = TABLE_BETAS[1],
     eps: float = 1e-8,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """One step of distinct rows: new rows `[U, W]`, in the dtype of the old, and new second moments `[U]` float32.
+    """One step of distinct rows: new rows `[U, W]` in the dtype of the old, and new second moments `[U]` in float32.
 
     Args:
         rows (`torch.Tensor` of shape `[U, W]`): Any float dtype.
-        gradients (`torch.Tensor` of shape `[U, W]`): Summed over all reads of a row.
-        second_moments (`torch.Tensor` of shape `[U]`, float32): 0 for a row never touched.
-        stamps (`torch.Tensor` of shape `[U]`, int32): The step that touched each row last; the caller sets it anew.
+        gradients (`torch.Tensor` of shape `[U, W]`): Summed over all reads of each row.
+        second_moments (`torch.Tensor` of shape `[U]`, float32): 0 for a row that was never touched.
+        stamps (`torch.Tensor` of shape `[U]`, int32): The step that touched each row last; the caller updates it.
         step (`int`): Counted from 1.
     """
     gradients = gradients.float()
-    # In float64: a power in float32 depends, in its last bit, on where in a vector it stands.
-    fading = torch.pow(beta, (step - stamps).double()).float()
+    # In float64: the last bit of a power in float32 depends on its position in the vector.
+    decay = torch.pow(beta, (step - stamps).double()).float()
     mean_squares = torch.linalg.vector_norm(gradients, dim=1).square() / gradients.shape[1]
-    second_moments = fading * second_moments + (1 - beta) * mean_squares
+    second_moments = decay * second_moments + (1 - beta) * mean_squares
     scale = lr / ((second_moments / (1 - beta**step)).sqrt() + eps)  # [U]
     return torch.addcmul(rows.float(), gradients, scale[:, None], value=-1).to(rows.dtype), second_moments
 
 
 def sum_rows(gradient: torch.Tensor) -> torch.Tensor:
-    """A sparse gradient `[R, W]` with one entry a row, sorted: what its entries of that row add up to.
+    """A sparse gradient `[R, W]` with one entry per row, sorted: the sum of the row's entries.
 
-    As `Tensor.coalesce`, which adds in an order of its own, and in the gradient's dtype. Here entries are added in the
-    order they stand in, in float32, so that a table gives the same bits wherever its rows are summed; and faster.
+    `Tensor.coalesce` adds in an unspecified order, and in the gradient's dtype. Here entries are added in their order
+    and in float32, so that the result has the same bits wherever the rows are summed. It is also faster.
     """
     if gradient.is_coalesced():
         return gradient
+    # `indices` and `values`, which are public, refuse what is not coalesced.
     touched, places = gradient._indices()[0].unique(return_inverse=True)  # [U]
     values = gradient._values()
     sums = values.new_zeros(len(touched), *values.shape[1:], dtype=torch.float32)
@@ -78,9 +79,9 @@ def sum_rows(gradient: torch.Tensor) -> torch.Tensor:
 
 
 def sum_at_once(table: torch.nn.Parameter) -> None:
-    """Has every backward pass sum the reads of a row by itself, before passes are accumulated.
+    """Makes every backward pass sum the reads of each row, before passes are accumulated.
 
-    Memory then follows the distinct rows of the micro-batches, not their tokens.
+    Memory is then proportional to the distinct rows of the micro-batches, not to their tokens.
     """
     table.register_hook(lambda gradient: sum_rows(gradient) if gradient.is_sparse else gradient)
 
@@ -88,8 +89,8 @@ def sum_at_once(table: torch.nn.Parameter) -> None:
 def clip_gradients(gradients: list[torch.Tensor], max_norm: float) -> torch.Tensor:
     """Scales gradients in place so that their common norm is at most `max_norm`; returns the norm before, a scalar.
 
-    As `torch.nn.utils.clip_grad_norm_`, on gradients. Of a sparse one these are its values behind [`sum_rows`]: a norm
-    over parts that are still to be summed is none.
+    Like `torch.nn.utils.clip_grad_norm_`, but for gradients. For a sparse gradient, pass its values after
+    [`sum_rows`]: entries that are still to be summed have no meaningful norm.
     """
     total = torch.nn.utils.get_total_norm(gradients)
     factor = (max_norm / (total + 1e-6)).clamp(max=1.0)
@@ -99,7 +100,7 @@ def clip_gradients(gradients: list[torch.Tensor], max_norm: float) -> torch.Tens
 
 
 class RowStore(Protocol):
-    """Where rows of tables lie with their second moments and stamps, for those that are no parameter."""
+    """Where the rows of a table are, with their second moments and stamps."""
 
     def read(self, touched: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Rows `[U, W]`, second moments `[U]` float32 and stamps `[U]` int32 of sorted distinct indices `[U]`."""
@@ -108,14 +109,14 @@ class RowStore(Protocol):
         """Sets them."""
 
     def state(self) -> dict[str, torch.Tensor]:
-        """All there is to save."""
+        """Everything that has to be saved."""
 
     def load(self, state: dict[str, torch.Tensor]) -> None:
-        """Takes up what `state` returned."""
+        """Restores what `state` returned."""
 
 
 class TableInMemory:
-    """The rows of a parameter, and their state, which the optimizer keeps."""
+    """The rows of a parameter (`RowStore`), with their state in the optimizer."""
 
     def __init__(self, table: torch.Tensor, state: dict[str, torch.Tensor]):
         if "stamp" not in state:
@@ -134,18 +135,18 @@ class TableInMemory:
 
 
 class RowwiseAdamW(torch.optim.AdamW):
-    """AdamW, and the rule above for groups with `rowwise=True`, whose `lr`, `betas` and `eps` are their own.
+    """AdamW, with the rule above for groups with `rowwise=True`, which have their own `lr`, `betas` and `eps`.
 
     Args:
-        params: As of every optimizer. `{"params": tables, "rowwise": True, "lr": 1e-3}` is a group of tables
-            `[R, W]`; `betas` is `(0, 0.95)` there unless given, `weight_decay` 0.
+        params: As for every optimizer. `{"params": tables, "rowwise": True, "lr": 1e-3}` is a group of tables
+            `[R, W]`; its `betas` are `(0, 0.95)` and its `weight_decay` is 0 unless given.
 
     Raises:
         `ValueError`: for a first moment or weight decay on tables, a table whose gradient is dense, or a number that
-            is not finite or outside its range.
+            is not finite or is outside its range.
     """
 
-    # A gradient scaler shall unscale by itself: the fused kernel would do so for its own groups alone.
+    # Makes a gradient scaler unscale all gradients itself: the fused kernel would unscale those of its groups only.
     _step_supports_amp_scaling = property(lambda self: False, lambda self, value: None)
 
     def __init__(self, params: Iterable[Any], **options: Any):
@@ -158,26 +159,36 @@ class RowwiseAdamW(torch.optim.AdamW):
             param_group.setdefault("betas", TABLE_BETAS)
             param_group.setdefault("weight_decay", 0.0)
             if param_group["betas"][0] != 0:
-                raise ValueError(f"`betas` of a group of tables is {param_group['betas']}; the first must be 0.")
+                raise ValueError(f"`betas` of a group of tables is {param_group['betas']}; the first must be 0")
             if param_group["weight_decay"] != 0:
                 raise ValueError(
-                    f"`weight_decay` of a group of tables is {param_group['weight_decay']}; it must be 0: it "
-                    "would erase rows that are rarely read."
+                    f"`weight_decay` of a group of tables is {param_group['weight_decay']}; it must be 0, "
+                    "because decay would erase rows that are rarely read"
                 )
         check_group(self.defaults | param_group)
         super().add_param_group(param_group)
 
-    def _init_group(self, group, *lists):
-        # `AdamW.step` asks for the parameters of one group after the other, to update them: of tables it gets none.
-        if not group["rowwise"]:
-            return super()._init_group(group, *lists)
-        for table in group["params"]:
-            if table.grad is not None:
-                self._step_table(table, table.grad, group)
-        return False
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        by_rows = [(table, group) for group in self.param_groups if group["rowwise"] for table in group["params"]]
+        gradients = [table.grad for table, _ in by_rows]
+        try:
+            for (table, group), gradient in zip(by_rows, gradients, strict=True):
+                if gradient is not None:
+                    self._step_table(table, gradient, group)
+                    table.grad = None  # AdamW skips parameters without a gradient
+            super().step()
+        finally:
+            for (table, _), gradient in zip(by_rows, gradients, strict=True):
+                table.grad = gradient
+        return loss
 
     def store(self, table: torch.Tensor, rows: RowStore) -> None:
-        """Has the rows of a parameter that only stands for them read from and written to another place."""
+        """Reads and writes the rows of a parameter, which is only a placeholder, elsewhere."""
         self._stores[table] = rows
 
     def _step_table(self, table: torch.Tensor, gradient: torch.Tensor, group: dict[str, Any]) -> None:
@@ -191,27 +202,27 @@ class RowwiseAdamW(torch.optim.AdamW):
         state["step"] += 1
         step = int(state["step"])
         gradient = sum_rows(gradient)
-        touched, values, stored = gradient._indices()[0], gradient._values(), self._stores.get(table)
+        touched, values, stored = gradient.indices()[0], gradient.values(), self._stores.get(table)
         store = TableInMemory(table, state) if stored is None else stored
         beta, rate = float(group["betas"][1]), float(group["lr"])
-        # On a processor in pieces, which are still in its cache when they are written.
+        # On a CPU in pieces, which are still in its cache when they are written.
         in_pieces = stored is None and table.device.type == "cpu"
         at_once = max(1, PIECE // table.shape[1] if in_pieces else len(touched))
-        for piece, of_piece in zip(touched.split(at_once), values.split(at_once), strict=True):
+        for piece, change in zip(touched.split(at_once), values.split(at_once), strict=True):
             rows, moments, stamps = store.read(piece)
-            store.write(piece, *update_rows(rows, of_piece, moments, stamps, step, rate, beta, group["eps"]), step)
+            store.write(piece, *update_rows(rows, change, moments, stamps, step, rate, beta, group["eps"]), step)
 
     def state_dict(self) -> dict[str, Any]:
-        """As of every optimizer; rows that are stored elsewhere are in it."""
+        """As for every optimizer; it includes rows that are stored elsewhere."""
         saved = super().state_dict()
-        for group, of_group in zip(self.param_groups, saved["param_groups"], strict=True):
-            for table, index in zip(group["params"], of_group["params"], strict=True):
+        for group, indices in zip(self.param_groups, saved["param_groups"], strict=True):
+            for table, index in zip(group["params"], indices["params"], strict=True):
                 if table in self._stores and index in saved["state"]:
                     saved["state"][index] = {**saved["state"][index], **self._stores[table].state()}
         return saved
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As of every optimizer; the state of tables keeps its dtypes, which torch would cast to the tables' own."""
+        """As for every optimizer, but the state of tables keeps its dtypes, which torch would cast to the tables'."""
         super().load_state_dict(state_dict)
         for group, saved in zip(self.param_groups, state_dict["param_groups"], strict=True):
             for table, index in zip(group["params"], saved["params"], strict=True):
@@ -227,7 +238,7 @@ class RowwiseAdamW(torch.optim.AdamW):
 
 
 def check_group(group: dict[str, Any]) -> None:
-    """Raise a `ValueError` that names the number of a group with which weights would become NaN or go uphill."""
+    """Raise a `ValueError` that names a setting with which weights would become NaN or training would go uphill."""
     for name in ("lr", "eps", "weight_decay"):
         check_number(name, float(group[name]), least=0)
     check_number("betas", tuple(map(float, group["betas"])), least=0, below=1)

@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a TRL trainer has to know to train n-gram tables row by row.
+"""Makes a TRL trainer train n-gram tables row by row.
 
-    frozen        tables stay as they are: no gradient, no state
-    row_sparse    gradients hold the rows that were read, `RowwiseAdamW` updates those: 8 bytes of state a row
-    all           as any other weight: a dense gradient and two numbers of state a weight, for small tables
+    frozen        tables do not change: no gradient, no state
+    row_sparse    gradients hold the rows that were read, and `RowwiseAdamW` updates those: 8 bytes of state per row
+    all           as any other weight: a dense gradient and two numbers of state per weight, for small tables
 
     class TableTrainer(TableTrainerMixin, ResumableSFTTrainer): ...
     TableTrainer(..., tables="row_sparse", table_learning_rate=1e-3)
 
-Tables in host memory or on disk train with `row_sparse` too; what changes is saved as `ngram_row_delta.safetensors`,
-beside the weights or the adapter (`row_deltas.py`).
+Tables in host memory or on disk train with `row_sparse` too; the rows that change are saved next to the weights or the
+adapter (`overlay.py`).
 """
 
 from pathlib import Path
@@ -22,12 +22,10 @@ from transformers import TrainerCallback
 from transformers.training_args import OptimizerNames
 from transformers.utils import CONFIG_NAME
 
-from modeling_longcat_lite import LongCatLiteConfig
-from modeling_longcat_lite.checkpoint_header import read_safetensors_header
-from modeling_longcat_lite.ngram_row_files import ROW_DELTA_FILE, changed_rows_by_order, read_row_delta
+from modeling_longcat_lite.ngram_row_files import ROW_DELTA_FILE, read_row_delta
 from tokenization.number_options import check_number
 from training.tables.optimizer import RowwiseAdamW, clip_gradients, sum_at_once, sum_rows
-from training.tables.overlay import OverlayRows, overlay_rows
+from training.tables.overlay import ROW_DELTA_CARD, OverlayRows, overlay_rows, save_changed_rows
 
 if TYPE_CHECKING:
     from trl import SFTTrainer as Trainer
@@ -38,29 +36,29 @@ TRAINED = ("frozen", "row_sparse", "all")
 
 
 class TableTrainerMixin(Trainer):
-    """Stands before a trainer class. Without `tables`, nothing changes.
+    """Comes before a trainer of TRL in the bases of a class. Without `tables`, nothing changes.
 
     Args:
         tables (`str`, *optional*, defaults to `"all"`): `"frozen"`, `"row_sparse"` or `"all"`, see above.
-        table_learning_rate (`float`, *optional*): Of tables with `"row_sparse"`; that of the trainer by default. The
-            schedule scales both alike.
+        table_learning_rate (`float`, *optional*): Learning rate of the tables with `"row_sparse"`, by default that of
+            the trainer. The schedule scales both.
 
     Raises:
-        `ValueError`: naming the option, where tables cannot be trained that way.
+        `ValueError`: naming the option, if the tables cannot be trained that way.
     """
 
     def __init__(self, *args, tables: str = "all", table_learning_rate: float | None = None, **kwargs):
         if tables not in TRAINED:
             raise ValueError(f"`tables` is one of {', '.join(TRAINED)}, not {tables!r}")
         if table_learning_rate is not None and tables != "row_sparse":
-            raise ValueError(f"`table_learning_rate` is for `tables: row_sparse`, and `tables` is {tables}")
+            raise ValueError(f"`table_learning_rate` is for `tables: row_sparse`, but `tables` is {tables}")
         check_number("table_learning_rate", table_learning_rate, least=0)
         super().__init__(*args, **kwargs)
         self.tables, self.table_learning_rate = tables, table_learning_rate
         model: Any = self.accelerator.unwrap_model(self.model)
         self._base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
-        self._overlay_rows: OverlayRows | None = None  # where tables are no parameters
-        self._trained_tables: list[Any] = []  # by rows
+        self._overlay_rows: OverlayRows | None = None  # set if the tables are not parameters
+        self._trained_tables: list[Any] = []  # row by row
         trunk: Any = self._base.base_model
         embedding = trunk.ngram_embeddings
         if tables == "frozen" and embedding is not None:
@@ -86,13 +84,13 @@ class TableTrainerMixin(Trainer):
             return
         if not all(type(table) is nn.Embedding for table in embedding.embedders):
             raise ValueError(
-                "`tables: row_sparse`: tables of few bits, or behind an adapter, cannot train as parameters: load the "
-                'model with `ngram_tables="host"` or `"disk"`'
+                "`tables: row_sparse`: quantized tables, and tables with an adapter, cannot train as parameters: load "
+                'the model with `ngram_tables="host"` or `"disk"`'
             )
         if isinstance(self.model, PeftModel):
             raise ValueError(
                 "`tables: row_sparse`: an adapter would not carry tables that are parameters: load the model with "
-                '`ngram_tables="host"` or `"disk"`, and their changed rows are saved beside it'
+                '`ngram_tables="host"` or `"disk"`; the changed rows are then saved next to the adapter'
             )
         for table in embedding.embedders:
             table.sparse = True
@@ -129,6 +127,7 @@ class TableTrainerMixin(Trainer):
         self.optimizer = optimizer
         return optimizer
 
+    # The Trainer's two methods call `clip_grad_norm_`, which refuses sparse gradients.
     def _clip_grad_norm(self, model):
         return super()._clip_grad_norm(model) if self.tables != "row_sparse" else self._clip(self.args.max_grad_norm)
 
@@ -138,39 +137,33 @@ class TableTrainerMixin(Trainer):
         return super()._get_grad_norm(model, grad_norm)
 
     def _clip(self, max_norm: float) -> torch.Tensor:
-        """One norm over dense and sparse gradients, and all scaled by it."""
+        """Scales all gradients by one norm over dense and sparse ones; returns the norm."""
         self.accelerator.unscale_gradients()
         tables = [table for table in self._trained_tables if table.grad is not None]
         for table in tables:
             table.grad = sum_rows(table.grad)
         rows = (
-            [table.grad._values() for table in tables]
-            if self._overlay_rows is None
-            else self._overlay_rows.gradients()
+            [table.grad.values() for table in tables] if self._overlay_rows is None else self._overlay_rows.gradients()
         )
         model: Any = self.model
         dense = [p.grad for p in model.parameters() if p.grad is not None and not p.grad.is_sparse]
         return clip_gradients([*dense, *rows], max_norm)
 
-    def _save(self, output_dir=None, state_dict=None):
-        super()._save(output_dir, state_dict)
-        if self._overlay_rows is not None:
-            folder = Path(str(output_dir or self.args.output_dir))
-            self._base.save_ngram_rows(folder)
-            write_delta_card(folder / ROW_DELTA_FILE, self._base.config)
-        elif isinstance(self.model, PeftModel):  # PEFT leaves what an earlier run put next to its adapter
-            self._save_rows_of_base(Path(str(output_dir or self.args.output_dir)))
+    def save_model(self, output_dir=None, _internal_call=False):
+        super().save_model(output_dir, _internal_call)
+        if self.args.should_save:
+            self._save_rows(Path(str(output_dir or self.args.output_dir)))
 
-    def _save_rows_of_base(self, folder: Path) -> None:
-        """Next to an adapter, the rows that it was trained on; else none of an earlier run."""
+    def _save_rows(self, folder: Path) -> None:
+        """Write the rows that this run changed, or the adapter was trained on; else remove those of an earlier run."""
         trunk: Any = self._base.base_model
         tables = None if trunk.ngram_embeddings is None else trunk.ngram_embeddings.tables
-        if tables is not None and tables.overlay is not None:
-            self._base.save_ngram_rows(folder)
-            write_delta_card(folder / ROW_DELTA_FILE, self._base.config)
-        elif not self._base.loaded_row_deltas and not (folder / CONFIG_NAME).exists():
-            for path in (folder / ROW_DELTA_FILE, (folder / ROW_DELTA_FILE).with_suffix(".md")):
-                path.unlink(missing_ok=True)
+        is_adapter = isinstance(self.model, PeftModel)
+        if self._overlay_rows is not None or (is_adapter and tables is not None and tables.overlay is not None):
+            save_changed_rows(self._base, folder)
+        elif is_adapter and not self._base.loaded_row_deltas and not (folder / CONFIG_NAME).exists():
+            for name in (ROW_DELTA_FILE, ROW_DELTA_CARD):  # PEFT leaves them next to its adapter
+                (folder / name).unlink(missing_ok=True)
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
         super()._load_from_checkpoint(resume_from_checkpoint, model)
@@ -186,7 +179,7 @@ class TableTrainerMixin(Trainer):
 
 
 class ClearGradient(TrainerCallback):
-    """The trainer clears gradients of the model, to which this parameter does not belong."""
+    """Clears the gradient of the placeholder, which is not part of the model whose gradients the trainer clears."""
 
     def __init__(self, parameter: nn.Parameter):
         self.parameter = parameter
@@ -195,46 +188,4 @@ class ClearGradient(TrainerCallback):
         self.parameter.grad = None
 
 
-CARD = """\
-# Changed n-gram rows
-
-`{file}`, {megabytes:.1f} MB: {count:,} rows of the {total:,} in the n-gram tables of `{base}` ({share:.3g} %), changed
-by fine-tuning. They belong to that model and to no other.
-
-| n-gram | rows |
-|---|---:|
-{orders}
-
-```python
-from modeling_longcat_lite import LongCatLiteForCausalLM
-
-model = LongCatLiteForCausalLM.from_pretrained("{base}", ngram_tables="disk")  # or "host", "resident"
-model.load_ngram_rows("{file}")  # several files stack: the later one wins
-```
-
-An adapter in this folder goes on top: `PeftModel.from_pretrained(model, folder)`.
-`python -m eval.checkpoints.merge_rows` writes a checkpoint with the rows in it.
-"""
-
-
-def write_delta_card(delta: Path, config: LongCatLiteConfig) -> Path:
-    """Writes the page of a delta with its name and `.md`; returns its path."""
-    counts = changed_rows_by_order(delta, config)
-    count, total = sum(counts.values()), sum(config.subtable_sizes)
-    text = CARD.format(
-        file=delta.name,
-        megabytes=delta.stat().st_size / 1e6,
-        count=count,
-        total=total,
-        share=100 * count / total,
-        base=read_safetensors_header(delta)[1]["base_model"] or "the base model",
-        orders="\n".join(f"| {order} tokens | {rows:,} |" for order, rows in counts.items()),
-    )
-    path = delta.with_suffix(".md")
-    beside = path.with_suffix(".md.partial")
-    beside.write_text(text, encoding="utf-8")
-    beside.replace(path)
-    return path
-
-
-__all__ = ["TableTrainerMixin", "write_delta_card"]
+__all__ = ["TableTrainerMixin"]

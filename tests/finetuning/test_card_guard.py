@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Training leaves a card that somebody wrote, whatever TRL and PEFT would put in its place."""
+"""Training keeps a card that somebody wrote, whatever TRL and PEFT would write in its place."""
 
 from types import SimpleNamespace
 
 import pytest
-import transformers.trainer
-from huggingface_hub import ModelCard
+from huggingface_hub import HfApi, ModelCard
 from test_sft import run
 from tiny_chat import write_tiny_chat
 
@@ -21,18 +20,15 @@ def chat(tmp_path_factory):
 
 @pytest.fixture
 def pushed(monkeypatch):
-    """Stands for the Hub: the card that each push would upload."""
+    """In place of the Hub: the card that each push would upload."""
     cards = []
 
-    def upload_folder(folder_path, **options):
+    def upload_folder(self, folder_path, **options):
         cards.append(ModelCard.load(f"{folder_path}/README.md").content)
 
-    hub = SimpleNamespace(
-        create_repo=lambda name, **_: SimpleNamespace(repo_id=name),
-        list_repo_files=lambda repo_id, **_: [],
-        upload_folder=upload_folder,
-    )
-    monkeypatch.setattr(transformers.trainer, "hf_api", lambda: hub)
+    monkeypatch.setattr(HfApi, "create_repo", lambda self, name, **_: SimpleNamespace(repo_id=name))
+    monkeypatch.setattr(HfApi, "list_repo_files", lambda self, repo_id, **_: [])
+    monkeypatch.setattr(HfApi, "upload_folder", upload_folder)
     return cards
 
 
