@@ -20,7 +20,7 @@ from typing import Any
 from transformers import PreTrainedModel
 from transformers.utils import CONFIG_NAME, cached_file, find_adapter_config_file, is_peft_available, logging
 
-from .checkpoint_layout import HUB_ARGUMENTS
+from .checkpoint_files import HUB_ARGUMENTS
 from .ngram_row_files import ROW_DELTA_FILE
 
 logger = logging.get_logger(__name__)

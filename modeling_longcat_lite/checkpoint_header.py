@@ -18,6 +18,7 @@ MOST_HEADER_BYTES = 100_000_000  # the safetensors library reads no longer one; 
 LARGEST = 2**63 - 1  # of a size or an offset
 MOST_DIMENSIONS = 64  # torch has no more; the product of millions would take minutes
 FLOAT_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+FP8 = "F8_E4M3"
 # Bits of a value, of every dtype that the library knows.
 BITS = {
     **dict.fromkeys(("F64", "I64", "U64", "C64"), 64),
@@ -199,10 +200,10 @@ def _contradictions(tensors: dict[str, StoredTensor], start: int, size: int) -> 
             if shape:
                 expected, there = f"as many bytes as {list(shape)} {dtype} takes", f"{end - begin} bytes"
             else:
-                expected, there = f"a shape of {end - begin} bytes of {dtype}", "[]"
+                expected, there = f"a shape of {end - begin} bytes of {dtype}", "shape []"
             found.append(Contradiction(name, expected, there))
         elif 0 in shape and math.prod(filter(None, shape)) > LARGEST:
-            found.append(Contradiction(name, "a shape within 2^63 values", str(list(shape))))
+            found.append(Contradiction(name, "a shape within 2^63 values", f"shape {list(shape)}"))
         if begin != expected_begin:
             expected = f"`data_offsets` from {expected_begin - start}, where the tensor before it ends"
             found.append(Contradiction(name, expected, f"{begin - start}"))
@@ -212,6 +213,7 @@ def _contradictions(tensors: dict[str, StoredTensor], start: int, size: int) -> 
 
 __all__ = [
     "FLOAT_DTYPES",
+    "FP8",
     "Contradiction",
     "StoredTensor",
     "fields_once",

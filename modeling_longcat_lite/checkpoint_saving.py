@@ -24,7 +24,7 @@ from safetensors import SafetensorError
 from transformers import modeling_utils
 from transformers.utils import ADAPTER_CONFIG_NAME, CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, logging
 
-from .checkpoint_files import SAVE_ID, with_variant
+from .checkpoint_files import SAVE_ID, names_in, parse_index, with_variant
 from .checkpoint_header import sort_metadata
 from .checkpoint_loading import CheckpointLoadingMixin
 from .ngram_row_files import ROW_DELTA_FILE
@@ -102,8 +102,8 @@ class CheckpointSavingMixin(CheckpointLoadingMixin):
             content = json.loads(index.read_text(encoding="utf-8"))
             content["metadata"][SAVE_ID] = save_id
             write_whole(index, (json.dumps(content, indent=2, sort_keys=True) + "\n").encode())
-        names = names_in(staged.new)
-        stale = superseded(names, names_in(staged.folder), variant, read_index(staged.folder / index.name))
+        names = sorted(names_in(staged.new))
+        stale = superseded(names, names_in(staged.folder), variant, indexed_files(staged.folder / index.name))
         moving = [] if tables is None else [place_of(table.path) for table in tables.stored]
         has_moved = bool({staged.folder.resolve() / name for name in (*names, *stale)} & set(moving))
         # Found before anything is replaced: a state dict without tables cannot take the place of the mapped ones.
@@ -145,7 +145,7 @@ class CheckpointSavingMixin(CheckpointLoadingMixin):
         """One commit with what was saved, in which goes what an earlier push left and would be loaded with it."""
         folder, api = Path(working_dir), HfApi(token=token)
         if self._put_in_place is None:  # saved by `push_to_hub`, to a folder of its own
-            names = names_in(folder)
+            names = sorted(names_in(folder))
         else:
             names, folder = self._put_in_place(), folder.parent.parent
         if revision is not None and not revision.startswith("refs/pr"):
@@ -167,7 +167,7 @@ class CheckpointSavingMixin(CheckpointLoadingMixin):
 
 
 def superseded(
-    saved: Iterable[str], there: Iterable[str], variant: str | None = None, index: Mapping[str, Any] | None = None
+    saved: Iterable[str], there: Iterable[str], variant: str | None = None, indexed: Iterable[str] = ()
 ) -> list[str]:
     """Which files of a folder or a repository are of an earlier save, and would be loaded instead of new ones or with
     them.
@@ -176,7 +176,7 @@ def superseded(
         saved (`Iterable[str]`): Names of the new files.
         there (`Iterable[str]`): Names of the files that there are.
         variant (`str`, *optional*): Of the new weights; those of other variants stay.
-        index (`Mapping`, *optional*): Of the shards that there are, which may have names of their own.
+        indexed (`Iterable[str]`, *optional*): Shards in the index of the old files, which may have other names.
     """
     saved, there, stale = set(saved), set(there), set[str]()
     for stem in ("model", "adapter_model"):
@@ -185,25 +185,19 @@ def superseded(
         form = re.compile(rf"{name}(-\d{{5}}-of-\d{{5}})?\.safetensors|{index_name}")
         if any(map(form.fullmatch, saved)):
             stale |= set(filter(form.fullmatch, there))
-            if stem == "model" and index is not None:
-                stale |= {file for file in index["weight_map"].values() if file.endswith(".safetensors")} & there
+            if stem == "model":
+                stale |= set(indexed) & there
     if CONFIG_NAME in saved or CONFIG_NAME not in there:  # an adapter leaves the changed rows of a model next to it
         stale |= {ROW_DELTA_FILE} & there
     return sorted(stale - saved)
 
 
-def names_in(folder: Path) -> list[str]:
-    """The files of a folder, sub-folders left out."""
-    return sorted(path.name for path in folder.iterdir() if not path.is_dir())
-
-
-def read_index(path: Path) -> dict | None:
-    """An index of shards, if there is a readable one."""
+def indexed_files(path: Path) -> set[str]:
+    """The shards that an index names; none if there is no index that can be read."""
     try:
-        index = json.loads(path.read_text(encoding="utf-8"))
-        return index if all(isinstance(file, str) for file in index["weight_map"].values()) else None
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
-        return None
+        return set(parse_index(path.read_bytes(), path).values())
+    except (OSError, ValueError):
+        return set()
 
 
 def place_of(path: str | os.PathLike) -> Path:

@@ -5,12 +5,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from eval.checkpoints.files import CheckpointFiles, StoredRows
-from eval.checkpoints.problems import INDEXER, Headers, Problem, dtype_counts, released_name
-from eval.checkpoints.runtimes import DRAFT_HEAD_PREFIX, RUNTIMES, config_problems
+from eval.checkpoints.problems import Headers, Problem, dtype_counts
+from eval.checkpoints.runtimes import RUNTIMES, config_problems
 from eval.checkpoints.runtimes import tensor_problems as runtime_tensor_problems
 from eval.checkpoints.sampled_rows import draft_words, latent_norms, router_biases, sampled_tables, table_names
 from modeling_longcat_lite import LongCatLiteConfig
 from modeling_longcat_lite.checkpoint_header import StoredTensor
+from modeling_longcat_lite.checkpoint_layout import DRAFT_HEAD_PREFIX
+from modeling_longcat_lite.checkpoint_names import is_indexer, is_ngram_table
 
 SHOWN = 3  # findings of a kind that are spelled out
 ROPE_FIELDS = ("rope_theta", "rope_scaling", "rope_parameters", "max_position_embeddings")
@@ -26,7 +28,7 @@ def file_facts(files: CheckpointFiles, headers: Headers) -> dict[str, Any]:
         "other_safetensors": sorted(others),
         "tensors": len(headers.places),
         "draft_head_tensors": sum(name.startswith(DRAFT_HEAD_PREFIX) for name in headers.places),
-        "indexer_tensors": sum(INDEXER in name for name in headers.places),
+        "indexer_tensors": sum(map(is_indexer, headers.places)),
         "bytes_of_tensors": sum(tensor.num_bytes for _, tensor in headers.places.values()),
         "dtypes": dtype_counts(headers.places),
     }
@@ -59,7 +61,7 @@ def quantization_facts(stated: Mapping[str, Any] | None) -> dict[str, Any] | str
     facts = {}
     for name, value in stated.items():
         if isinstance(value, list) and value and isinstance(value[0], str):
-            tables = [module for module in value if "embedders" in released_name(module) or "ngram" in module]
+            tables = [module for module in value if is_ngram_table(f"{module}.") or "ngram" in module]
             value = {"entries": len(value), "first": value[0], "n-gram tables": tables[:1] or "not in it"}
         facts[name] = value
     return facts

@@ -11,12 +11,18 @@ stays uninitialised. So every field below has to be stated, and every tensor to 
 have other dtypes and scales, are not described.
 """
 
-import itertools
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from modeling_longcat_lite import LongCatLiteConfig
 from modeling_longcat_lite.checkpoint_header import StoredTensor
+from modeling_longcat_lite.checkpoint_layout import (
+    DRAFT_HEAD_PREFIX,
+    LAYOUT,
+    Expected,
+    config_fields,
+    released_tensors,
+)
 
 # Repository and version, or the commit at which a file was read.
 SOURCES = {
@@ -49,68 +55,8 @@ SOURCES = {
 }
 RUNTIMES = tuple(SOURCES)
 ARCHITECTURE = "LongcatFlashNgramForCausalLM"
-
-# Tensors. V vocabulary, D hidden, S sub-tables, W = D / S, R{i} rows of sub-table i, N heads, Q and K ranks of the
-# query and key-value latents, F and G widths of a dense MLP and of an expert, E routed experts and zero experts.
-ATTENTION = {
-    "q_a_proj": "Q D",
-    "q_a_layernorm": "Q",
-    "q_b_proj": "N*(nope+rope) Q",
-    "kv_a_proj_with_mqa": "K+rope D",
-    "kv_a_layernorm": "K",
-    "kv_b_proj": "N*(nope+v) K",
-    "o_proj": "D N*v",
-}
-LAYOUT = {
-    "model.embed_tokens.weight": "V D",
-    "model.ngram_embeddings.embedders.{table}.weight": "R{table} W",
-    "model.ngram_embeddings.post_projs.{table}.weight": "D W",
-    "model.layers.{layer}.input_layernorm.{half}.weight": "D",
-    **{f"model.layers.{{layer}}.self_attn.{{half}}.{name}.weight": shape for name, shape in ATTENTION.items()},
-    "model.layers.{layer}.post_attention_layernorm.{half}.weight": "D",
-    "model.layers.{layer}.mlps.{half}.gate_proj.weight": "F D",
-    "model.layers.{layer}.mlps.{half}.up_proj.weight": "F D",
-    "model.layers.{layer}.mlps.{half}.down_proj.weight": "D F",
-    "model.layers.{layer}.mlp.router.classifier.weight": "E D",
-    "model.layers.{layer}.mlp.router.e_score_correction_bias": "E",
-    "model.layers.{layer}.mlp.experts.{expert}.gate_proj.weight": "G D",
-    "model.layers.{layer}.mlp.experts.{expert}.up_proj.weight": "G D",
-    "model.layers.{layer}.mlp.experts.{expert}.down_proj.weight": "D G",
-    "model.norm.weight": "D",
-    "lm_head.weight": "V D",
-}
-BIASES = {
-    "attention_bias": {
-        "model.layers.{layer}.self_attn.{half}.q_a_proj.bias": "Q",
-        "model.layers.{layer}.self_attn.{half}.kv_a_proj_with_mqa.bias": "K+rope",
-        "model.layers.{layer}.self_attn.{half}.o_proj.bias": "D",
-    },
-    "router_bias": {"model.layers.{layer}.mlp.router.classifier.bias": "E"},
-}
-# mlx-lm and vLLM pass it by, and SGLang's main model too: anything with this prefix may be there.
-DRAFT_HEAD_PREFIX = "model.mtp."
-DRAFT_HEAD = {
-    "model.mtp.embed_tokens.weight": "V D",
-    "model.mtp.layers.0.enorm.m.weight": "D",
-    "model.mtp.layers.0.hnorm.m.weight": "D",
-    "model.mtp.layers.0.eh_proj.weight": "D 2*D",
-    "model.mtp.layers.0.input_layernorm.weight": "D",
-    **{f"model.mtp.layers.0.self_attn.{name}.weight": shape for name, shape in ATTENTION.items()},
-    "model.mtp.layers.0.post_attention_layernorm.weight": "D",
-    "model.mtp.layers.0.transformer_layer.mlp.gate_proj.weight": "F D",
-    "model.mtp.layers.0.transformer_layer.mlp.up_proj.weight": "F D",
-    "model.mtp.layers.0.transformer_layer.mlp.down_proj.weight": "D F",
-    "model.mtp.norm.weight": "D",
-}
-FLOATS = ("BF16", "F16", "F32")
-ROUTER_FLOATS = ("F32",)  # as released; the runtimes route in float32, and would not notice a rounded one
-
-
-class Expected(NamedTuple):
-    """Shape of a tensor, and its dtypes as safetensors names them."""
-
-    shape: tuple[int, ...]
-    dtypes: tuple[str, ...]
+# Conditions of lines in `LAYOUT` whose sizes a config must state: those of models that the runtimes serve.
+BUILT_FROM_FIELDS = {"float tables", "untied head"}
 
 
 class Field(NamedTuple):
@@ -210,7 +156,10 @@ SAME_AS = {
 
 
 def expected_tensors(config: Mapping[str, Any]) -> dict[str, Expected]:
-    """Every tensor that a runtime asks for, by name; the draft head too where the config states one.
+    """Every tensor that a runtime asks for, by name; with the draft head's where the config states one.
+
+    It is the package's own table, for a model without what no runtime serves: packed tables, a norm after the
+    embedding, and a base of the hash other than `vocab_size`.
 
     Args:
         config (`Mapping[str, Any]`): `config.json` as read. `tie_word_embeddings` and `use_ngram_embedding` are
@@ -219,24 +168,17 @@ def expected_tensors(config: Mapping[str, Any]) -> dict[str, Expected]:
     Raises:
         `ValueError`: naming the field that is missing.
     """
-    try:
-        sizes, counts = _sizes(config), _counts(config)
-    except KeyError as error:
-        raise ValueError(f"`{error.args[0]}` is missing in the config.") from error
-    layout = LAYOUT | (DRAFT_HEAD if config.get("num_nextn_predict_layers") else {})
-    for switch, biases in BIASES.items():
-        layout |= biases if config.get(switch) else {}
-    if config.get("tie_word_embeddings"):
-        layout.pop("lm_head.weight")
-    return {
-        name: Expected(tuple(sizes[size] for size in shape.split()), ROUTER_FLOATS if ".router." in name else FLOATS)
-        for pattern, pattern_shape in layout.items()
-        for name, shape in _expand(pattern, pattern_shape, counts)
-    }
+    served = {"ngram_table_bits": 16, "embedding_amplification": "none"}
+    for line in LAYOUT:
+        for name in config_fields(line) if set(line.when) <= BUILT_FROM_FIELDS else ():
+            if name not in config and name not in (*served, "ngram_base_vocab_size"):
+                raise ValueError(f"`{name}` is missing in the config.")
+    served["ngram_base_vocab_size"] = config["vocab_size"]
+    return released_tensors(LongCatLiteConfig.from_dict({**config, **served}))
 
 
 def tensor_problems(config: Mapping[str, Any], found: Mapping[str, StoredTensor]) -> list[str]:
-    """One sentence for each tensor that is missing, of another shape or dtype, or unknown to the runtimes.
+    """One sentence for each tensor that is missing, has another shape or dtype, or is unknown to the runtimes.
 
     Args:
         config (`Mapping[str, Any]`): `config.json` as read.
@@ -246,12 +188,12 @@ def tensor_problems(config: Mapping[str, Any], found: Mapping[str, StoredTensor]
     problems = [f"`{name}` is missing: {list(expected[name].shape)}" for name in expected.keys() - found.keys()]
     for name, tensor in found.items():
         if name not in expected:
-            if not name.startswith(DRAFT_HEAD_PREFIX):
-                problems.append(f"`{name}` is no tensor that a runtime knows")
+            if not name.startswith(DRAFT_HEAD_PREFIX):  # no runtime's main model reads it
+                problems.append(f"`{name}` is unknown to every runtime")
         elif tensor.shape != expected[name].shape:
             problems.append(f"`{name}` has shape {list(tensor.shape)}, expected {list(expected[name].shape)}")
-        elif tensor.dtype not in expected[name].dtypes:
-            problems.append(f"`{name}` is {tensor.dtype}, expected {' or '.join(expected[name].dtypes)}")
+        elif tensor.dtype not in (dtypes := expected[name].kind.released):
+            problems.append(f"`{name}` is {tensor.dtype}, expected {' or '.join(dtypes)}")
     return sorted(problems)
 
 
@@ -302,56 +244,11 @@ def _rope_problems(runtime: str, config: Mapping[str, Any]) -> list[str]:
     return problems
 
 
-def _sizes(config: Mapping[str, Any]) -> dict[str, int]:
-    """The sizes that stand in `LAYOUT`, by what is written there."""
-    hidden, heads, rope = config["hidden_size"], config["num_attention_heads"], config["qk_rope_head_dim"]
-    nope, value, latent = config["qk_nope_head_dim"], config["v_head_dim"], config["kv_lora_rank"]
-    tables = _counts(config)["table"]
-    base = config["ngram_vocab_size_ratio"] * config["vocab_size"] if tables else 0
-    return {
-        "V": config["vocab_size"],
-        "D": hidden,
-        "2*D": 2 * hidden,
-        "W": hidden // tables if tables else 0,
-        **{f"R{i}": int(base + 2 * i + 1) for i in range(tables)},
-        "Q": config["q_lora_rank"],
-        "K": latent,
-        "K+rope": latent + rope,
-        "N*(nope+rope)": heads * (nope + rope),
-        "N*(nope+v)": heads * (nope + value),
-        "N*v": heads * value,
-        "F": config["ffn_hidden_size"],
-        "G": config["expert_ffn_hidden_size"],
-        "E": config["n_routed_experts"] + config["zero_expert_num"],
-    }
-
-
-def _counts(config: Mapping[str, Any]) -> dict[str, int]:
-    """How many there are of each `{index}` of `LAYOUT`."""
-    has_tables = config.get("use_ngram_embedding", True)
-    return {
-        "table": config["emb_split_num"] * (config["emb_neighbor_num"] - 1) if has_tables else 0,
-        "layer": config["num_layers"],
-        "half": 2,
-        "expert": config["n_routed_experts"],
-    }
-
-
-def _expand(pattern: str, shape: str, counts: Mapping[str, int]) -> Iterator[tuple[str, str]]:
-    """`a.{table}.b` and its shape for every table, and so on for all indices of a name."""
-    indices = re.findall(r"{(\w+)}", pattern)
-    for values in itertools.product(*(range(counts[index]) for index in indices)):
-        at = dict(zip(indices, values, strict=True))
-        yield pattern.format(**at), shape.format(**at)
-
-
 __all__ = [
     "CONFIG_FIELDS",
-    "DRAFT_HEAD_PREFIX",
     "RUNTIMES",
     "SAME_AS",
     "SOURCES",
-    "Expected",
     "Field",
     "config_problems",
     "expected_tensors",

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 
 from eval.checkpoints.files import StoredRows
-from eval.checkpoints.problems import Problem, released_name
+from eval.checkpoints.problems import Problem
 from modeling_longcat_lite import LongCatLiteConfig
+from modeling_longcat_lite.checkpoint_names import is_ngram_table
 
 BLOCK = 8  # rows read at a time
 WORDS, DRAFT_WORDS = "model.embed_tokens.weight", "model.mtp.embed_tokens.weight"
@@ -81,9 +82,9 @@ def sampled_tables(
 
 def table_names(stored: StoredRows) -> list[str]:
     """Tables of the checkpoint that can be sampled: words, n-grams, the head's, the language-model head."""
-    parts = (".embedders.", "embed_tokens.weight", "lm_head.weight")
+    others = ("embed_tokens.weight", "lm_head.weight")
     tables = [name for name, (_, tensor) in stored.places.items() if len(tensor.shape) == 2 and name in stored]
-    return [name for name in tables if any(part in released_name(name) for part in parts)]
+    return [name for name in tables if is_ngram_table(name) or name.endswith(others)]
 
 
 def draft_words(stored: StoredRows, count: int) -> float | None:
