@@ -53,6 +53,7 @@ KINDS = {
 
 # Which models have a tensor, by the names in a line's `when`.
 CONDITIONS: dict[str, Callable[[LongCatLiteConfig], bool]] = {
+    "n-grams": lambda config: config.use_ngram_embedding,
     "float tables": lambda config: config.ngram_table_bits == 16,
     "packed tables": lambda config: config.ngram_table_bits != 16,
     "attention_bias": lambda config: config.attention_bias,
@@ -135,20 +136,21 @@ LAYOUT: tuple[Tensors, ...] = (
     Tensors(
         f"{TABLE}.weight",
         "subtable_sizes[{table}], subtable_width",
-        when=("float tables",),
+        when=("n-grams", "float tables"),
         aliases=(f"{OE_TABLE}.weight",),
     ),
     Tensors(
         f"{TABLE}.packed",
         "subtable_sizes[{table}], packed_width",
         "packed",
-        when=("packed tables",),
+        when=("n-grams", "packed tables"),
         aliases=(f"{OE_TABLE}.packed",),
     ),
     Tensors(
         "model.ngram_embeddings.post_projs.{table}.weight",
         "hidden_size, subtable_width",
         parameter="model.ngram_embeddings.post_proj.weight",
+        when=("n-grams",),
         aliases=("model.oe_embed_proj{table}.weight",),
     ),
     *(
@@ -287,6 +289,7 @@ def _size(expression: str, sizes: dict[str, int]) -> int:
 
 
 __all__ = [
+    "CONDITIONS",
     "DRAFT_HEAD_PREFIX",
     "JOINED",
     "KINDS",

@@ -56,7 +56,7 @@ SOURCES = {
 RUNTIMES = tuple(SOURCES)
 ARCHITECTURE = "LongcatFlashNgramForCausalLM"
 # Conditions of lines in `LAYOUT` whose sizes a config must state: those of models that the runtimes serve.
-BUILT_FROM_FIELDS = {"float tables", "untied head"}
+BUILT_FROM_FIELDS = {"n-grams", "float tables", "untied head"}
 
 
 class Field(NamedTuple):
