@@ -58,7 +58,7 @@ def test_the_file_shrinks_as_it_should(bits, tmp_path):
 
 MEASURED = """
 import resource, sys
-from eval import quantize_tables
+from eval.checkpoints import quantize as quantize_tables
 arguments = quantize_tables.make_parser().parse_args(sys.argv[1:])
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 quantize_tables.main(arguments)
