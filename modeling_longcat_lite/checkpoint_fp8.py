@@ -13,10 +13,10 @@ from transformers.integrations.finegrained_fp8 import Fp8Dequantize
 
 from .checkpoint_files import Places
 from .checkpoint_header import FLOAT_DTYPES, StoredTensor
+from .experts_quantization import BLOCK, block_grid
 
 SCALES = "_scale_inv"
 FP8 = "F8_E4M3"
-BLOCK = (128, 128)  # `weight_block_size` where a config states none
 
 
 class BlockDequantize(Fp8Dequantize):
@@ -61,7 +61,7 @@ def check_scales(found: Places, block: Sequence[int]) -> dict[str, tuple[str, St
                 f"{' or '.join(FLOAT_DTYPES)}, for a weight of {FP8}."
             )
         shape = list(scales.shape)
-        grid = [-(-size // of_block) for size, of_block in zip(stored.shape, block, strict=False)]
+        grid = block_grid(stored.shape, block)
         if shape != grid or len(stored.shape) != len(block):
             raise ValueError(
                 f"`{name}` in {path} has shape {shape}, but a weight of shape {list(stored.shape)} in blocks of "

@@ -33,7 +33,7 @@ from .checkpoint_layout import (
 )
 from .configuration_longcat_lite import LongCatLiteConfig
 from .draft_head import freeze_draft_head
-from .ngram_quantization import packed_width
+from .ngram_quantization import row_format
 from .ngram_row_files import (
     ROW_DELTA_FILE,
     delta_file,
@@ -209,8 +209,8 @@ class CheckpointLoadingMixin(AdapterRowsMixin):
 
     def _table_names(self) -> list[str]:
         """The tables in a checkpoint of the trunk alone, under released names."""
-        kind = "weight" if self.config.ngram_table_bits == 16 else "packed"
-        return [f"{TABLES}{i}.{kind}" for i in range(self.config.num_subtables)]
+        suffix = row_format(self.config.ngram_table_bits).suffix
+        return [f"{TABLES}{i}.{suffix}" for i in range(self.config.num_subtables)]
 
     def _find_ngram_tables(self, files: list[str] | None) -> list[StoredTable]:
         """Where the tables are that are no parameters; none if they are."""
@@ -220,11 +220,10 @@ class CheckpointLoadingMixin(AdapterRowsMixin):
         if files is None:
             raise ValueError(f'`ngram_tables="{embedding.placement}"` reads safetensors files, which are not there.')
         sizes, width, bits = self.config.subtable_sizes, self.config.subtable_width, self.config.ngram_table_bits
-        columns = width if bits == 16 else packed_width(width, bits)
         found = {name for file in files for name in read_safetensors_header(file)[0]}
         in_trunk = [spelling_of(found)(name) for name in self._table_names()]
         names = in_trunk if in_trunk[0] in found else [f"model.{name}" for name in in_trunk]
-        return find_tables(files, names, sizes, columns, packed=bits < 16)
+        return find_tables(files, names, sizes, width, bits)
 
     def _open_ngram_tables(self, stored: list[StoredTable]):
         embedding = self._offloaded_ngram_embedding()
@@ -249,10 +248,10 @@ class CheckpointLoadingMixin(AdapterRowsMixin):
         if embedding is None:
             raise ValueError("`load_ngram_rows`: this model has no n-gram tables.")
         resident = embedding.placement == "resident"
-        if resident and embedding.table_bits < 16:
+        if resident and embedding.row_format.is_packed:
             raise ValueError(
-                f"`load_ngram_rows`: tables of {embedding.table_bits} bits take no changed rows; load the model with "
-                '`ngram_tables="host"` or `"disk"`, which lays them over.'
+                f"`load_ngram_rows`: tables of {embedding.row_format.bits} bits take no changed rows; load the model "
+                'with `ngram_tables="host"` or `"disk"`, which lays them over.'
             )
         files = [find_row_delta(delta, **hub_arguments) for delta in deltas]
         all_changed = [read_row_delta(file, self.config) for file in files]  # all are right before one is applied

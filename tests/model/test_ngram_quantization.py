@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from modeling_longcat_lite import LongCatLiteForCausalLM
-from modeling_longcat_lite.ngram_quantization import dequantize_rows, packed_width, quantize_rows
+from modeling_longcat_lite.ngram_quantization import dequantize_rows, quantize_rows, row_format
 from modeling_longcat_lite.ngram_tables import PLACEMENTS
 
 bits_of_rows = pytest.mark.parametrize("bits", [8, 4])
@@ -40,7 +40,7 @@ def test_every_value_comes_back_within_half_a_step(rows, pairs, bits, dtype, mag
     torch.manual_seed(seed)
     values = (torch.randn(rows, 2 * pairs) * 10**magnitude).to(dtype)
     packed = quantize_rows(values, bits)
-    assert packed.shape == (rows, packed_width(2 * pairs, bits))
+    assert packed.shape == (rows, row_format(bits).columns(2 * pairs))
     steps = values.float().abs().amax(1, keepdim=True) / LARGEST[bits]
     error = (dequantize_rows(packed, bits, torch.float32) - values.float()).abs()
     assert (error <= steps * 0.5001).all()
