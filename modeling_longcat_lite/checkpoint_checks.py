@@ -8,7 +8,7 @@ import copy
 from collections.abc import Iterator, Mapping, Sequence
 
 from .checkpoint_files import NO_TENSOR, Fault, Places
-from .checkpoint_fp8 import BLOCK, scale_faults
+from .checkpoint_fp8 import scale_faults
 from .checkpoint_header import FP8
 from .checkpoint_layout import (
     DRAFT_HEAD_PREFIX,
@@ -21,6 +21,7 @@ from .checkpoint_layout import (
 )
 from .checkpoint_names import is_indexer, is_ngram_table, spelling_of
 from .configuration_longcat_lite import LongCatLiteConfig
+from .experts_quantization import BLOCK
 from .sparse_attention import leave_indexer
 
 EXTRA = tuple(line.name for line in LAYOUT if line.may_be_extra)
@@ -100,8 +101,9 @@ def _missing_and_reshaped(expected: Mapping[str, Expected], found: Places, needs
             continue
         file, stored = found[name]
         if stored.shape != tensor.shape:
-            fields = " or ".join(f"`{field}`" for field in config_fields(tensor.line))
-            fix = f"Correct {fields} in config.json, or take the config of this checkpoint."
+            *fields, last = (f"`{field}`" for field in config_fields(tensor.line))
+            wrong = f"{', '.join(fields)} or {last}" if fields else last
+            fix = f"Correct {wrong} in config.json, or take the config of this checkpoint."
             yield Fault(file, f"`{name}`", shape, f"shape {list(stored.shape)}", fix)
 
 

@@ -14,8 +14,7 @@ from transformers.integrations.finegrained_fp8 import Fp8Dequantize
 from .checkpoint_files import NO_TENSOR, Fault, Places
 from .checkpoint_header import FLOAT_DTYPES, FP8
 from .checkpoint_layout import SCALES
-
-BLOCK = (128, 128)  # `weight_block_size` where a config states none
+from .experts_quantization import block_grid
 
 
 class BlockDequantize(Fp8Dequantize):
@@ -51,7 +50,7 @@ def scale_faults(found: Places, block: Sequence[int]) -> Iterator[Fault]:
             expected = f"dtype {' or '.join(FLOAT_DTYPES)}, for a weight of dtype {FP8}"
             dtypes = f"dtype {scales.dtype}, for a weight of dtype {stored.dtype}"
             yield Fault(file, f"`{name}`", expected, dtypes, original)
-        grid = [-(-size // of_block) for size, of_block in zip(stored.shape, block, strict=False)]
+        grid = block_grid(stored.shape, block)
         if list(scales.shape) != grid or len(stored.shape) != len(block):
             weights = f"for a weight of shape {list(stored.shape)} in blocks of {list(block)}"
             fix = "Correct `weight_block_size` in `quantization_config` of config.json, or take the original file."
@@ -73,4 +72,4 @@ def read_cut_blocks(conversions: Iterable) -> bool:
     return found
 
 
-__all__ = ["BLOCK", "BlockDequantize", "read_cut_blocks", "scale_faults"]
+__all__ = ["BlockDequantize", "read_cut_blocks", "scale_faults"]

@@ -25,7 +25,7 @@ from transformers.core_model_loading import Concatenate, ConversionOps, MergeMod
 
 from .checkpoint_header import FLOAT_DTYPES, FP8
 from .configuration_longcat_lite import LongCatLiteConfig
-from .ngram_quantization import packed_width
+from .ngram_quantization import row_format
 
 DRAFT_HEAD_PREFIX = "model.mtp."
 SCALES = "_scale_inv"  # after the name of an FP8 weight: that of its scales, one for each block of values
@@ -54,8 +54,8 @@ KINDS = {
 # Which models have a tensor, by the names in a line's `when`.
 CONDITIONS: dict[str, Callable[[LongCatLiteConfig], bool]] = {
     "n-grams": lambda config: config.use_ngram_embedding,
-    "float tables": lambda config: config.ngram_table_bits == 16,
-    "packed tables": lambda config: config.ngram_table_bits != 16,
+    "float tables": lambda config: not row_format(config.ngram_table_bits).is_packed,
+    "packed tables": lambda config: row_format(config.ngram_table_bits).is_packed,
     "attention_bias": lambda config: config.attention_bias,
     "router_bias": lambda config: config.router_bias,
     "normed embedding": lambda config: config.embedding_amplification == "layer_norm",
@@ -141,7 +141,7 @@ LAYOUT: tuple[Tensors, ...] = (
     ),
     Tensors(
         f"{TABLE}.packed",
-        "subtable_sizes[{table}], packed_width",
+        "subtable_sizes[{table}], stored_columns",
         "packed",
         when=("n-grams", "packed tables"),
         aliases=(f"{OE_TABLE}.packed",),
@@ -213,7 +213,7 @@ NGRAM_SHAPE = ("emb_neighbor_num", "emb_split_num")
 DERIVED = {
     "subtable_sizes": ("ngram_vocab_size_ratio", "ngram_base_vocab_size", *NGRAM_SHAPE),
     "subtable_width": ("hidden_size", *NGRAM_SHAPE),
-    "packed_width": ("ngram_table_bits", "hidden_size", *NGRAM_SHAPE),
+    "stored_columns": ("ngram_table_bits", "hidden_size", *NGRAM_SHAPE),
     "num_subtables": NGRAM_SHAPE,
 }
 
@@ -264,12 +264,11 @@ def _expanded(name: str, shape: str, config: LongCatLiteConfig) -> Iterator[tupl
         "half": 2,
         "expert": config.n_routed_experts,
     }
-    width, bits = config.subtable_width, config.ngram_table_bits
     sizes = {
         **vars(config),
         **{f"subtable_sizes[{i}]": rows for i, rows in enumerate(config.subtable_sizes)},
-        "subtable_width": width,
-        "packed_width": packed_width(width, bits),
+        "subtable_width": config.subtable_width,
+        "stored_columns": row_format(config.ngram_table_bits).columns(config.subtable_width),
         "num_subtables": config.num_subtables,
     }
     indices = re.findall(r"{(\w+)}", name)

@@ -24,7 +24,7 @@ from transformers.utils import (
 )
 
 from .adapter_rows import AdapterRowsMixin, base_of_adapter
-from .checkpoint_checks import check_checkpoint, layout_faults, raise_first_fault
+from .checkpoint_checks import layout_faults, raise_first_fault
 from .checkpoint_files import (
     HUB_ARGUMENTS,
     Places,
@@ -36,12 +36,12 @@ from .checkpoint_files import (
     parse_index,
     with_variant,
 )
-from .checkpoint_fp8 import BLOCK, read_cut_blocks
+from .checkpoint_fp8 import read_cut_blocks
 from .checkpoint_header import read_safetensors_header
 from .checkpoint_names import ngram_table_names
 from .configuration_longcat_lite import LongCatLiteConfig
 from .draft_head import freeze_draft_head
-from .ngram_quantization import packed_width
+from .experts_quantization import BLOCK
 from .ngram_row_files import (
     ROW_DELTA_FILE,
     delta_file,
@@ -147,11 +147,6 @@ class CheckpointLoadingMixin(AdapterRowsMixin):
         needs_head, dtypes_only = self.base_model is not self, load_config.ignore_mismatched_sizes
         raise_first_fault(layout_faults(self.config, places, block, needs_head, dtypes_only))
 
-    @classmethod
-    def check_weights(cls, config: LongCatLiteConfig, found: Places):
-        """As [`check_checkpoint`]."""
-        check_checkpoint(config, found)
-
     def _offloaded_ngram_embedding(self) -> Any:
         """The n-gram embedding, if its tables are not parameters of the model."""
         embedding: Any = self.base_model.ngram_embeddings
@@ -168,10 +163,9 @@ class CheckpointLoadingMixin(AdapterRowsMixin):
                 "it with `save_pretrained` first."
             )
         sizes, width, bits = self.config.subtable_sizes, self.config.subtable_width, self.config.ngram_table_bits
-        columns = width if bits == 16 else packed_width(width, bits)
         found = {name for file in files for name in read_safetensors_header(file)[0]}
         names = ngram_table_names(self.config, found)
-        return find_tables(files, names, sizes, columns, packed=bits < 16)
+        return find_tables(files, names, sizes, width, bits)
 
     def _open_ngram_tables(self, stored: list[StoredTable]):
         embedding = self._offloaded_ngram_embedding()
@@ -196,7 +190,7 @@ class CheckpointLoadingMixin(AdapterRowsMixin):
         if embedding is None:
             raise ValueError("`load_ngram_rows`: this model has no n-gram tables.")
         resident = embedding.placement == "resident"
-        if resident and embedding.table_bits < 16:
+        if resident and embedding.row_format.is_packed:
             raise ValueError(
                 f"`load_ngram_rows`: resident tables of {embedding.table_bits} bits take no changed rows; load the "
                 'model with `ngram_tables="host"` or `"disk"`, which keeps changed rows separately.'

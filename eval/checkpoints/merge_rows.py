@@ -23,6 +23,7 @@ from modeling_longcat_lite import LongCatLiteConfig
 from modeling_longcat_lite.checkpoint_checks import check_checkpoint
 from modeling_longcat_lite.checkpoint_files import folder_weights
 from modeling_longcat_lite.checkpoint_names import ngram_table_names, spelling_of
+from modeling_longcat_lite.ngram_quantization import row_format
 from modeling_longcat_lite.ngram_row_files import ROW_DELTA_FILE, other_base, read_row_delta, sample_base
 from modeling_longcat_lite.ngram_table_files import find_tables
 from modeling_longcat_lite.whole_files import check_finished, replaced_folder
@@ -44,7 +45,7 @@ def merge(model: Path, deltas: Sequence[Path], output: Path) -> int:
         raise ValueError(f"`--deltas`: none is given, and {model} holds no changed rows")
     if output.exists():
         raise ValueError(f"`--output`: {output} is there already; name a new folder")
-    if config.ngram_table_bits < 16:
+    if row_format(config.ngram_table_bits).is_packed:
         raise ValueError(
             f"`--model`: its tables have {config.ngram_table_bits} bits, to which changed rows would have to be "
             "rounded; merge into the model they were made from, then quantize"

@@ -13,8 +13,8 @@ from eval.checkpoints.files import CheckpointFiles
 from modeling_longcat_lite import LongCatLiteConfig
 from modeling_longcat_lite.checkpoint_checks import layout_faults
 from modeling_longcat_lite.checkpoint_files import NO_TENSOR, WHOLE_FILE, Fault, read_weights
-from modeling_longcat_lite.checkpoint_fp8 import BLOCK
 from modeling_longcat_lite.checkpoint_header import StoredTensor
+from modeling_longcat_lite.experts_quantization import BLOCK
 
 
 @dataclass(frozen=True)
