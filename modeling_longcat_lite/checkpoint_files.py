@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from huggingface_hub.errors import EntryNotFoundError
 from transformers.utils import (
     SAFE_WEIGHTS_INDEX_NAME,
     SAFE_WEIGHTS_NAME,
@@ -296,6 +297,19 @@ def loaded_weights(files: Sequence[str], sharded_metadata: Mapping[str, Any] | N
     return read_weights(WeightFiles(list(files), weight_map or {}, metadata)).checked()
 
 
+def find_file(checkpoint: str | os.PathLike, name: str, hub_arguments: Mapping[str, Any]) -> str | None:
+    """The path of a file in a folder, or of the downloaded one of a Hub repository; `None` if there is none."""
+    if Path(checkpoint).is_dir():
+        path = Path(checkpoint, hub_arguments.get("subfolder") or "", name)
+        return str(path) if path.is_file() else None
+    try:
+        return cached_file(checkpoint, name, **hub_arguments)
+    except OSError as error:  # also without a connection, where only what was downloaded before is there
+        if isinstance(error.__cause__, EntryNotFoundError):
+            return None
+        raise
+
+
 def carries_draft_head(
     checkpoint: str | os.PathLike, hub_arguments: Mapping[str, object], variant: str | None = None
 ) -> bool:
@@ -304,8 +318,7 @@ def carries_draft_head(
     Where there is a single file and an index, it asks the single file, which is the one that transformers loads.
     """
     for name in (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME):
-        filename = with_variant(name, variant)
-        path = cached_file(checkpoint, filename, _raise_exceptions_for_missing_entries=False, **hub_arguments)
+        path = find_file(checkpoint, with_variant(name, variant), hub_arguments)
         if path is not None:
             is_index = path.endswith(".json")
             names = parse_index(Path(path).read_bytes(), path) if is_index else read_safetensors_header(path)[0]
@@ -330,6 +343,7 @@ __all__ = [
     "carries_draft_head",
     "choose_weight_files",
     "described",
+    "find_file",
     "folder_weights",
     "loaded_weights",
     "names_in",

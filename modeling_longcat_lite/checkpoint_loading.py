@@ -19,7 +19,6 @@ from transformers.utils import (
     SAFE_WEIGHTS_NAME,
     WEIGHTS_INDEX_NAME,
     WEIGHTS_NAME,
-    cached_file,
     logging,
 )
 
@@ -31,6 +30,7 @@ from .checkpoint_files import (
     carries_draft_head,
     choose_weight_files,
     described,
+    find_file,
     loaded_weights,
     names_in,
     parse_index,
@@ -99,13 +99,7 @@ class CheckpointLoadingMixin(AdapterRowsMixin):
             if folder.is_dir() and kwargs.get("use_safetensors") is not False:
                 check_folder(folder, kwargs.get("variant"))
             kwargs["has_draft_head"] = carries_draft_head(checkpoint, hub_arguments, kwargs.get("variant"))
-            changed_rows = cached_file(
-                checkpoint,
-                ROW_DELTA_FILE,
-                _raise_exceptions_for_missing_entries=False,
-                _raise_exceptions_for_connection_errors=False,
-                **hub_arguments,
-            )
+            changed_rows = find_file(checkpoint, ROW_DELTA_FILE, hub_arguments)
         try:
             loaded = super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
         except SafetensorError as error:
