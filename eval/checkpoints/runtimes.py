@@ -1,14 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What mlx-lm, vLLM and SGLang read of a LongCat-Flash-Lite checkpoint: config fields, tensor names and shapes.
+"""What mlx-lm, vLLM and SGLang read of a LongCat-Flash-Lite checkpoint: fields of the config, and tensors.
 
-Tables, and two functions that hold a checkpoint against them. They say what the runtimes' source files say, read and
-not copied, in the versions of [`SOURCES`]. mlx-lm and vLLM are run too (`make test-mlx`, `make test-vllm`). What loads
-and is computed differently is in `runtime_differences.py`.
+The tables of fields say what the runtimes' source files say, in the versions of [`SOURCES`]; tensors are those of the
+package's own table, `checkpoint_layout.py`. `make test-mlx` and `make test-vllm` run two of the runtimes.
+`runtime_differences.py` has what loads but is computed differently, `adding_a_runtime.md` how to add one.
 
-vLLM and SGLang check little of it. A field that is absent falls back on the value of another model (the 560B
-LongCat-Flash, or DeepSeek's); SGLang passes a tensor that it does not know with a warning, and what it does not find
-stays uninitialised. So every field below has to be stated, and every tensor to be there. Quantized checkpoints, which
-have other dtypes and scales, are not described.
+vLLM and SGLang check little. For an absent field they take the value of another model (the 560B LongCat-Flash, or
+DeepSeek's); SGLang skips an unknown tensor with a warning, and leaves a missing one uninitialised. So every field
+below must be stated, and every tensor must be there. Quantized checkpoints are not described.
 """
 
 from collections.abc import Mapping
@@ -24,7 +23,7 @@ from modeling_longcat_lite.checkpoint_layout import (
     released_tensors,
 )
 
-# Repository and version, or the commit at which a file was read.
+# Repository and version, and the files that were read, at a commit where one is named.
 SOURCES = {
     "mlx-lm": (
         "ml-explore/mlx-lm 0.32.2",
@@ -60,8 +59,11 @@ BUILT_FROM_FIELDS = {"n-grams", "float tables", "untied head"}
 
 
 class Field(NamedTuple):
-    """A key of `config.json`. `accepts`: the only values that are served as trained; any where it is None. `stated`:
-    False where the runtime's default, or its only way, is the first of `accepts`."""
+    """A key of `config.json`.
+
+    `accepts`: the only values that are served as trained; `None` for any. `stated`: whether the file must have it;
+    `False` where the runtime's default, or all that it can do, is the first of `accepts`.
+    """
 
     name: str
     accepts: tuple | None = None
@@ -94,7 +96,7 @@ ARCHITECTURE_FIELDS = tuple(
         "emb_split_num",
     )
 )
-# What no runtime can do otherwise: most are fields of this package that they do not know.
+# Fields of which every runtime serves one value; most are fields of this package that they do not know.
 ONE_WAY_FIELDS = (
     Field("use_ngram_embedding", (True,), stated=False),
     Field("ngram_table_bits", (16,), stated=False),
@@ -106,28 +108,28 @@ ONE_WAY_FIELDS = (
     Field("zero_expert_type", ("identity",)),
 )
 SERVER_FIELDS = (
-    # SGLang compares the whole list.
+    # SGLang compares the list as a whole.
     Field("architectures", ([ARCHITECTURE],)),
     Field("eos_token_id"),
     Field("mla_scale_q_lora"),
     Field("mla_scale_kv_lora"),
     Field("attention_bias", (False,), stated=False),
     Field("norm_topk_prob", (False,), stated=False),
-    # Any model that has it is a sparse one there: to vLLM a null is enough, see `config_problems`.
+    # They take any model with this field for a sparse one, vLLM even if it is null: see `config_problems`.
     Field("index_topk", (None,), stated=False),
 )
 CONFIG_FIELDS: dict[str, tuple[Field, ...]] = {
     "mlx-lm": (
         Field("model_type", ("longcat_flash_ngram",)),
         *ARCHITECTURE_FIELDS,
-        # Without the factor its attention reads an attribute that it never made.
+        # Without the factor, its attention reads an attribute that it never set.
         Field("mla_scale_q_lora", (True,)),
         Field("mla_scale_kv_lora", (True,)),
         Field("scale_zero_experts", (True,), stated=False),
         *ONE_WAY_FIELDS,
     ),
     "vLLM": (
-        # Latent attention and two attentions a layer depend on it, as `longcat_flash`: --hf-overrides says that.
+        # Latent attention and two attentions per layer need `longcat_flash`, which --hf-overrides can state.
         Field("model_type", ("longcat_flash_ngram", "longcat_flash"), stated=False),
         *ARCHITECTURE_FIELDS,
         *SERVER_FIELDS,
@@ -142,11 +144,11 @@ CONFIG_FIELDS: dict[str, tuple[Field, ...]] = {
         *ONE_WAY_FIELDS,
     ),
 }
-# This package keeps apart what a runtime takes from one field: the base of the hash, and what ends an n-gram.
+# Two fields of this package that a runtime takes from one: the base of the hash, and the tokens that end an n-gram.
 SAME_AS = {
     "mlx-lm": {"ngram_base_vocab_size": "vocab_size"},
     "vLLM": {"ngram_base_vocab_size": "vocab_size", "ngram_eos_token_id": "eos_token_id"},
-    # It would build `num_hidden_layers` decoder layers, where transformers counts attentions, twice as many.
+    # SGLang would build `num_hidden_layers` decoder layers; transformers counts attentions, which are twice as many.
     "SGLang": {
         "ngram_base_vocab_size": "vocab_size",
         "ngram_eos_token_id": "eos_token_id",
@@ -226,7 +228,7 @@ def config_problems(runtime: str, config: Mapping[str, Any]) -> list[str]:
 
 
 def _rope_problems(runtime: str, config: Mapping[str, Any]) -> list[str]:
-    """What the newer of the two spellings of RoPE does; files that this package saves have the older one alone."""
+    """Problems of the newer spelling of RoPE; files that this package saves have only the older one."""
     own, old = config.get("rope_parameters"), config.get("rope_scaling") or {}
     if not isinstance(own, dict) or not isinstance(old, dict):
         return []

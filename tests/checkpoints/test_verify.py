@@ -236,7 +236,7 @@ def test_reads_under_a_hundredth(tmp_path):
     assert results["problems"] == []
     assert results["bytes_in_all"] > 24e6
     assert results["bytes_read"] < results["bytes_in_all"] / 100
-    assert verify(tmp_path / "model", "--rows", "8")["bytes_read"] < results["bytes_read"]
+    assert verify(tmp_path / "model", "--sampled-rows", "8")["bytes_read"] < results["bytes_read"]
 
 
 @pytest.mark.slow  # a process of its own: this one is offline
@@ -266,8 +266,8 @@ def test_a_users_mistakes_are_named(tmp_path):
     with pytest.raises(ValueError, match=r"index\.json.*`weight_map`"):
         verify(shards)
     folder = copied("base", tmp_path)
-    with pytest.raises(ValueError, match="`--rows`"):
-        verify(folder, "--rows", "0")
+    with pytest.raises(ValueError, match="`--sampled-rows`"):
+        verify(folder, "--sampled-rows", "0")
     (folder / "config.json").write_text("{")
     with pytest.raises(ValueError, match=r"config\.json is not JSON"):
         verify(folder)
