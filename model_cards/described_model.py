@@ -21,6 +21,7 @@ from model_cards.training_record import formatted, read_json
 from modeling_longcat_lite import LongCatLiteConfig
 from modeling_longcat_lite.checkpoint_files import folder_weights
 from modeling_longcat_lite.checkpoint_header import read_safetensors_header
+from modeling_longcat_lite.ngram_quantization import row_format
 from modeling_longcat_lite.ngram_row_files import ROW_DELTA_FILE, changed_rows_by_order
 
 
@@ -136,7 +137,8 @@ def weights_kind(config: LongCatLiteConfig) -> str:
     quantized: Any = getattr(config, "quantization_config", None)
     if quantized:
         kind = quantized["quant_method"] if isinstance(quantized, dict) else quantized.quant_method
-    return kind if config.ngram_table_bits == 16 else f"{kind}; n-gram tables in {config.ngram_table_bits} bits"
+    rows = row_format(config.ngram_table_bits)
+    return f"{kind}; n-gram tables in {rows.describe(config.dtype)}" if rows.is_packed else kind
 
 
 def memory_rows(config: LongCatLiteConfig, tables: int, others: int) -> list[tuple[str, str, str]]:

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Adapters whose folder also holds changed n-gram rows, `ngram_row_delta.safetensors`, as training leaves them.
+"""Adapters whose folder also holds changed n-gram rows, `ngram_row_delta.safetensors`, as training saves them.
 
-An adapter without its rows is another model, so the rows come along wherever a folder is loaded as a whole:
+An adapter without its rows is another model, so they are loaded wherever a folder is loaded as a whole:
 
-    AutoModelForCausalLM.from_pretrained(folder), model.load_adapter(folder)      through transformers, which calls us
-    AutoPeftModelForCausalLM.from_pretrained(folder)                              through PEFT, which does not
+    AutoModelForCausalLM.from_pretrained(folder), model.load_adapter(folder)      transformers calls our methods
+    AutoPeftModelForCausalLM.from_pretrained(folder)                              PEFT does not; see `_rows_for_peft`
 
-`PeftModel.from_pretrained(model, folder)` leaves the base to its caller: it only gets a warning.
+`PeftModel.from_pretrained(model, folder)` expects the base from its caller; it only causes a warning.
 """
 
 import functools
@@ -18,16 +18,16 @@ from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel
-from transformers.utils import CONFIG_NAME, cached_file, find_adapter_config_file, is_peft_available, logging
+from transformers.utils import CONFIG_NAME, find_adapter_config_file, is_peft_available, logging
 
-from .checkpoint_layout import HUB_ARGUMENTS
+from .checkpoint_files import HUB_ARGUMENTS, find_file
 from .ngram_row_files import ROW_DELTA_FILE
 
 logger = logging.get_logger(__name__)
 
 
 def explained(method: Callable) -> Callable:
-    """A method of transformers that says what to use instead when it asks for a PEFT that does not exist."""
+    """A method of transformers whose error, if it wants a newer PEFT than exists, names what works."""
 
     @functools.wraps(method)
     def explaining(self, *args, **kwargs):
@@ -46,7 +46,7 @@ def explained(method: Callable) -> Callable:
 
 
 class AdapterRowsMixin(PreTrainedModel):
-    """`load_adapter`, and what PEFT tells a model that it wraps."""
+    """`load_adapter`, and rows of an adapter that PEFT loads."""
 
     load_ngram_rows: Callable[..., None]
     loaded_row_deltas: tuple[str, ...] = ()  # files, in the order of loading
@@ -73,7 +73,7 @@ class AdapterRowsMixin(PreTrainedModel):
 
     def __setattr__(self, name: str, value: Any):
         super().__setattr__(name, value)
-        if name == "peft_config":  # set by PEFT when its layers are in place; it calls nothing of ours
+        if name == "peft_config":  # PEFT sets it when its layers are in place, and calls no method of ours
             self._rows_for_peft()
 
     def _rows_for_peft(self):
@@ -92,21 +92,15 @@ class AdapterRowsMixin(PreTrainedModel):
 
 
 def rows_of_adapter(adapter: str | os.PathLike, arguments: Mapping[str, Any]) -> str | None:
-    """The file of changed rows in an adapter's folder or repository."""
+    """The file of changed rows in an adapter's folder or repository; `None` if there is none."""
     hub_arguments = {name: value for name, value in arguments.items() if name in HUB_ARGUMENTS and value is not None}
-    return cached_file(
-        adapter,
-        ROW_DELTA_FILE,
-        _raise_exceptions_for_missing_entries=False,
-        _raise_exceptions_for_connection_errors=False,
-        **hub_arguments,
-    )
+    return find_file(adapter, ROW_DELTA_FILE, hub_arguments)
 
 
 def base_of_adapter(checkpoint: str | os.PathLike, hub_arguments: Mapping[str, Any]) -> str | os.PathLike:
-    """The model that a folder or repository is an adapter of, as its `adapter_config.json` names it; else itself."""
+    """The base model of an adapter's folder or repository, from its `adapter_config.json`; otherwise itself."""
     if (Path(checkpoint) / (hub_arguments.get("subfolder") or "") / CONFIG_NAME).exists() or not is_peft_available():
-        return checkpoint  # transformers, too, takes an adapter next to a model's config for a part of that model
+        return checkpoint  # transformers too regards an adapter next to a model's config as part of that model
     arguments = {name: value for name, value in hub_arguments.items() if value is not None}
     path = find_adapter_config_file(str(checkpoint), **arguments)
     if path is None:
@@ -115,9 +109,9 @@ def base_of_adapter(checkpoint: str | os.PathLike, hub_arguments: Mapping[str, A
 
 
 def adapter_that_peft_loads() -> tuple[Any, dict[str, Any], bool]:
-    """The `model_id` of the `PeftModel.from_pretrained` that runs, its options, and whether an auto class called it.
+    """The `model_id` of the running `PeftModel.from_pretrained`, its options, and whether an auto class called it.
 
-    PEFT hands none of them on, so they are read from its frame. Where it has none, that is `None`: no rows, as before.
+    PEFT passes none of them on, so they are read from its frame. `None` if there is no such frame: no rows are loaded.
     """
     folder, arguments, frame = None, {}, sys._getframe()
     while (caller := frame.f_back) is not None:

@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which files hold a checkpoint's weights, and where each tensor is in them.
 
-Loading, quantizing, merging and verifying all ask here, so that what contradicts itself is refused by all of them:
+Loading, quantizing, merging and verifying all ask here, so that all of them refuse files that contradict each other:
 
-    model.safetensors, if it is there, as transformers chooses; else the files that model.safetensors.index.json names
+    model.safetensors, if it exists, as transformers chooses; otherwise the files in model.safetensors.index.json
     each tensor in one file; with an index, in the file that the index names
     each header as the safetensors library wants it (`checkpoint_header.py`)
+    all shards of one save, where `save_pretrained` of this package wrote them
 
-The files may be in a folder, in transformers' cache or on the Hub: a caller passes names, and how to read them.
+The files may be in a folder, in transformers' cache or on the Hub: a caller passes names, and how to read them. Each
+header is read once.
 """
 
 import json
@@ -17,11 +19,19 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_INDEX_NAME, WEIGHTS_NAME
+from huggingface_hub.errors import EntryNotFoundError
+from transformers.utils import (
+    SAFE_WEIGHTS_INDEX_NAME,
+    SAFE_WEIGHTS_NAME,
+    cached_file,
+)
 
 from .checkpoint_header import Contradiction, StoredTensor, fields_once, read_safetensors_header
+from .checkpoint_layout import DRAFT_HEAD_PREFIX
 
-WHOLE_FILE = "the file"
+HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
+WHOLE_FILE = "the file"  # `where` of a fault that is not of one tensor
+NO_TENSOR = "no such tensor"
 SAVE_ID = "save_id"  # in the metadata of every shard and of the index
 PICKLED_DTYPES = {
     torch.float64: "F64",
@@ -38,12 +48,22 @@ PICKLED_DTYPES = {
     torch.bool: "BOOL",
 }
 
-# Of every tensor, by name: its file, and dtype, shape and place in it.
+# Of every tensor, by name: its file, and its dtype, shape and place in that file.
 Places = Mapping[str, tuple[str, StoredTensor]]
+# The tensors of a file and its metadata; what contradicts itself is added to the list.
+ReadHeader = Callable[[str, list[Contradiction]], tuple[dict[str, StoredTensor], dict[str, str]]]
 
 
 class Fault(NamedTuple):
-    """Something in the files that contradicts itself. `where`: a tensor, or [`WHOLE_FILE`]."""
+    """Something wrong with a checkpoint.
+
+    Attributes:
+        file (`str`): Where it is; `-` if no file has it.
+        where (`str`): A tensor, or [`WHOLE_FILE`].
+        expected (`str`), found (`str`): What it should have, and has; [`NO_TENSOR`] for a tensor that is missing, or
+            should not be there.
+        fix (`str`): What to do.
+    """
 
     file: str
     where: str
@@ -54,7 +74,19 @@ class Fault(NamedTuple):
     def __str__(self) -> str:
         if self.where == WHOLE_FILE:
             return self.found
-        return f"{self.file}: {self.where} must have {self.expected}, but has {self.found}. {self.fix}"
+        if self.found == NO_TENSOR:
+            return f"The checkpoint has no tensor {self.where} ({self.expected}), which the model needs. {self.fix}"
+        if self.expected == NO_TENSOR:
+            return f"{self.where} in {self.file} does not belong to a model of this config. {self.fix}"
+        return f"{self.where} in {self.file} has {self.found}, but must have {self.expected}. {self.fix}"
+
+
+class WeightFiles(NamedTuple):
+    """The files with a checkpoint's weights, and the two parts of their index, which are empty without one."""
+
+    files: list[str]
+    weight_map: Mapping[str, str]
+    metadata: Mapping[str, Any]
 
 
 class Weights(NamedTuple):
@@ -72,7 +104,12 @@ class Weights(NamedTuple):
 
 
 def parse_index(content: bytes, path: str | os.PathLike) -> dict[str, str]:
-    """The `weight_map` of an index: tensors to names of files in its folder.
+    """The `weight_map` of an index: tensors to names of files in its folder. Raises as [`_index`]."""
+    return _index(content, path)[0]
+
+
+def _index(content: bytes, path: str | os.PathLike) -> tuple[dict[str, str], dict[str, Any]]:
+    """`weight_map` and `metadata` of an index.
 
     Raises:
         `ValueError`: naming the index, and the field or tensor that is wrong.
@@ -93,18 +130,18 @@ def parse_index(content: bytes, path: str | os.PathLike) -> dict[str, str]:
             )
     if not isinstance(index.get("metadata"), dict):
         raise ValueError(f"{path}: `metadata` must be an object, which transformers reads; an empty one will do.")
-    return weight_map
+    return weight_map, index["metadata"]
 
 
 def choose_weight_files(
     names: Collection[str], read: Callable[[str], bytes], folder: str | os.PathLike = "", variant: str | None = None
-) -> tuple[list[str], dict[str, str]]:
-    """The safetensors files among `names` that `from_pretrained` reads, and the index's `weight_map`, empty without.
+) -> WeightFiles:
+    """The safetensors files among `names` that `from_pretrained` reads, and their index.
 
     Args:
         names (`Collection[str]`): Files in the folder of the checkpoint.
         read (`Callable`): Gives the content of one of them.
-        folder (`str` or `os.PathLike`, *optional*): What errors put before a name.
+        folder (`str` or `os.PathLike`, *optional*): Their folder, for errors.
         variant (`str`, *optional*): As for `from_pretrained`.
 
     Raises:
@@ -114,17 +151,17 @@ def choose_weight_files(
     if single not in names and index not in names:
         where = f"{folder} has" if str(folder) else "There is"
         raise ValueError(f"{where} no {single} and no {index}.")
-    weight_map = parse_index(read(index), Path(folder, index)) if index in names else {}
+    weight_map, metadata = _index(read(index), Path(folder, index)) if index in names else ({}, {})
     if single not in names:
-        return sorted(set(weight_map.values())), weight_map
+        return WeightFiles(sorted(set(weight_map.values())), weight_map, metadata)
     others = set(weight_map.values()) - {single}
-    if others & set(names):  # whose save is the newer one, nobody can tell
+    if others & set(names):  # nothing tells which save is the newer one
         raise ValueError(
             f"{Path(folder, single)} and {Path(folder, index)}, which names {min(others & set(names))}, are two sets "
             "of weights. Remove the one that does not belong to this model."
         )
     # The index of an earlier save, whose files are gone, says nothing about this file.
-    return [single], weight_map if weight_map and not others else {}
+    return WeightFiles([single], {}, {}) if others else WeightFiles([single], weight_map, metadata)
 
 
 def with_variant(name: str, variant: str | None) -> str:
@@ -133,15 +170,15 @@ def with_variant(name: str, variant: str | None) -> str:
     return f"{stem}.{variant}.{ending}" if variant else name
 
 
-def local_header(path: str, contradictions: list[Contradiction]) -> dict[str, StoredTensor]:
-    """The tensors of a file on this machine: a safetensors file, or one of older torch checkpoints."""
+def local_header(path: str, contradictions: list[Contradiction]) -> tuple[dict[str, StoredTensor], dict[str, str]]:
+    """Tensors and metadata of a file on this machine: a safetensors file, or one of older torch checkpoints."""
     if path.endswith(".bin"):
-        return pickled_tensors(path)
-    return read_safetensors_header(path, contradictions)[0]
+        return pickled_tensors(path), {}
+    return read_safetensors_header(path, contradictions)
 
 
 def pickled_tensors(path: str) -> dict[str, StoredTensor]:
-    """Dtypes and shapes in a torch checkpoint; no weight is read, and nothing but tensors is unpickled.
+    """Dtypes and shapes in a torch checkpoint; no weight is read, and only tensors are unpickled.
 
     Raises:
         `ValueError`: naming the file, and what is not a tensor in it.
@@ -162,46 +199,70 @@ def described(name: str, tensor: Any, path: str) -> StoredTensor:
     return StoredTensor(PICKLED_DTYPES.get(tensor.dtype, str(tensor.dtype)), tuple(tensor.shape), 0, tensor.nbytes)
 
 
-def read_weights(
-    files: Sequence[str],
-    weight_map: Mapping[str, str],
-    read_header: Callable[[str, list[Contradiction]], dict[str, StoredTensor]] = local_header,
-) -> Weights:
+def read_weights(chosen: WeightFiles, read_header: ReadHeader = local_header) -> Weights:
     """Headers of all weight files, each checked alone and against the others and the index.
 
     Args:
-        files (`Sequence[str]`): Paths or names.
-        weight_map (`Mapping[str, str]`): Of the index, empty without one.
-        read_header (`Callable`): Gives the tensors of one file, and adds what contradicts itself to the list.
+        chosen (`WeightFiles`): Paths or names, as [`choose_weight_files`] gives them.
+        read_header (`Callable`): Reads one of them.
     """
     places: dict[str, tuple[str, StoredTensor]] = {}
-    faults, unreadable = [], set()
-    for file in files:
+    faults, unreadable, saves = [], set(), dict[str, str | None]()
+    for file in chosen.files:
         contradictions: list[Contradiction] = []
         try:
-            tensors = read_header(file, contradictions)
+            tensors, metadata = read_header(file, contradictions)
         except (FileNotFoundError, IsADirectoryError, ValueError) as error:
             what = str(error) if isinstance(error, ValueError) else f"{file} is missing. Download it."
             unreadable.add(Path(file).name)
             faults.append(Fault(file, WHOLE_FILE, "a whole safetensors file", what, "Download it again."))
             continue
+        saves[file] = metadata.get(SAVE_ID)
         faults += [Fault(file, f"`{one[0]}`", *one[1:], "Download the file again.") for one in contradictions]
         for name, tensor in tensors.items():
             if name in places:
-                faults.append(Fault(file, f"`{name}`", "one file", f"in {places[name][0]} too", "Remove it from one."))
+                found = f"another place in {places[name][0]}"
+                faults.append(Fault(file, f"`{name}`", "its place in one file", found, "Remove it from one of them."))
             places[name] = file, tensor
-    there = {name: Path(file).name for name, (file, _) in places.items()}
+    faults += _index_faults(chosen.weight_map, places, unreadable)
+    if not faults and (fault := _save_fault(saves, chosen.metadata)) is not None:
+        faults.append(fault)
+    return Weights(list(chosen.files), places, faults)
+
+
+def _index_faults(weight_map: Mapping[str, str], places: Places, unreadable: Collection[str]) -> list[Fault]:
+    """Tensors that are not where the index has them, or not in it."""
+    faults = []
+    in_files = {name: Path(file).name for name, (file, _) in places.items()}
     for name, file in weight_map.items():
-        if file not in unreadable and there.get(name) != file:
-            found = f"in {there[name]}" if name in there else "in no file"
+        if file not in unreadable and in_files.get(name) != file:
+            found = f"its place in {in_files[name]}" if name in in_files else "its place in no file"
             expected = f"its place in {file}, where the index has it"
-            faults.append(Fault(file, f"`{name}`", expected, f"it {found}", "Download index and shards again."))
+            faults.append(Fault(file, f"`{name}`", expected, found, "Download index and shards again."))
     for name, (file, _) in places.items():
         if weight_map and name not in weight_map:
-            faults.append(
-                Fault(file, f"`{name}`", "an entry in the index", "none: it is read by no loader", "Add it.")
-            )
-    return Weights(list(files), places, faults)
+            faults.append(Fault(file, f"`{name}`", "an entry in the index", "none", "No loader reads it: add it."))
+    return faults
+
+
+def _save_fault(saves: Mapping[str, str | None], metadata: Mapping[str, Any]) -> Fault | None:
+    """Two shards of different saves, by the `save_id` that `save_pretrained` writes into every shard and the index.
+
+    Checkpoints that were saved otherwise have no id, and nothing is compared. Neither is it where the index has null.
+    """
+    if len(saves) < 2 or metadata.get(SAVE_ID, "") is None:
+        return None
+    wanted = metadata.get(SAVE_ID) or next(filter(None, saves.values()), None)
+    strange = [path for path, save_id in saves.items() if save_id != wanted]
+    if not strange:
+        return None
+    fitting = next((path for path, save_id in saves.items() if save_id == wanted), SAFE_WEIGHTS_INDEX_NAME)
+    found = (
+        f"{strange[0]} and {fitting} are not of the same save, so that the checkpoint mixes two models: copy all of "
+        f"its files again. If you changed the file yourself, set `{SAVE_ID}` to null in the `metadata` of "
+        f"{SAFE_WEIGHTS_INDEX_NAME}."
+    )
+    return Fault(strange[0], WHOLE_FILE, "shards of one save", found, "Copy all shards again.")
 
 
 def folder_weights(folder: str | os.PathLike, variant: str | None = None) -> Weights:
@@ -210,101 +271,83 @@ def folder_weights(folder: str | os.PathLike, variant: str | None = None) -> Wei
     Raises:
         `ValueError`: naming file, tensor and field of what is missing or contradicts itself.
     """
-    folder, names = Path(folder), names_in(Path(folder))
-    files, weight_map = choose_weight_files(names, lambda name: (folder / name).read_bytes(), folder, variant)
-    weights = read_weights([str(folder / name) for name in files], weight_map).checked()
-    if weight_map:
-        index = json.loads((folder / with_variant(SAFE_WEIGHTS_INDEX_NAME, variant)).read_bytes())
-        check_same_save(save_ids(weights.files), index["metadata"])
-    return weights
+    folder = Path(folder)
+    chosen = choose_weight_files(names_in(folder), lambda name: (folder / name).read_bytes(), folder, variant)
+    return read_weights(chosen._replace(files=[str(folder / name) for name in chosen.files])).checked()
 
 
-def loaded_weights(files: Sequence[str], weight_map: Mapping[str, str] | None) -> Weights:
-    """The weights in the files that transformers chose on this machine; `weight_map` is of the index that it read.
+def loaded_weights(files: Sequence[str], sharded_metadata: Mapping[str, Any] | None) -> Weights:
+    """The weights in the files that transformers chose on this machine.
+
+    Args:
+        files (`Sequence[str]`): Their paths.
+        sharded_metadata (`Mapping`, *optional*): What transformers read of their index.
 
     Raises:
         `ValueError`: naming file, tensor and field of what is missing or contradicts itself.
     """
-    folder = Path(files[0]).parent
-    if weight_map is None and files[0].endswith(".safetensors"):  # an index beside a single file may know it too
-        variant = Path(files[0]).name.removeprefix("model").removesuffix("safetensors").strip(".")
-        index = folder / with_variant(SAFE_WEIGHTS_INDEX_NAME, variant)
+    metadata = sharded_metadata or {}
+    weight_map = metadata.get("weight_map")
+    if weight_map is None and files[0].endswith(".safetensors"):  # an index next to a single file may list it too
+        path = Path(files[0])
+        variant = path.name.removeprefix("model").removesuffix("safetensors").strip(".")
+        index = path.with_name(with_variant(SAFE_WEIGHTS_INDEX_NAME, variant))
         weight_map = parse_index(index.read_bytes(), index) if index.is_file() else {}
-        weight_map = weight_map if {*weight_map.values()} == {Path(files[0]).name} else {}
-    return read_weights(files, weight_map or {}).checked()
+        weight_map = weight_map if {*weight_map.values()} == {path.name} else {}
+    return read_weights(WeightFiles(list(files), weight_map or {}, metadata)).checked()
 
 
-def save_ids(files: Sequence[str]) -> dict[str, str | None]:
-    """The `save_id` in the metadata of each file."""
-    return {path: read_safetensors_header(path)[1].get(SAVE_ID) for path in files}
+def find_file(checkpoint: str | os.PathLike, name: str, hub_arguments: Mapping[str, Any]) -> str | None:
+    """The path of a file in a folder, or of the downloaded one of a Hub repository; `None` if there is none."""
+    if Path(checkpoint).is_dir():
+        path = Path(checkpoint, hub_arguments.get("subfolder") or "", name)
+        return str(path) if path.is_file() else None
+    try:
+        return cached_file(checkpoint, name, **hub_arguments)
+    except OSError as error:  # also without a connection, where only what was downloaded before is there
+        if isinstance(error.__cause__, EntryNotFoundError):
+            return None
+        raise
 
 
-def check_same_save(ids: Mapping[str, str | None], index_metadata: Mapping[str, object] | None):
-    """Compares the `save_id` that `save_pretrained` writes into the metadata of every shard and of the index.
+def carries_draft_head(
+    checkpoint: str | os.PathLike, hub_arguments: Mapping[str, object], variant: str | None = None
+) -> bool:
+    """Whether a folder or Hub repository has the tensors of a draft head; reads the index or one header only.
 
-    Checkpoints that were saved otherwise have none, and nothing is compared.
-
-    Args:
-        ids (`Mapping[str, str | None]`): Of every file, as [`save_ids`] reads them.
-        index_metadata (`Mapping`, *optional*): The `metadata` of the index.
-
-    Raises:
-        `ValueError`: naming two shards of different saves.
+    Where there is a single file and an index, it asks the single file, which is the one that transformers loads.
     """
-    index_metadata = index_metadata or {}
-    if len(ids) < 2 or index_metadata.get(SAVE_ID, "") is None:
-        return
-    wanted = index_metadata.get(SAVE_ID) or next(filter(None, ids.values()), None)
-    strange = [path for path, save_id in ids.items() if save_id != wanted]
-    if strange:
-        fitting = next((path for path, save_id in ids.items() if save_id == wanted), SAFE_WEIGHTS_INDEX_NAME)
-        raise ValueError(
-            f"{strange[0]} and {fitting} are not of the same save, so that the checkpoint mixes two models: copy all "
-            f"of its files again. If you changed the file yourself, set `{SAVE_ID}` to null in the `metadata` of "
-            f"{SAFE_WEIGHTS_INDEX_NAME}."
-        )
-
-
-def check_folder(folder: str | os.PathLike, variant: str | None = None):
-    """What transformers would meet with a raw error, or not at all, when it chooses files in a folder.
-
-    Raises:
-        `ValueError`: naming an index that is wrong, two sets of weights, or a file that is missing.
-    """
-    folder, names = Path(folder), names_in(Path(folder))
-    safe, single, index = (
-        with_variant(name, variant) for name in (SAFE_WEIGHTS_INDEX_NAME, WEIGHTS_NAME, WEIGHTS_INDEX_NAME)
-    )
-    if safe in names:
-        files, _ = choose_weight_files(names, lambda name: (folder / name).read_bytes(), folder, variant)
-    elif index in names and not names & {with_variant(SAFE_WEIGHTS_NAME, variant), single}:
-        files = sorted(set(parse_index((folder / index).read_bytes(), folder / index).values()))
-    else:
-        return
-    for file in files:
-        if file not in names:
-            raise ValueError(f"{folder / file} is missing. Download it.")
+    for name in (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME):
+        path = find_file(checkpoint, with_variant(name, variant), hub_arguments)
+        if path is not None:
+            is_index = path.endswith(".json")
+            names = parse_index(Path(path).read_bytes(), path) if is_index else read_safetensors_header(path)[0]
+            return any(name.startswith(DRAFT_HEAD_PREFIX) for name in names)
+    return False
 
 
 def names_in(folder: Path) -> set[str]:
-    """Files in a folder."""
-    return {path.name for path in folder.iterdir() if path.is_file()}
+    """The files of a folder, without its sub-folders."""
+    return {path.name for path in folder.iterdir() if not path.is_dir()}
 
 
 __all__ = [
+    "HUB_ARGUMENTS",
+    "NO_TENSOR",
     "SAVE_ID",
     "WHOLE_FILE",
     "Fault",
     "Places",
+    "WeightFiles",
     "Weights",
-    "check_folder",
-    "check_same_save",
+    "carries_draft_head",
     "choose_weight_files",
     "described",
+    "find_file",
     "folder_weights",
     "loaded_weights",
+    "names_in",
     "parse_index",
     "read_weights",
-    "save_ids",
     "with_variant",
 ]

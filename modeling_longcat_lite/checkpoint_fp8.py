@@ -1,80 +1,67 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reading FP8 checkpoints (e4m3 values, `weight_scale_inv` for each block) where no accelerator computes in FP8.
+"""Reading FP8 checkpoints (e4m3 values, `weight_scale_inv` for each block) on machines that do not compute in FP8.
 
-transformers takes the block's size from the shape of the scales, which is right only where blocks divide a matrix.
-Those of the released `kv_a_proj_with_mqa`, `[576, 3072]` in blocks of 128, do not: its last row of blocks has 64 rows.
+transformers derives the block's size from the shape of the scales, which is right only where blocks divide a matrix.
+Blocks of 128 do not divide the released `kv_a_proj_with_mqa`, `[576, 3072]`: its last row of blocks has 64 rows.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from transformers.core_model_loading import WeightConverter
 from transformers.integrations.finegrained_fp8 import Fp8Dequantize
 
-from .checkpoint_files import Places
-from .checkpoint_header import FLOAT_DTYPES, StoredTensor
-
-SCALES = "_scale_inv"
-FP8 = "F8_E4M3"
-BLOCK = (128, 128)  # `weight_block_size` where a config states none
+from .checkpoint_files import NO_TENSOR, Fault, Places
+from .checkpoint_header import FLOAT_DTYPES, FP8
+from .checkpoint_layout import SCALES
+from .experts_quantization import block_grid
 
 
 class BlockDequantize(Fp8Dequantize):
     """`value * scale of its block`; the last block of a row or column may be cut short.
 
-    With blocks of 2 x 2, scales `[[a, b]]` belong to a matrix of 1 or 2 rows and 3 or 4 columns: `[a, a, b]`.
+    With blocks of 2 x 2, scales `[[a, b]]` of a matrix of 2 rows and 3 columns are spread to `[a, a, b]` in each row.
     """
 
     def _dequantize_one(self, quantized, scales, output_dtype=None):
-        """`[..., R, C]` values and `[..., ceil(R / block), ceil(C / block)]` scales to `[..., R, C]`."""
+        """Values `[..., rows, columns]` and scales `[..., ceil(rows / block), ceil(columns / block)]` to values."""
         rows, columns = quantized.shape[-2:]
         block_rows, block_columns = self.hf_quantizer.quantization_config.weight_block_size
         each = scales.float().repeat_interleave(block_rows, -2)[..., :rows, :]
-        each = each.repeat_interleave(block_columns, -1)[..., :columns]  # [..., R, C]
+        each = each.repeat_interleave(block_columns, -1)[..., :columns]  # [..., rows, columns]
         return (quantized.float() * each).to(output_dtype or torch.bfloat16)
 
 
-def check_scales(found: Places, block: Sequence[int]) -> dict[str, tuple[str, StoredTensor]]:
-    """Compares scales and FP8 weights of a checkpoint with each other and with the block's size.
-
-    Returns:
-        `dict[str, tuple[str, StoredTensor]]`: the tensors that are not scales.
-
-    Raises:
-        `ValueError`: naming the tensor whose scales are missing, belong to blocks of another size, or to a weight of
-            another dtype.
-    """
-    for name, (path, scales) in found.items():
+def scale_faults(found: Places, block: Sequence[int]) -> Iterator[Fault]:
+    """FP8 weights and scales of a checkpoint that do not fit each other or the block's size."""
+    original = "Take the file from the original checkpoint."
+    for name, (file, scales) in found.items():
         weight = name.removesuffix(SCALES)
         if weight == name:
             if scales.dtype == FP8 and name + SCALES not in found:
-                raise ValueError(
-                    f"`{name}` in {path} is stored as {FP8}, but the checkpoint lacks its `{name}{SCALES}`."
-                )
+                fix = f"It holds the scales of `{name}`, which is stored as {FP8}. {original}"
+                yield Fault(file, f"`{name}{SCALES}`", "one scale for each block", NO_TENSOR, fix)
             continue
         if weight not in found:
-            raise ValueError(f"`{name}` in {path} belongs to `{weight}`, which the checkpoint lacks.")
+            yield Fault(file, f"`{name}`", f"its weight `{weight}` in the checkpoint", "none", original)
+            continue
         stored = found[weight][1]
         if stored.dtype != FP8 or scales.dtype not in FLOAT_DTYPES:
-            raise ValueError(
-                f"`{name}` in {path} is stored as {scales.dtype}, for a weight of {stored.dtype}; scales are "
-                f"{' or '.join(FLOAT_DTYPES)}, for a weight of {FP8}."
-            )
-        shape = list(scales.shape)
-        grid = [-(-size // of_block) for size, of_block in zip(stored.shape, block, strict=False)]
-        if shape != grid or len(stored.shape) != len(block):
-            raise ValueError(
-                f"`{name}` in {path} has shape {shape}, but a weight of shape {list(stored.shape)} in blocks of "
-                f"{list(block)} (`weight_block_size`) asks for {grid}."
-            )
-    return {name: where for name, where in found.items() if not name.endswith(SCALES)}
+            expected = f"dtype {' or '.join(FLOAT_DTYPES)}, for a weight of dtype {FP8}"
+            dtypes = f"dtype {scales.dtype}, for a weight of dtype {stored.dtype}"
+            yield Fault(file, f"`{name}`", expected, dtypes, original)
+        grid = block_grid(stored.shape, block)
+        if list(scales.shape) != grid or len(stored.shape) != len(block):
+            weights = f"for a weight of shape {list(stored.shape)} in blocks of {list(block)}"
+            fix = "Correct `weight_block_size` in `quantization_config` of config.json, or take the original file."
+            yield Fault(file, f"`{name}`", f"shape {grid}", f"shape {list(scales.shape)}, {weights}", fix)
 
 
 def read_cut_blocks(conversions: Iterable) -> bool:
-    """Puts [`BlockDequantize`] in place of transformers' operation in the conversions of a checkpoint.
+    """Replaces transformers' operation by [`BlockDequantize`] in the conversions of a checkpoint.
 
     Returns:
-        `bool`: whether there was one, so that the model will hold no FP8 weight.
+        `bool`: whether there was one; the loaded model then has no FP8 weights.
     """
     found = False
     for conversion in conversions:
@@ -85,4 +72,4 @@ def read_cut_blocks(conversions: Iterable) -> bool:
     return found
 
 
-__all__ = ["BLOCK", "FP8", "BlockDequantize", "check_scales", "read_cut_blocks"]
+__all__ = ["BlockDequantize", "read_cut_blocks", "scale_faults"]

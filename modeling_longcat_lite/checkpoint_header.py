@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where the tensors of a safetensors file lie, so that parts of them can be read in place.
+"""Offsets of the tensors in a safetensors file, so that parts of them can be read in place.
 
-The safetensors library gives shapes and slices, but no offsets. A header comes from outside: it is checked here as
-the library checks it, and more strictly where a header could be read in two ways. Whoever reads or writes bytes at
-these offsets can rely on them.
+The safetensors library gives shapes and slices, but no offsets. A header comes from outside, so it is checked here as
+the library checks it, and more strictly where it could be read in two ways. Code that reads or writes bytes at these
+offsets can rely on them.
 """
 
 import json
@@ -14,11 +14,12 @@ from typing import Any, BinaryIO, NamedTuple
 
 import torch
 
-MOST_HEADER_BYTES = 100_000_000  # the safetensors library reads no longer one; a longer one is damage
+MOST_HEADER_BYTES = 100_000_000  # the most that the safetensors library reads; a longer header is damaged
 LARGEST = 2**63 - 1  # of a size or an offset
-MOST_DIMENSIONS = 64  # torch has no more; the product of millions would take minutes
+MOST_DIMENSIONS = 64  # of a torch tensor; the product of millions would take minutes
 FLOAT_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-# Bits of a value, of every dtype that the library knows.
+FP8 = "F8_E4M3"
+# Bits of a value, for every dtype that the library knows.
 BITS = {
     **dict.fromkeys(("F64", "I64", "U64", "C64"), 64),
     **dict.fromkeys(("F32", "I32", "U32"), 32),
@@ -32,7 +33,7 @@ METADATA = "__metadata__"
 
 
 class StoredTensor(NamedTuple):
-    """A tensor of a header. `dtype` is the format's name, `BF16` or `U8`; offsets are from the start of the file."""
+    """A tensor in a header. `dtype` is the format's name, such as `BF16`; offsets count from the start of the file."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -45,7 +46,7 @@ class StoredTensor(NamedTuple):
 
 
 class Contradiction(NamedTuple):
-    """A tensor whose entry can be read, but contradicts itself or its neighbours."""
+    """A tensor whose entry can be read, but contradicts itself or a neighbour."""
 
     tensor: str
     expected: str
@@ -59,8 +60,8 @@ def read_safetensors_header(
 
     Args:
         contradictions (`list[Contradiction]`, *optional*):
-            Takes what is wrong with sizes and offsets of single tensors, for a report of all of it. Without it, the
-            first one raises.
+            Collects what is wrong with sizes and offsets of single tensors, for a report of all of it. By default,
+            the first one raises.
 
     Raises:
         `ValueError`: naming the file, and the tensor and field that are wrong, if the file is cut off, is not a
@@ -76,7 +77,7 @@ def read_safetensors_header(
 def parse_safetensors_header(
     file: BinaryIO, size: int, path: str | os.PathLike, contradictions: list[Contradiction] | None = None
 ) -> tuple[dict[str, StoredTensor], dict[str, str]]:
-    """As [`read_safetensors_header`], of an open file of `size` bytes, wherever it lies; `path` is what errors say."""
+    """As [`read_safetensors_header`], for an open file of `size` bytes, which errors call `path`."""
     header, start = _read_object(file, size, path)
     metadata = header.pop(METADATA, None)
     metadata = {} if metadata is None else metadata
@@ -101,7 +102,7 @@ def parse_safetensors_header(
 
 
 def sort_metadata(path: str | os.PathLike):
-    """Puts the metadata of a safetensors file in order, in place: the library writes them in any, and files with equal
+    """Sorts the metadata of a safetensors file in place. The library writes them in any order, and files with equal
     content should be equal."""
     begin = b'{"__metadata__":'
     with Path(path).open("r+b") as file:
@@ -121,18 +122,20 @@ def raise_first(contradictions: list[Contradiction], path: str | os.PathLike):
 
 
 def _read_object(file: BinaryIO, size: int, path: str | os.PathLike) -> tuple[dict[str, Any], int]:
-    """The JSON object at the head of a file, and where the data begin."""
+    """The JSON object at the head of a file, and the offset at which the data begin."""
     length = int.from_bytes(file.read(8), "little")
     text = file.read(length) if 8 + length <= size and length <= MOST_HEADER_BYTES else b""
     try:
-        content = text.decode("utf-8")  # not left to `json`, to which bytes may be UTF-16
+        content = text.decode("utf-8")  # `json` would also accept UTF-16
         header = json.loads(content, parse_int=_natural)
         if not isinstance(header, dict):
             raise ValueError("the header is not an object")
         fields = len(header) + sum(len(entry) for entry in header.values() if isinstance(entry, dict))
-        if content.count(":") != fields:  # one in a string, or a name that is there twice: `json` keeps the last
+        if (
+            content.count(":") != fields
+        ):  # one in a string, or a name that occurs twice, of which `json` keeps the last
             json.loads(content, object_pairs_hook=fields_once)
-        if "\\u" in content:  # half a surrogate pair, which no file can hold, is text to `json`
+        if "\\u" in content:  # `json` accepts half of a surrogate pair, which no file can hold
             json.dumps(header, ensure_ascii=False).encode()
     except RecursionError as error:
         raise ValueError(f"{path}: the header is nested too deep. Download it again.") from error
@@ -144,11 +147,11 @@ def _read_object(file: BinaryIO, size: int, path: str | os.PathLike) -> tuple[di
 
 
 def fields_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object of JSON, of which `json` alone would keep the last of two fields with one name."""
+    """A JSON object whose names must differ; by default, `json` keeps the last of two fields with one name."""
     fields = dict(pairs)
     if len(fields) < len(pairs):
         names = [name for name, _ in pairs]
-        raise ValueError(f"`{next(name for name in names if names.count(name) > 1)}` is there twice")
+        raise ValueError(f"`{next(name for name in names if names.count(name) > 1)}` occurs twice")
     return fields
 
 
@@ -191,7 +194,7 @@ def _short(value: Any) -> str:
 
 
 def _contradictions(tensors: dict[str, StoredTensor], start: int, size: int) -> list[Contradiction]:
-    """Bytes that do not follow from shape and dtype, gaps and overlaps; of tensors in the order of their data."""
+    """Sizes that do not fit shape and dtype, gaps and overlaps of tensors, which are in the order of their data."""
     found, expected_begin = [], start
     for name, (dtype, shape, begin, end) in tensors.items():
         bits = math.prod(shape) * BITS[dtype]
@@ -199,10 +202,10 @@ def _contradictions(tensors: dict[str, StoredTensor], start: int, size: int) -> 
             if shape:
                 expected, there = f"as many bytes as {list(shape)} {dtype} takes", f"{end - begin} bytes"
             else:
-                expected, there = f"a shape of {end - begin} bytes of {dtype}", "[]"
+                expected, there = f"a shape of {end - begin} bytes of {dtype}", "shape []"
             found.append(Contradiction(name, expected, there))
         elif 0 in shape and math.prod(filter(None, shape)) > LARGEST:
-            found.append(Contradiction(name, "a shape within 2^63 values", str(list(shape))))
+            found.append(Contradiction(name, "a shape within 2^63 values", f"shape {list(shape)}"))
         if begin != expected_begin:
             expected = f"`data_offsets` from {expected_begin - start}, where the tensor before it ends"
             found.append(Contradiction(name, expected, f"{begin - start}"))
@@ -212,6 +215,7 @@ def _contradictions(tensors: dict[str, StoredTensor], start: int, size: int) -> 
 
 __all__ = [
     "FLOAT_DTYPES",
+    "FP8",
     "Contradiction",
     "StoredTensor",
     "fields_once",

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Saving of checkpoints in the released layout: what a folder or a repository holds is one model at any moment.
+"""Saving of checkpoints in the released layout: a folder or a repository holds one whole model at any moment.
 
-transformers writes to a sub-folder of the target; changed n-gram rows join the weights there, then all files are put
-in place together (`whole_files.py`), and what an earlier save left that would be loaded instead of them, or with them,
-is taken away: the other form (a single file, or shards with an index), shards, changed rows. A push does the same in
-its commit. Files of the user stay.
+transformers writes to a sub-folder of the target, and changed n-gram rows are written next to the weights there. Then
+all files are put in place together (`whole_files.py`), and files of an earlier save are removed that would be loaded
+instead of them or with them: a single file where there are shards now, or the reverse, other shards, changed rows. A
+push does the same in one commit. Other files stay.
 """
 
 import contextlib
@@ -24,15 +24,15 @@ from safetensors import SafetensorError
 from transformers import modeling_utils
 from transformers.utils import ADAPTER_CONFIG_NAME, CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, logging
 
-from .checkpoint_files import SAVE_ID, with_variant
+from .checkpoint_files import SAVE_ID, names_in, parse_index, with_variant
 from .checkpoint_header import sort_metadata
 from .checkpoint_loading import CheckpointLoadingMixin
 from .ngram_row_files import ROW_DELTA_FILE
 from .sparse_attention import warn_of_lost_indexer
 from .whole_files import StagedFiles, staged_files, write_whole
 
-SAMPLED_VALUES = 1024  # of a tensor, for the save id
-SAMPLED_ON_DISK = 16  # of a table that is read from disk: each may cost a page
+SAMPLED_VALUES = 1024  # of each tensor, for the save id
+SAMPLED_ON_DISK = 16  # of each table that is read from disk, where a value may cost a page
 MARKING = threading.RLock()
 
 logger = logging.get_logger(__name__)
@@ -74,7 +74,7 @@ class CheckpointSavingMixin(CheckpointLoadingMixin):
         with staged_files(save_directory) as staged:
             put_in_place = _once(lambda: self._settle(staged, save_id, variant))
             try:
-                with shards_marked(save_id):  # one save at a time, so that threads do not take each other's files
+                with shards_marked(save_id):  # one save at a time, so that threads do not mix their files
                     self._put_in_place = put_in_place
                     try:
                         super().save_pretrained(staged.new, True, *options, **kwargs)
@@ -83,15 +83,15 @@ class CheckpointSavingMixin(CheckpointLoadingMixin):
                 put_in_place()
             except SafetensorError as error:
                 raise OSError(
-                    f"{save_directory}: the model could not be saved ({error}); what was there is as it was."
+                    f"{save_directory}: the model could not be saved ({error}); the folder is as it was."
                 ) from error
-        # transformers waits for all processes when its files are written; here they are in place.
+        # transformers waits for all processes after writing its files, but they are in place only now.
         self.barrier_after_gathered_checkpoint_save(distributed_config)
         warn_of_lost_indexer(self.num_indexer_tensors, str(save_directory))
 
     def _settle(self, staged: StagedFiles, save_id: str, variant: str | None) -> list[str]:
         """Completes the staged files and puts them in place; returns their names."""
-        if not any(staged.new.iterdir()):  # another process of a sharded run saves
+        if not any(staged.new.iterdir()):  # in a sharded run, another process saves
             return []
         embedding = self._offloaded_ngram_embedding()
         tables = None if embedding is None else embedding.tables
@@ -102,19 +102,19 @@ class CheckpointSavingMixin(CheckpointLoadingMixin):
             content = json.loads(index.read_text(encoding="utf-8"))
             content["metadata"][SAVE_ID] = save_id
             write_whole(index, (json.dumps(content, indent=2, sort_keys=True) + "\n").encode())
-        names = names_in(staged.new)
-        stale = superseded(names, names_in(staged.folder), variant, read_index(staged.folder / index.name))
+        names = sorted(names_in(staged.new))
+        stale = superseded(names, names_in(staged.folder), variant, indexed_files(staged.folder / index.name))
         moving = [] if tables is None else [place_of(table.path) for table in tables.stored]
         has_moved = bool({staged.folder.resolve() / name for name in (*names, *stale)} & set(moving))
-        # Found before anything is replaced: a state dict without tables cannot take the place of the mapped ones.
+        # Checked before anything is replaced: a state dict without tables cannot replace mapped ones.
         weights = [
             str(staged.new / name) for name in names if name.endswith(".safetensors") and name != ROW_DELTA_FILE
         ]
         stored = self._find_ngram_tables(weights) if has_moved else []
         if CONFIG_NAME in names and (staged.folder / ADAPTER_CONFIG_NAME).exists():
             logger.warning(
-                f"{staged.folder} also holds an adapter, {ADAPTER_CONFIG_NAME}, which `from_pretrained` lays over the "
-                "model that is saved there now. If it is merged into it, remove the adapter's files."
+                f"{staged.folder} also holds an adapter, {ADAPTER_CONFIG_NAME}, which `from_pretrained` applies to "
+                "the model that is saved there now. If the model contains it already, remove the adapter's files."
             )
         staged.swap(stale)
         if tables is not None and has_moved:
@@ -142,10 +142,10 @@ class CheckpointSavingMixin(CheckpointLoadingMixin):
         revision: str | None = None,
         commit_description: str | None = None,
     ):
-        """One commit with what was saved, in which goes what an earlier push left and would be loaded with it."""
+        """One commit that adds the saved files, and removes files of an earlier push that would be loaded too."""
         folder, api = Path(working_dir), HfApi(token=token)
         if self._put_in_place is None:  # saved by `push_to_hub`, to a folder of its own
-            names = names_in(folder)
+            names = sorted(names_in(folder))
         else:
             names, folder = self._put_in_place(), folder.parent.parent
         if revision is not None and not revision.startswith("refs/pr"):
@@ -153,7 +153,7 @@ class CheckpointSavingMixin(CheckpointLoadingMixin):
                 api.create_branch(repo_id, branch=revision, exist_ok=True)
         stale = superseded(names, api.list_repo_files(repo_id, revision=revision))
         if stale:
-            logger.warning(f"Removing from {repo_id} what an earlier push left: {', '.join(stale)}.")
+            logger.warning(f"Removing files of an earlier push from {repo_id}: {', '.join(stale)}.")
         operations: list[Any] = [CommitOperationDelete(name) for name in stale]
         operations += [CommitOperationAdd(name, folder / name) for name in names]
         return api.create_commit(
@@ -167,16 +167,15 @@ class CheckpointSavingMixin(CheckpointLoadingMixin):
 
 
 def superseded(
-    saved: Iterable[str], there: Iterable[str], variant: str | None = None, index: Mapping[str, Any] | None = None
+    saved: Iterable[str], there: Iterable[str], variant: str | None = None, indexed: Iterable[str] = ()
 ) -> list[str]:
-    """Which files of a folder or a repository are of an earlier save, and would be loaded instead of new ones or with
-    them.
+    """Files of an earlier save, in a folder or a repository, that would be loaded instead of new ones or with them.
 
     Args:
         saved (`Iterable[str]`): Names of the new files.
-        there (`Iterable[str]`): Names of the files that there are.
-        variant (`str`, *optional*): Of the new weights; those of other variants stay.
-        index (`Mapping`, *optional*): Of the shards that there are, which may have names of their own.
+        there (`Iterable[str]`): Names of the files in the folder or repository.
+        variant (`str`, *optional*): Variant of the new weights; files of other variants stay.
+        indexed (`Iterable[str]`, *optional*): Shards in the index of the old files, which may have other names.
     """
     saved, there, stale = set(saved), set(there), set[str]()
     for stem in ("model", "adapter_model"):
@@ -185,43 +184,37 @@ def superseded(
         form = re.compile(rf"{name}(-\d{{5}}-of-\d{{5}})?\.safetensors|{index_name}")
         if any(map(form.fullmatch, saved)):
             stale |= set(filter(form.fullmatch, there))
-            if stem == "model" and index is not None:
-                stale |= {file for file in index["weight_map"].values() if file.endswith(".safetensors")} & there
+            if stem == "model":
+                stale |= set(indexed) & there
     if CONFIG_NAME in saved or CONFIG_NAME not in there:  # an adapter leaves the changed rows of a model next to it
         stale |= {ROW_DELTA_FILE} & there
     return sorted(stale - saved)
 
 
-def names_in(folder: Path) -> list[str]:
-    """The files of a folder, sub-folders left out."""
-    return sorted(path.name for path in folder.iterdir() if not path.is_dir())
-
-
-def read_index(path: Path) -> dict | None:
-    """An index of shards, if there is a readable one."""
+def indexed_files(path: Path) -> set[str]:
+    """The shards that an index names; none if there is no index that can be read."""
     try:
-        index = json.loads(path.read_text(encoding="utf-8"))
-        return index if all(isinstance(file, str) for file in index["weight_map"].values()) else None
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
-        return None
+        return set(parse_index(path.read_bytes(), path).values())
+    except (OSError, ValueError):
+        return set()
 
 
 def place_of(path: str | os.PathLike) -> Path:
-    """A path whose folder has no symbolic links in it; a file that is one is not followed."""
+    """A path without symbolic links in its folder; the file itself may be one."""
     return Path(path).parent.resolve() / Path(path).name
 
 
 def identify_weights(state_dict: Mapping[str, Any], on_disk: set[int]) -> str:
-    """The id of a save: equal for equal weights, and different, but for rare chance, for others.
+    """The id of a save: equal for equal weights, and almost certainly different for others.
 
-    It is made of names, shapes and some values of every tensor, which costs a read of a few of them.
+    It is a hash of names, dtypes, shapes and some values of every tensor.
     """
     digest = hashlib.sha256()
     for name, tensor in state_dict.items():
         if type(tensor) not in (torch.Tensor, torch.nn.Parameter) or tensor.is_meta or tensor.is_quantized:
-            return uuid.uuid4().hex  # sharded or offloaded: values are not here
+            return uuid.uuid4().hex  # sharded or offloaded, so that this process has no values
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)};".encode())
-        tensor = tensor.detach() if tensor.is_contiguous() else tensor.detach()[:1].contiguous()  # not to copy it
+        tensor = tensor.detach() if tensor.is_contiguous() else tensor.detach()[:1].contiguous()  # to avoid a copy
         values = tensor.reshape(-1, 1).view(torch.uint8)  # [values, bytes of one]
         count = min(len(values), SAMPLED_ON_DISK if tensor.data_ptr() in on_disk else SAMPLED_VALUES)
         places = torch.linspace(0, max(len(values) - 1, 0), count, dtype=torch.float64).long()
@@ -231,9 +224,9 @@ def identify_weights(state_dict: Mapping[str, Any], on_disk: set[int]) -> str:
 
 @contextlib.contextmanager
 def shards_marked(save_id: str) -> Iterator[None]:
-    """Within it, transformers writes the id into the metadata of the safetensors files that it saves.
+    """Makes transformers write the id into the metadata of the safetensors files that it saves.
 
-    It fixes their metadata where it writes them, and has no hook there.
+    transformers sets the metadata where it writes a file, and has no hook there.
     """
     with MARKING:
         save_file: Any = vars(modeling_utils).get("safe_save_file")
@@ -242,7 +235,7 @@ def shards_marked(save_id: str) -> Iterator[None]:
             save_file(tensors, filename, metadata={**(metadata or {}), SAVE_ID: save_id})
             sort_metadata(filename)
 
-        if save_file is None:  # a transformers that writes otherwise: the journal alone keeps saves apart
+        if save_file is None:  # a version that writes in another way; only the journal then separates saves
             yield
             return
         modeling_utils.safe_save_file = save_marked  # type: ignore[attr-defined]

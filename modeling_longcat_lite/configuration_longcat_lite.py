@@ -91,9 +91,9 @@ class LongCatLiteConfig(PreTrainedConfig):
         ngram_eos_token_id (`int` or `list[int]`, *optional*):
             Token(s) after which n-grams start anew; `eos_token_id` at creation. Kept apart because trainers rewrite
             `eos_token_id`, which must not change an id.
-        ngram_table_bits (`int`, *optional*, defaults to 16):
+        ngram_table_bits (`int` or `str`, *optional*, defaults to 16):
             8 or 4 for tables whose rows are integers with a scale each, as `eval.checkpoints.quantize` writes them;
-            16 for floating-point tables of any dtype.
+            16 for floating-point tables of any dtype. More in `ngram_quantization.ROW_FORMATS`.
         scale_word_embedding (`bool`, *optional*, defaults to `True`):
             Whether the word row is also divided by the number of terms, `(word + sum) / 13`, as in the reference,
             SGLang and Unsloth. `False` adds it undivided, `word + sum / 13`, as mlx-vlm (pull request 2063) reads
@@ -218,7 +218,7 @@ class LongCatLiteConfig(PreTrainedConfig):
     ngram_vocab_size_ratio: float | int = 78
     ngram_base_vocab_size: int = None  # type: ignore[assignment]  # `vocab_size` at creation
     ngram_eos_token_id: int | list[int] | None = None
-    ngram_table_bits: int = 16
+    ngram_table_bits: int | str = 16
     scale_word_embedding: bool = True
     embedding_amplification: str = "none"
     num_nextn_predict_layers: int | None = None

@@ -12,6 +12,11 @@ from transformers import PreTrainedConfig
 
 from .configuration_rope import LARGEST_INTEGER, is_number, validate_rope_numbers
 
+try:
+    from .ngram_quantization import row_format
+except ImportError:  # without torch, which a config does not need and a table does
+    row_format = None  # type: ignore[assignment]
+
 POSITIVE_INTEGERS = (
     "vocab_size",
     "hidden_size",
@@ -58,7 +63,6 @@ SWITCHES = (
     "tie_word_embeddings",
 )
 CHOICES: dict[str, tuple] = {
-    "ngram_table_bits": (16, 8, 4),
     "embedding_amplification": ("none", "sqrt_d", "layer_norm"),
     "zero_expert_type": ("identity", "drop"),
     "attention_method": ("MLA", "LSA"),
@@ -107,10 +111,13 @@ def validate_fields(config: PreTrainedConfig):
         value = getattr(config, name)
         if value not in allowed or isinstance(value, bool | float):  # True and 1.0 are equal to 1
             raise ValueError(f"`{name}` must be one of {allowed}, got {value!r}.")
+    table_rows = row_format and row_format(config.ngram_table_bits)
     _validate_activation(config.hidden_act)
     validate_rope_numbers(config.rope_parameters)
     if config.use_ngram_embedding:
         _validate_ngram(config)
+        if table_rows:
+            table_rows.check_width(config.subtable_width)
     elif config.mtp_use_ngram_embedding:
         raise ValueError("`mtp_use_ngram_embedding` needs n-gram tables, but `use_ngram_embedding` is False.")
 
@@ -237,8 +244,6 @@ def _validate_ngram(config: PreTrainedConfig):
             f"`ngram_vocab_size_ratio` ({config.ngram_vocab_size_ratio}) times `ngram_base_vocab_size` "
             f"({config.ngram_base_vocab_size}) must be below 2^40, the rows of a table."
         )
-    if config.ngram_table_bits == 4 and config.subtable_width % 2:
-        raise ValueError(f"`ngram_table_bits` of 4 packs pairs, but a table row has {config.subtable_width} values.")
 
 
 __all__ = [

@@ -19,7 +19,7 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .attention_mask import causal_mask_arguments
-from .checkpoint_layout import register_checkpoint_layout
+from .checkpoint_names import MAY_BE_ABSENT, MAY_BE_EXTRA, register_checkpoint_layout
 from .checkpoint_saving import CheckpointSavingMixin
 from .configuration_longcat_lite import LongCatLiteConfig
 from .decoder_layer import LongCatLiteDecoderLayer
@@ -32,7 +32,7 @@ from .ngram_cache import CacheLayout, LongCatLiteDynamicCache, check_fits, with_
 from .ngram_embedding import EmbeddingAmplification, NgramEmbedding
 from .rms_norm import LongCatLiteRMSNorm
 from .rotary_embedding import LongCatLiteRotaryEmbedding
-from .sparse_attention import INDEXER, check_length, longest_sequence
+from .sparse_attention import check_length, longest_sequence
 from .transformers_versions import (
     CACHE,
     CACHE_NAMES,
@@ -66,14 +66,8 @@ class LongCatLitePreTrainedModel(CheckpointSavingMixin):
     # Quantizers read it as what to leave alone; the pattern matches names of modules and of parameters.
     _keep_in_fp32_modules = {r".*\.router\.classifier"}  # noqa: RUF012
     # What may be absent or extra is checked by name before loading; these keep it out of transformers' report.
-    _keys_to_ignore_on_load_unexpected = [  # noqa: RUF012
-        r"^(model\.)?mtp\.",
-        r"^lm_head\.",
-        r"^(model\.)?ngram_embeddings\.embedders\.",
-        r"^(model\.)?oe_embed_tokens",
-        INDEXER.pattern,
-    ]
-    _keys_to_ignore_on_load_missing = [r"embedding_amplification\.norm\."]  # noqa: RUF012
+    _keys_to_ignore_on_load_unexpected = MAY_BE_EXTRA
+    _keys_to_ignore_on_load_missing = MAY_BE_ABSENT
     _can_record_outputs = {  # noqa: RUF012
         "hidden_states": output_recorder(LongCatLiteDecoderLayer, layers_field="num_layers"),
         "attentions": OutputRecorder(LongCatLiteMLA, index=1),

@@ -16,7 +16,7 @@ from torch import nn
 from .configuration_longcat_lite import LongCatLiteConfig, segment_ends
 from .ngram_hashing import HIDDEN, encode_tokens, ngram_contexts, ngram_ids, power_residues
 from .ngram_kernels import gather_ngram_rows, kernel_applies
-from .ngram_quantization import QuantizedTable, dequantize_rows
+from .ngram_quantization import row_format
 from .ngram_tables import NgramTables, gather_rows
 from .plain_weights import plain_weight
 
@@ -50,16 +50,13 @@ class NgramEmbedding(nn.Module):
         self.num_terms = config.num_subtables + 1
         self.word_scale = 1 / self.num_terms if config.scale_word_embedding else 1.0
         self.eos_token_ids = segment_ends(config)
-        self.table_bits = config.ngram_table_bits
+        self.row_format = row_format(config.ngram_table_bits)
         width = config.subtable_width
         resident = config.subtable_sizes if placement == "resident" else []
-        self.embedders = nn.ModuleList([self._table(rows, width) for rows in resident])
+        self.embedders = nn.ModuleList([self.row_format.make_table(rows, width) for rows in resident])
         self.post_proj = nn.Linear(config.num_subtables * width, config.hidden_size, bias=False)
         for name, values in self.hash_constants(config).items():
             self.register_buffer(name, values, persistent=False)
-
-    def _table(self, rows: int, width: int) -> nn.Module:
-        return nn.Embedding(rows, width) if self.table_bits == 16 else QuantizedTable(rows, width, self.table_bits)
 
     @staticmethod
     def hash_constants(config: LongCatLiteConfig) -> dict[str, torch.Tensor]:
@@ -112,9 +109,7 @@ class NgramEmbedding(nn.Module):
         if tables is None:
             by_rows = any(isinstance(table, nn.Embedding) and table.sparse for table in self.embedders)
             each = (looked_up_by_rows if by_rows else looked_up)(self.embedders, ids, word_embeds.device)
-            if self.table_bits < 16:
-                return dequantize_rows(torch.stack(each, dim=-2), self.table_bits, word_embeds.dtype).flatten(-2)
-            return torch.cat(each, dim=-1)
+            return self.row_format.side_by_side(each, word_embeds.dtype)
         # One lookup a table: as separate tensors they stay memory-mapped, without a copy of 58 GiB.
         return torch.cat(list(map(torch.embedding, tables, ids.unbind())), dim=-1)
 
@@ -146,9 +141,8 @@ class NgramEmbedding(nn.Module):
     def _save_to_state_dict(self, destination, prefix, keep_vars):
         super()._save_to_state_dict(destination, prefix, keep_vars)
         if self.tables is not None:
-            kind = "weight" if self.table_bits == 16 else "packed"
             for i, table in enumerate(self.tables.tensors()):
-                destination[f"{prefix}embedders.{i}.{kind}"] = table
+                destination[f"{prefix}embedders.{i}.{self.row_format.suffix}"] = table
 
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
         if self.placement != "resident":

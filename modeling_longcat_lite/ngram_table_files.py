@@ -10,9 +10,8 @@ from typing import NamedTuple
 
 import torch
 
-from .checkpoint_header import FLOAT_DTYPES, Contradiction, raise_first, read_safetensors_header
-
-PACKED = {"U8": torch.uint8}
+from .checkpoint_header import Contradiction, raise_first, read_safetensors_header
+from .ngram_quantization import row_format
 
 PAGE = mmap.PAGESIZE
 
@@ -38,7 +37,7 @@ class StoredTable(NamedTuple):
 
 
 def find_tables(
-    files: Sequence[str], names: Sequence[str], rows: Sequence[int], columns: int, packed: bool = False
+    files: Sequence[str], names: Sequence[str], rows: Sequence[int], width: int, bits: int | str = 16
 ) -> list[StoredTable]:
     """The tables called `names`, `[rows, columns]`, in safetensors `files`, from the headers alone.
 
@@ -46,7 +45,8 @@ def find_tables(
         `ValueError`: naming file and table: missing, of another shape or dtype, or cut off; or what else contradicts
             itself in a header.
     """
-    found, dtypes = {}, PACKED if packed else FLOAT_DTYPES
+    stored_as = row_format(bits)
+    found, dtypes, columns = {}, stored_as.dtypes, stored_as.columns(width)
     contradictions: dict[str, list[Contradiction]] = {path: [] for path in files}
     for path in files:
         tensors, _ = read_safetensors_header(path, contradictions[path])
@@ -125,4 +125,4 @@ class MappedTable:
         return rows
 
 
-__all__ = ["CHUNK", "PACKED", "PAGE", "MappedTable", "StoredTable", "find_tables"]
+__all__ = ["CHUNK", "PAGE", "MappedTable", "StoredTable", "find_tables"]

@@ -25,7 +25,7 @@ from weakref import WeakValueDictionary
 
 import torch
 
-from .ngram_quantization import dequantize_rows
+from .ngram_quantization import row_format
 from .ngram_row_store import RowCache, RowOverlay
 from .ngram_table_files import MappedTable, StoredTable
 
@@ -39,14 +39,14 @@ class NgramTables:
     Args:
         placement (`str`): `"host"` or `"disk"`.
         tables (`Sequence[StoredTable]`): One per sub-table, of one width and dtype.
-        bits (`int`): 8 or 4 for packed rows, else 16.
+        bits (`int` or `str`, *optional*, defaults to 16): `ngram_table_bits` of the config, see [`row_format`].
     """
 
-    def __init__(self, placement: str, tables: Sequence[StoredTable], bits: int = 16):
+    def __init__(self, placement: str, tables: Sequence[StoredTable], bits: int | str = 16):
         kinds = {(table.dtype, table.shape[1]) for table in tables}
         if len(kinds) != 1:
             raise ValueError(f"The tables in {tables[0].path} differ in dtype or width; those of one model do not.")
-        self.placement, self.stored, self.bits = placement, list(tables), bits
+        self.placement, self.stored, self.row_format = placement, list(tables), row_format(bits)
         ((self.dtype, self.columns),) = kinds
         self.kept: RowCache | None = None
         self.overlay: RowOverlay | None = None
@@ -72,7 +72,12 @@ class NgramTables:
 
     def __getstate__(self) -> dict[str, Any]:
         # Another process maps the file for itself; the pages are shared through the kernel's cache.
-        return {"placement": self.placement, "tables": self.stored, "bits": self.bits, "overlay": self.overlay}
+        return {
+            "placement": self.placement,
+            "tables": self.stored,
+            "bits": self.row_format.bits,
+            "overlay": self.overlay,
+        }
 
     def __setstate__(self, state: dict[str, Any]):
         overlay = state.pop("overlay")
@@ -109,13 +114,10 @@ class NgramTables:
             moved = kept.complete(distinct, places, lambda keys: self.read(keys, kept.rows.device)).to(device)
         # From [S, B T] to the token's rows one behind another.
         order = places.t().reshape(-1).to(device, non_blocking=True)
-        values = self._unpacked(moved, dtype)  # [U, W]
+        values = self.row_format.unpack(moved, dtype)  # [U, W]
         if self.overlay is None:
             return values.index_select(0, order).view(batch, length, -1)
         return self.overlay.look_up(self.overlay.over(distinct, values), order, distinct).view(batch, length, -1)
-
-    def _unpacked(self, stored: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        return stored.to(dtype) if self.bits == 16 else dequantize_rows(stored, self.bits, dtype)
 
     @property
     def num_bytes(self) -> int:
@@ -134,7 +136,7 @@ class NgramTables:
     def below_at(self, keys: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """As [`rows_at`], but as they are in the tables, whatever lies over them."""
         self.check()
-        return self._unpacked(self.read(keys, torch.device("cpu")), dtype)
+        return self.row_format.unpack(self.read(keys, torch.device("cpu")), dtype)
 
     def keys(self, table: int, row_ids: torch.Tensor) -> torch.Tensor:
         """What rows of one table, by ids `[R]`, are called among those of all."""

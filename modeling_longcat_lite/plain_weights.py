@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""When a layer's weight may be read without calling the layer: the same result in fewer operations.
+"""When a layer's weight may be read without calling the layer, which gives the same result in fewer operations.
 
-Hooks must see every call (activation capture, calibration, weights that DeepSpeed gathers for their module only), and
-adapters, quantizers, offloading and parallelism change what a call computes. All of them get the call.
+Hooks must see every call (activation capture, calibration, weights that DeepSpeed gathers for one module only), and
+adapters, quantizers, offloading and parallelism change what a call computes. With any of these, the layer is called.
 """
 
 import torch
@@ -18,7 +18,7 @@ def plain_weight(layer: nn.Module) -> nn.Parameter | None:
         return None
     if torch_modules._global_forward_pre_hooks or torch_modules._global_forward_hooks:
         return None
-    weight = layer._parameters.get("weight")
+    weight = layer.weight
     if type(weight) is not nn.Parameter or type(weight.data) is not torch.Tensor or weight.is_meta:
         return None
     return weight

@@ -1,22 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files that are whole at any moment: they are written next to their place and renamed into it.
+"""Files that are whole at any moment: they are written under another name and renamed.
 
-    with whole_file(path) as beside:            one file: `path` is the old file or the new one
+    with whole_file(path) as beside:            one file: `path` is always the old file or the new one
         write(beside)
-    with staged_files(folder) as staged:        several files that belong together, as those of a model do
+    with replaced_folder(path) as new:          a folder, in the same way
+        write(new / "a")
+    with staged_files(folder) as staged:        several files that belong together, such as those of a model
         write(staged.new / "a"); write(staged.new / "b")
         staged.swap(stale=["c"])                `folder` now has new a and b, and no c
 
 A folder with several files cannot change in one step. `swap` keeps a journal in it, from before the first rename until
-after the last, and moves old files aside instead of deleting them, so that every file of both states exists until the
-journal is gone. Readers call `check_finished`, which refuses a folder with a journal and names the command that
-completes the swap; that command and the next `staged_files` on the folder do the same thing. Moving is done with hard
-links and renames within the folder: no bytes are copied, and a replaced file is never missing from its place.
+after the last, and moves old files aside instead of deleting them: every file of both states exists until the journal
+is removed. Readers call `check_finished`, which refuses a folder with a journal and names the command that completes
+the swap; the next `staged_files` on the folder completes it too. Files are moved with hard links and renames within
+the folder, so no bytes are copied, and a file that is replaced never disappears in between.
 
     folder/unfinished_save.json                 the journal: {"staged": NAME, "new": [...], "old": [...]}
     folder/.save-XXXXXXXX.partial/new, /old     new files before, and old files after, their rename
 
-Nothing is flushed to the drive: this is about processes that are killed and disks that are full, not about power cuts.
+Nothing is flushed to the drive: this protects from killed processes and full disks, not from power cuts.
 """
 
 import argparse
@@ -38,14 +40,13 @@ except ImportError:  # Windows: two processes must not save to one folder at the
 JOURNAL = "unfinished_save.json"
 COMPARED_BYTES = 2**20
 STAGED_PREFIX, STAGED_SUFFIX = ".save-", ".partial"
-# As remote code this is a file without its package.
-IN_PACKAGE = __name__ in ("modeling_longcat_lite.whole_files", "__main__")
-COMMAND = "python -m modeling_longcat_lite.whole_files" if IN_PACKAGE else f"python {shlex.quote(__file__)}"
+# Run as a file, without its package: remote code has none, and importing it would take seconds.
+COMMAND = f"python {shlex.quote(__file__)}"
 
 
 @contextmanager
 def whole_file(path: str | os.PathLike) -> Iterator[Path]:
-    """Gives a path to write to, which is renamed to `path` when the block ends, and removed when it fails."""
+    """Gives a path to write to. It is renamed to `path` when the block ends, and removed when the block fails."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}{STAGED_SUFFIX}")
@@ -58,20 +59,20 @@ def whole_file(path: str | os.PathLike) -> Iterator[Path]:
 
 
 def write_whole(path: str | os.PathLike, content: bytes | str):
-    """Writes a file that is never seen in part; text as UTF-8."""
+    """Writes a file that never exists in part; text as UTF-8."""
     with whole_file(path) as beside:
         beside.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
 @contextmanager
 def replaced_folder(output: Path) -> Iterator[Path]:
-    """Gives a new folder to fill, which takes the place of `output` when the block ends without an error.
+    """Gives a new folder to fill, which becomes `output` when the block ends without an error.
 
-    An older `output` is renamed aside, not removed, before the new one takes its name, and comes back if that fails.
-    A process that is killed between the two leaves it as `.NAME.old`; the next call puts it back.
+    An older `output` is renamed before the new one takes its name, and comes back if that fails. A process that is
+    killed between the two leaves it as `.NAME.old`; the next call restores it.
 
     Args:
-        output (`Path`): Folder to write; its parents are made.
+        output (`Path`): Folder to write; its parents are created.
     """
     output = output.absolute()
     new, old = (output.with_name(f".{output.name}.{state}") for state in ("partial", "old"))
@@ -99,7 +100,7 @@ class StagedFiles:
 
     Args:
         folder (`Path`): The folder, which exists.
-        place (`Path`): A sub-folder of it for the time being.
+        place (`Path`): A temporary sub-folder of it.
     """
 
     def __init__(self, folder: Path, place: Path):
@@ -109,13 +110,13 @@ class StagedFiles:
         self.old.mkdir()
 
     def swap(self, stale: Iterable[str] = ()):
-        """Puts the new files in place and takes `stale` ones away. If that fails, the folder is as it was.
+        """Puts the new files in place and removes `stale` ones. If that fails, the folder is as it was.
 
         Args:
             stale (`Iterable[str]`): Names of files in the folder that do not belong to the new ones.
         """
         with locked(self.folder):
-            finish(self.folder)  # what another process may have left meanwhile
+            finish(self.folder)  # another process may have left a swap meanwhile
             staged = {path.name for path in self.new.iterdir()}
             names = sorted(name for name in staged if not _is_unchanged(self.new / name, self.folder / name))
             replaced = {*names, *(set(stale) - staged)}
@@ -137,9 +138,9 @@ class StagedFiles:
 
 @contextmanager
 def staged_files(folder: str | os.PathLike) -> Iterator[StagedFiles]:
-    """Gives a place for new files of `folder`, which is made if need be; what was not swapped is removed at the end.
+    """Gives a place for new files of `folder`, which is created if necessary; files that were not swapped are removed.
 
-    Completes a swap that another process left unfinished, and removes what killed processes left behind.
+    Completes a swap that another process left unfinished, and removes the files of killed processes.
     """
     folder = Path(folder).absolute()
     is_new = not folder.exists()
@@ -149,7 +150,7 @@ def staged_files(folder: str | os.PathLike) -> Iterator[StagedFiles]:
         _remove_leftovers(folder)
         place = Path(tempfile.mkdtemp(STAGED_SUFFIX, STAGED_PREFIX, folder))
         place.chmod(folder.stat().st_mode & 0o777)
-        owner = _lock(place)  # as long as this process lives, others let it be
+        owner = _lock(place)  # other processes leave it alone as long as this one lives
     try:
         yield StagedFiles(folder, place)
     finally:
@@ -169,11 +170,11 @@ def check_finished(folder: str | os.PathLike):
 
 
 def unfinished(folder: str | os.PathLike) -> str:
-    """What to tell about a folder with a journal."""
+    """The error for a folder with a journal."""
     command = f"{COMMAND} {shlex.quote(str(folder))}"
     return (
         f"{folder}: a save to this folder was not finished, so that it holds files of two models ({JOURNAL} lists "
-        f"them). `{command}` completes it; with `--undo` it brings back what was there before."
+        f"them). `{command}` completes it; with `--undo` it restores the files from before the save."
     )
 
 
@@ -185,8 +186,8 @@ def finish(folder: str | os.PathLike, undo: bool = False) -> bool:
         return False
     if not (folder / record["staged"]).is_dir():
         raise ValueError(
-            f"{folder}: a save to this folder was not finished, and {record['staged']} with the files of it is gone. "
-            f"Put it back, or remove {JOURNAL} and save the model again."
+            f"{folder}: a save to this folder was not finished, and {record['staged']} with its files is gone. "
+            f"Restore it, or remove {JOURNAL} and save the model again."
         )
     (_go_back if undo else _go_on)(folder, record)
     (folder / JOURNAL).unlink()
@@ -198,7 +199,7 @@ def read_journal(folder: Path) -> dict | None:
     """The record of an unfinished swap.
 
     Raises:
-        `ValueError`: if the file is something else, or names what is not in the folder.
+        `ValueError`: if the file is something else, or names a file outside the folder.
     """
     try:
         record = json.loads((folder / JOURNAL).read_text(encoding="utf-8"))
@@ -214,7 +215,7 @@ def read_journal(folder: Path) -> dict | None:
 
 
 def _go_on(folder: Path, record: dict):
-    """Every step can be repeated, so that it does not matter how far an earlier run came."""
+    """Every step can be repeated, so it does not matter how far an earlier run got."""
     new, old = (folder / record["staged"] / state for state in ("new", "old"))
     for name in record["old"]:
         if os.path.lexists(old / name) or not os.path.lexists(folder / name):
@@ -239,14 +240,14 @@ def _go_back(folder: Path, record: dict):
 
 
 def _is_unchanged(new: Path, old: Path) -> bool:
-    """Whether a small file is what it was, as code and configs often are: what stays makes a swap shorter."""
+    """Whether a small file did not change, as is common for code and configs; the swap leaves it out."""
     if not old.is_file() or old.is_symlink() or not new.is_file() or new.stat().st_size > COMPARED_BYTES:
         return False
     return old.stat().st_size == new.stat().st_size and old.read_bytes() == new.read_bytes()
 
 
 def _keep(path: Path, aside: Path):
-    """A second name for a file, so that the first can be replaced at once; a rename where that is not possible."""
+    """Gives a file a second name, so that the first one can be replaced at once; renames it where links fail."""
     try:
         os.link(path, aside, follow_symlinks=False)
     except (OSError, NotImplementedError):  # a folder, or a file system without hard links
@@ -254,7 +255,7 @@ def _keep(path: Path, aside: Path):
 
 
 def _remove_leftovers(folder: Path):
-    """Removes what processes left that were killed before or after their swap. The folder is locked."""
+    """Removes files of processes that were killed before or after their swap. The folder is locked."""
     for place in folder.glob(f"{STAGED_PREFIX}*{STAGED_SUFFIX}"):
         if (lock := _lock(place, wait=False)) is not None:
             shutil.rmtree(place, ignore_errors=True)
@@ -263,7 +264,7 @@ def _remove_leftovers(folder: Path):
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """One process at a time, on file systems that have locks."""
+    """Admits one process at a time, on file systems that have locks."""
     lock = _lock(folder)
     try:
         yield
@@ -272,7 +273,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def _lock(folder: Path, wait: bool = True) -> int | None:
-    """Locks a folder; `None` if another process has it and this one does not wait. Without locks: -1."""
+    """Locks a folder; `None` if another process holds the lock and this one does not wait, -1 without locks."""
     if fcntl is None:
         return -1
     descriptor = os.open(folder, os.O_RDONLY)
@@ -294,8 +295,8 @@ def _unlock(lock: int | None):
 
 def main(arguments: list[str] | None = None):
     parser = argparse.ArgumentParser(description="Completes a save to a model's folder that was not finished.")
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--undo", action="store_true", help="bring back what was there before")
+    parser.add_argument("folder", type=Path, help="folder of the model")
+    parser.add_argument("--undo", action="store_true", help="restore the files from before the save")
     options = parser.parse_args(arguments)
     with locked(options.folder):
         found = finish(options.folder, options.undo)

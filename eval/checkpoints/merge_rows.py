@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""
-```bash
-python -m eval.checkpoints.merge_rows --model path/to/base --deltas outputs/my-adapter --output outputs/merged
-```
+"""Writes a checkpoint with changed n-gram rows in their place.
 
-Writes a checkpoint with changed n-gram rows in their place: a copy of the model's folder, in which those rows are
-overwritten. Nothing but the rows is ever in memory. Deltas are files or folders, the later one wins; a delta in the
-model's own folder is the first of them. An adapter is not merged: that is PEFT's `merge_and_unload`.
+    python -m eval.checkpoints.merge_rows --model path/to/base --deltas outputs/my-adapter --output outputs/merged
+
+The result is a copy of the model's folder, in which those rows are overwritten; only the rows are in memory. Where
+several deltas have a row, the last one wins; a delta in the model's own folder comes first. An adapter is not merged:
+PEFT's `merge_and_unload` does that.
+
+Shapes: W width of a table row.
 """
 
-import argparse
 import os
 import shutil
 from collections.abc import Mapping, Sequence
@@ -19,19 +19,21 @@ import torch
 from safetensors import safe_open
 from transformers.utils import logging
 
-from modeling_longcat_lite import LongCatLiteConfig, LongCatLiteForCausalLM
+from modeling_longcat_lite import LongCatLiteConfig
+from modeling_longcat_lite.checkpoint_checks import check_checkpoint
 from modeling_longcat_lite.checkpoint_files import folder_weights
+from modeling_longcat_lite.checkpoint_names import ngram_table_names, spelling_of
+from modeling_longcat_lite.ngram_quantization import row_format
 from modeling_longcat_lite.ngram_row_files import ROW_DELTA_FILE, other_base, read_row_delta, sample_base
 from modeling_longcat_lite.ngram_table_files import find_tables
 from modeling_longcat_lite.whole_files import check_finished, replaced_folder
+from tokenization.command_line import CommandParser, run_command
 
-logger = logging.get_logger(__name__)
-
-TABLE = "ngram_embeddings.embedders.{}.weight"
+logger = logging.get_logger("eval.checkpoints.merge_rows")
 
 
 def merge(model: Path, deltas: Sequence[Path], output: Path) -> int:
-    """Writes the folder `output`; returns how many rows were set. Beside its place first, then renamed.
+    """Writes the folder `output`, and returns the number of rows that were set.
 
     Raises:
         `ValueError`: naming the option, file, field, tensor or row that does not fit; nothing is left of the copy.
@@ -42,19 +44,17 @@ def merge(model: Path, deltas: Sequence[Path], output: Path) -> int:
     if not [*own, *deltas]:
         raise ValueError(f"`--deltas`: none is given, and {model} holds no changed rows")
     if output.exists():
-        raise ValueError(f"`--output`: {output} is there already; name a folder that is not")
-    if config.ngram_table_bits < 16:
+        raise ValueError(f"`--output`: {output} is there already; name a new folder")
+    if row_format(config.ngram_table_bits).is_packed:
         raise ValueError(
             f"`--model`: its tables have {config.ngram_table_bits} bits, to which changed rows would have to be "
             "rounded; merge into the model they were made from, then quantize"
         )
     changes = [read_row_delta(delta, config) for delta in [*own, *deltas]]  # before anything is written
     weights = folder_weights(model)
-    LongCatLiteForCausalLM.check_weights(config, weights.places)
-    where = {name: Path(file) for name, (file, _) in weights.places.items()}
-    tell_other_bases(where, config, [*own, *deltas])
-    prefix = "model." if f"model.{TABLE.format(0)}" in weights.places else ""
-    names = [prefix + TABLE.format(i) for i in range(config.num_subtables)]
+    check_checkpoint(config, weights.places)
+    warn_of_other_bases({name: file for name, (file, _) in weights.places.items()}, config, [*own, *deltas])
+    names = ngram_table_names(config, weights.places)
     with replaced_folder(output) as beside:
         left_out = shutil.ignore_patterns(ROW_DELTA_FILE, "checkpoint-*", "*.partial")
         shutil.copytree(model, beside, ignore=left_out, dirs_exist_ok=True)
@@ -66,15 +66,15 @@ def merge(model: Path, deltas: Sequence[Path], output: Path) -> int:
     return sum(len(row_ids) for changed in changes for row_ids, _ in changed)
 
 
-def tell_other_bases(where: Mapping[str, Path], config: LongCatLiteConfig, deltas: Sequence[Path]) -> None:
-    """Warns of deltas that were made from another model than this one, whose tensors are in the files `where`."""
+def warn_of_other_bases(files: Mapping[str, str], config: LongCatLiteConfig, deltas: Sequence[Path]) -> None:
+    """Warns of deltas that were made from another model than the one whose tensors are in `files`, by name."""
+    tables, words = ngram_table_names(config, files), spelling_of(files)("model.embed_tokens.weight")
 
     def read(name: str, ids: torch.Tensor) -> torch.Tensor | None:
-        name = "embed_tokens.weight" if name == "words" else TABLE.format(name.removeprefix("table_"))
-        name = f"model.{name}" if f"model.{name}" in where else name
-        if name not in where:
+        name = words if name == "words" else tables[int(name.removeprefix("table_"))]
+        if name not in files:
             return None
-        with safe_open(where[name], framework="pt") as file:
+        with safe_open(files[name], framework="pt") as file:
             rows = file.get_slice(name)
             return torch.cat([rows[i : i + 1] for i in ids.tolist()])
 
@@ -96,15 +96,24 @@ def overwrite(path: Path, offset: int, row_ids: torch.Tensor, rows: torch.Tensor
         os.fsync(file.fileno())
 
 
-def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="Puts changed n-gram rows into a checkpoint.")
-    parser.add_argument("--model", type=Path, required=True, help="folder of the base checkpoint; it stays as it is")
-    parser.add_argument("--deltas", type=Path, nargs="*", default=[], help="files or folders, the later one wins")
-    parser.add_argument("--output", type=Path, required=True, help="folder to write")
-    options = parser.parse_args(arguments)
-    count = merge(options.model, options.deltas, options.output)
-    print(f"{options.output}: {count:,} rows set")
+def make_parser() -> CommandParser:
+    """Command-line arguments."""
+    parser = CommandParser(
+        "eval.checkpoints.merge_rows", "Writes a checkpoint with changed n-gram rows in their place."
+    )
+    parser.add_shared("--model", type=Path, required=True, help="folder of the base checkpoint, which is only read")
+    parser.add_argument(
+        "--deltas", type=Path, nargs="*", default=[], metavar="DIR", help="files or folders of changed rows, in order"
+    )
+    parser.add_shared("--output", required=True, help="folder to write, which must not exist")
+    return parser
+
+
+def main(arguments) -> None:
+    """Merges, and prints the number of rows."""
+    count = merge(arguments.model, arguments.deltas, arguments.output)
+    print(f"{arguments.output}: {count:,} rows set")
 
 
 if __name__ == "__main__":
-    main()
+    run_command(lambda: main(make_parser().parse_args()))

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where the parameters are, and how many of them a token activates.
+"""Counts the parameters of a model by part, and how many of them a token activates.
 
     python -m eval.checkpoints.parameters
-    python -m eval.checkpoints.parameters --config path/to/checkpoint --output outputs/parameters
+    python -m eval.checkpoints.parameters --model path/to/checkpoint --output outputs/parameters
 
-Counts on the meta device: no weight is allocated. The vanilla twin (`config.to_vanilla()`) stands beside the model.
+The model is built on the meta device, so no weight is allocated. The report compares it with its vanilla twin,
+`config.to_vanilla()`, which has more experts in place of n-gram tables.
 """
 
-import argparse
 from collections import Counter
 from datetime import date
 from pathlib import Path
@@ -18,14 +18,16 @@ from rich.table import Table
 
 from eval.reports.files import markdown_table, write_report
 from modeling_longcat_lite import LongCatLiteConfig, LongCatLiteForCausalLM
+from tokenization.command_line import CommandParser, run_command
 
 ACTIVATED_DEFINITION = (
-    "Total: selection biases in, draft head out. Activated: what multiplies a token, that is attention, dense MLPs, "
-    "norms, the router with its selection bias, the language-model head and the selected routed experts. Left out: "
-    "all input embeddings and their projections, zero experts (they have no parameters), and the draft head."
+    "Total: with selection biases, without the draft head. Activated: the parameters that a token is multiplied by, "
+    "which are those of attention, dense MLPs, norms, the router with its selection bias, the language-model head and "
+    "the selected routed experts. Not counted: input embeddings and their projections, zero experts (they have no "
+    "parameters), and the draft head."
 )
 
-# First match wins; a part's tensors are those whose name contains the text.
+# A tensor belongs to the first part whose text its name contains.
 PARTS = {
     "draft head": ".mtp.",
     "n-gram tables": ".ngram_embeddings.embedders.",
@@ -42,7 +44,7 @@ NOT_ACTIVATED = ("draft head", "n-gram tables", "n-gram projections", "word embe
 
 
 def parameters_by_part(config: LongCatLiteConfig) -> Counter:
-    """Parameters of a model of `config`, selection biases (buffers of the checkpoint) included."""
+    """Parameters of a model of `config`, and its selection biases, which are buffers."""
     with torch.device("meta"):
         model = LongCatLiteForCausalLM(config)
     parts: Counter = Counter()
@@ -98,23 +100,26 @@ def as_rows(model: dict, vanilla: dict) -> list[tuple[str, str, str, str]]:
 
 
 def write(output: Path, results: dict, rows: list[tuple[str, str, str, str]]):
-    """JSON and Markdown side by side."""
+    """Writes JSON and Markdown."""
     text = f"# Parameters\n\n{results['date']}, torch {results['torch']}\n\n{ACTIVATED_DEFINITION}\n\n"
     text += markdown_table(["", "model", "vanilla twin", "difference"], rows)
     write_report(output, "parameter_report", results, text)
 
 
-def make_parser() -> argparse.ArgumentParser:
+def make_parser() -> CommandParser:
     """Command-line arguments."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--config", help="Folder or Hub name of a checkpoint; the released model by default.")
-    parser.add_argument("--output", type=Path, default=Path("eval/results"), help="Folder for JSON and Markdown.")
+    parser = CommandParser(
+        "eval.checkpoints.parameters", "Counts the parameters of a model by part, and those that a token activates."
+    )
+    parser.add_shared("--model", help="folder of the model, or its name on the Hub; the released model if left out")
+    parser.add_shared("--output", default=Path("eval/results"))
+    parser.add_renamed("--config", "--model")
     return parser
 
 
-def main(arguments: argparse.Namespace):
+def main(arguments):
     """Counts, prints, writes."""
-    config = LongCatLiteConfig.from_pretrained(arguments.config) if arguments.config else LongCatLiteConfig()
+    config = LongCatLiteConfig.from_pretrained(arguments.model) if arguments.model else LongCatLiteConfig()
     model, vanilla = report(config), report(config.to_vanilla())
     rows = as_rows(model, vanilla)
     table = Table("", "model", "vanilla twin", "difference", title="Parameters")
@@ -131,4 +136,4 @@ def main(arguments: argparse.Namespace):
 
 
 if __name__ == "__main__":
-    main(make_parser().parse_args())
+    run_command(lambda: main(make_parser().parse_args()))

@@ -1,19 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writes a checkpoint anew with n-gram tables of 8 or 4 bits.
+"""Rewrites a checkpoint with packed n-gram tables: 8 or 4 bits a value, or any other packed row format.
 
     python -m eval.checkpoints.quantize --model CHECKPOINT --output CHECKPOINT-int8 --bits 8
     python -m eval.ngrams.quantization --model CHECKPOINT --converted CHECKPOINT-int8 ...
 
-Table after table, in blocks of rows, within `--memory`; everything else is copied as it is. The source is only read.
-The result is written beside its place, as OUTPUT.partial, and renamed when it is whole. What few bits do to a model's
-embeddings and loss, `eval.ngrams.quantization` measures.
+The tables are read in blocks of rows that fit into `--memory`; everything else is copied. The source is only read, and
+the output appears under its name once it is complete. `eval.ngrams.quantization` measures what packing does to the
+rows and to the loss of a model.
 
 Shapes: R rows, W row width.
 """
 
 import argparse
 import json
-import re
 import shutil
 from collections.abc import Iterator
 from functools import partial
@@ -26,68 +25,79 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 
 from eval.checkpoints.rewrite import Replacement, rewrite
 from eval.reports.units import parse_size
-from modeling_longcat_lite import LongCatLiteConfig, LongCatLiteForCausalLM
+from modeling_longcat_lite import LongCatLiteConfig
+from modeling_longcat_lite.checkpoint_checks import check_checkpoint
 from modeling_longcat_lite.checkpoint_files import folder_weights
-from modeling_longcat_lite.checkpoint_header import FLOAT_DTYPES, StoredTensor, read_safetensors_header
-from modeling_longcat_lite.ngram_quantization import packed_width, quantize_rows
-from modeling_longcat_lite.whole_files import check_finished
+from modeling_longcat_lite.checkpoint_header import StoredTensor, read_safetensors_header
+from modeling_longcat_lite.checkpoint_names import is_ngram_table
+from modeling_longcat_lite.ngram_quantization import ROW_FORMATS, RowFormat, row_format
+from modeling_longcat_lite.whole_files import check_finished, replaced_folder
+from tokenization.command_line import CommandParser, run_command
 
-TABLE = re.compile(r"(?P<table>.*(ngram_embeddings\.embedders\.|oe_embed_tokens)\d+)\.weight")
 INDEX = "model.safetensors.index.json"
-# Bytes of memory a value takes while it is packed: as stored (4 at most), in float32, scaled, rounded, as integer.
+# Memory for a value while it is packed: as stored (4 bytes at most), in float32, scaled, rounded, as an integer.
 BYTES_PER_VALUE = 18
 
 
-def quantized(file: BinaryIO, entry: StoredTensor, bits: int, block: int, name: str) -> Iterator[bytes]:
+def packed_pieces(file: BinaryIO, entry: StoredTensor, packed: RowFormat, block: int, name: str) -> Iterator[bytes]:
     """The packed rows of a table, `block` rows at a time."""
     rows, width = entry.shape
+    dtype = row_format(16).dtypes[entry.dtype]
     file.seek(entry.begin)
     for begin in range(0, rows, block):
         count = min(block, rows - begin)
-        data = bytearray(file.read(count * entry.num_bytes // rows))
-        if len(data) < count * entry.num_bytes // rows:
-            raise ValueError(f"`{name}` was cut off while it was read.")
+        data = bytearray(file.read(count * width * dtype.itemsize))
+        if len(data) < count * width * dtype.itemsize:
+            raise ValueError(f"`{name}` was truncated while it was read.")
         try:
-            packed = quantize_rows(torch.frombuffer(data, dtype=FLOAT_DTYPES[entry.dtype]).view(count, width), bits)
+            stored = packed.pack(torch.frombuffer(data, dtype=dtype).view(count, width))
         except ValueError as error:
             raise ValueError(f"`{name}`, in the {count} rows from {begin}: {error}") from error
-        yield packed.numpy().tobytes()
+        yield stored.numpy().tobytes()
 
 
-def replacements_of(entries: dict[str, StoredTensor], bits: int, memory: int, path: Path) -> dict[str, Replacement]:
-    """What becomes of the tables of a file.
+def packed_tables(
+    entries: dict[str, StoredTensor], packed: RowFormat, memory: int, path: Path
+) -> dict[str, Replacement]:
+    """What replaces the tables of a file, by their names.
 
     Raises:
-        `ValueError`: naming file and table, when it is no table of floating-point numbers, or `memory` holds no row.
+        `ValueError`: naming file and table, when it does not hold floating-point rows, or `memory` is too small.
     """
-    found = {}
+    plain, found = row_format(16), {}
+    ((dtype_name, _),) = packed.dtypes.items()
     for name, entry in entries.items():
-        match = TABLE.fullmatch(name)
-        if match is None:
+        table = name.removesuffix(f".{plain.suffix}")
+        if not is_ngram_table(name) or table == name:
             continue
-        if entry.dtype not in FLOAT_DTYPES or len(entry.shape) != 2:
-            raise ValueError(f"`{name}` in {path} is {entry.dtype} {list(entry.shape)}: no floating-point table.")
+        if entry.dtype not in plain.dtypes or len(entry.shape) != 2:
+            raise ValueError(
+                f"`{name}` in {path} is {entry.dtype} {list(entry.shape)}, but a table holds rows of "
+                f"{' or '.join(plain.dtypes)}: take the file from the original checkpoint."
+            )
         rows, width = entry.shape
         block = memory // (width * BYTES_PER_VALUE)
         if not block:
             raise ValueError(f"`--memory` must be at least {width * BYTES_PER_VALUE} bytes, a row of `{name}`.")
-        columns = packed_width(width, bits)
-        pieces = partial(quantized, bits=bits, block=block, name=name)
-        found[name] = Replacement(f"{match['table']}.packed", "U8", (rows, columns), rows * columns, pieces)
+        pieces = partial(packed_pieces, packed=packed, block=block, name=name)
+        shape = (rows, packed.columns(width))
+        size = rows * packed.row_bytes(width, packed.dtypes[dtype_name])
+        found[name] = Replacement(f"{table}.{packed.suffix}", dtype_name, shape, size, pieces)
     return found
 
 
-def checked_config(source: Path, bits: int) -> dict:
-    """`config.json` of the new checkpoint.
+def packed_config(source: Path, bits: int | str) -> dict:
+    """The `config.json` of the output.
 
     Raises:
         `ValueError`: when the source has no tables, or has packed ones already.
     """
     config = LongCatLiteConfig.from_pretrained(source)
     if not config.use_ngram_embedding:
-        raise ValueError(f"{source}: `use_ngram_embedding` is false, so that there is no table to convert")
-    if config.ngram_table_bits != 16:
-        raise ValueError(f"{source}: its tables have {config.ngram_table_bits} bits; convert the original instead")
+        raise ValueError(f"{source}: `use_ngram_embedding` is false, so there is no table to convert")
+    stored = row_format(config.ngram_table_bits)
+    if stored.is_packed:
+        raise ValueError(f"{source}: its tables have {stored.describe(torch.uint8)}; convert the original instead")
     config.ngram_table_bits = bits
     config.validate_architecture()
     stated = json.loads((source / "config.json").read_text(encoding="utf-8"))
@@ -101,74 +111,73 @@ def check_space(needed: int, target: Path):
         raise ValueError(f"{target} takes {needed / 1e9:.2f} GB, but its disk has {free / 1e9:.2f} GB left.")
 
 
-def convert(source: Path, target: Path, bits: int, memory: int):
+def convert(source: Path, target: Path, bits: int | str, memory: int):
     """Writes the checkpoint `source` to the new folder `target`.
 
+    Args:
+        bits (`int` or `str`): `ngram_table_bits` of the output, which names a packed format.
+        memory (`int`): Bytes that packing may take.
+
     Raises:
-        `ValueError`: naming file and tensor, of what loading would refuse too; what was written by then is removed.
+        `ValueError`: naming file and tensor, for whatever loading would refuse too; nothing is left of the output.
     """
     if target.exists():
         raise ValueError(f"{target} exists already; give another `--output`, or remove it.")
     check_finished(source)
-    config = checked_config(source, bits)
+    config = packed_config(source, bits)
     weights = folder_weights(source)
-    LongCatLiteForCausalLM.check_weights(LongCatLiteConfig.from_pretrained(source), weights.places)
+    check_checkpoint(LongCatLiteConfig.from_pretrained(source), weights.places)
     files = [Path(path) for path in weights.files]
     entries = {path: read_safetensors_header(path)[0] for path in files}
-    changes = {path: replacements_of(entries[path], bits, memory, path) for path in files}
-    sizes = {
-        path: sum(changes[path][n].num_bytes if n in changes[path] else e.num_bytes for n, e in entries[path].items())
-        for path in files
-    }
+    changes = {path: packed_tables(entries[path], row_format(bits), memory, path) for path in files}
+    size = sum(changes[path].get(name, entry).num_bytes for path in files for name, entry in entries[path].items())
     target.parent.mkdir(parents=True, exist_ok=True)
-    check_space(sum(sizes.values()), target)
-    partial_target = target.with_name(target.name + ".partial")
-    shutil.rmtree(partial_target, ignore_errors=True)  # of a run that was killed
-    partial_target.mkdir()
+    check_space(size, target)
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    try:
-        with Progress(*columns, TimeRemainingColumn()) as progress:
-            task = progress.add_task("", total=sum(sizes.values()))
-            for path in files:
-                progress.update(task, description=path.name)
-                rewrite(path, partial_target / path.name, changes[path], partial(progress.advance, task))
-        copy_the_rest(source, partial_target, changes, sizes, config)
-        partial_target.rename(target)
-    except BaseException:
-        shutil.rmtree(partial_target, ignore_errors=True)
-        raise
+    with replaced_folder(target) as folder, Progress(*columns, TimeRemainingColumn()) as progress:
+        task = progress.add_task("", total=size)
+        for path in files:
+            progress.update(task, description=path.name)
+            rewrite(path, folder / path.name, changes[path], partial(progress.advance, task))
+        copy_the_rest(source, folder, changes, size, config)
 
 
-def copy_the_rest(
-    source: Path, target: Path, changes: dict[Path, dict[str, Replacement]], sizes: dict[Path, int], config: dict
-):
-    """Config and index as they are now; tokenizer, template, code, card and changed rows as they were."""
+def copy_the_rest(source: Path, target: Path, changes: dict[Path, dict[str, Replacement]], size: int, config: dict):
+    """Writes the new config and index; copies tokenizer, template, code, card and changed rows."""
     for path in source.iterdir():
         if path.is_file() and path not in changes and path.name != INDEX:
             if path.suffix == ".safetensors":
-                read_safetensors_header(path)  # raises: a damaged file is not passed on
+                read_safetensors_header(path)  # raises for a damaged file, which must not be passed on
             shutil.copy2(path, target)
     (target / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     index = json.loads((source / INDEX).read_bytes()) if (source / INDEX).exists() else {"weight_map": {}}
-    if set(index["weight_map"].values()) == {path.name for path in changes}:  # not one that an earlier save left
-        renamed = {old: new.name for of_file in changes.values() for old, new in of_file.items()}
+    if set(index["weight_map"].values()) == {path.name for path in changes}:  # otherwise an earlier save left it
+        renamed = {old: new.name for tables in changes.values() for old, new in tables.items()}
         index["weight_map"] = {renamed.get(name, name): file for name, file in index["weight_map"].items()}
-        index["metadata"] = {**index["metadata"], "total_size": sum(sizes.values())}
+        index["metadata"] = {**index["metadata"], "total_size": size}
         (target / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
-def make_parser() -> argparse.ArgumentParser:
+def read_bits(text: str) -> int | str:
+    """`ngram_table_bits` as a command line has it: a number, or the name of a format."""
+    return int(text) if text.isdigit() else text
+
+
+def make_parser() -> CommandParser:
     """Command-line arguments."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--model", required=True, help="Folder or Hub name of a checkpoint with 16- or 32-bit tables.")
-    parser.add_argument("--output", type=Path, required=True, help="Folder to be made.")
-    parser.add_argument("--bits", type=int, choices=(8, 4), default=8)
-    parser.add_argument("--memory", default="256MB", help="What the conversion may use beside Python itself.")
+    parser = CommandParser("eval.checkpoints.quantize", "Rewrites a checkpoint with packed n-gram tables.")
+    parser.add_shared("--model", required=True)
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder to write; must not exist")
+    packed = [bits for bits, known in ROW_FORMATS.items() if known.is_packed]
+    parser.add_argument("--bits", type=read_bits, choices=packed, default=8, help="bits of a value in the tables")
+    parser.add_argument(
+        "--memory", default="256MB", metavar="SIZE", help="memory for the conversion, not counting Python itself"
+    )
     return parser
 
 
-def main(arguments: argparse.Namespace):
-    """Finds the checkpoint, converts it, says what it takes now."""
+def main(arguments: argparse.Namespace) -> None:
+    """Finds the checkpoint, converts it and prints both sizes."""
     memory = parse_size(arguments.memory, "--memory")
     source = Path(arguments.model)
     if not source.is_dir():
@@ -181,4 +190,4 @@ def main(arguments: argparse.Namespace):
 
 
 if __name__ == "__main__":
-    main(make_parser().parse_args())
+    run_command(lambda: main(make_parser().parse_args()))

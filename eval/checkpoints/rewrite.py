@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writes a safetensors file anew, tensor by tensor, some of them changed: no tensor is ever held whole."""
+"""Rewrites a safetensors file tensor by tensor, replacing some of them. No tensor is in memory as a whole."""
 
 import errno
 import json
@@ -11,11 +11,11 @@ from typing import BinaryIO, NamedTuple
 from modeling_longcat_lite.checkpoint_header import StoredTensor, read_safetensors_header
 
 COPIED_AT_ONCE = 16 * 2**20  # bytes
-ALIGNMENT = 8  # bytes; the format asks that the data begin at such a place
+ALIGNMENT = 8  # bytes; in the format, the data begin at a multiple of it
 
 
 class Replacement(NamedTuple):
-    """What a tensor becomes. `pieces` makes its bytes, in order, from those of the old one."""
+    """What replaces a tensor. `pieces` gives its bytes, in order, from the file and the entry of the old one."""
 
     name: str
     dtype: str
@@ -43,12 +43,12 @@ def rewritten_header(
 
 
 def copied(file: BinaryIO, entry: StoredTensor) -> Iterator[bytes]:
-    """The bytes of a tensor that stays as it is."""
+    """The bytes of a tensor that does not change."""
     file.seek(entry.begin)
     for begin in range(entry.begin, entry.end, COPIED_AT_ONCE):
         piece = file.read(min(COPIED_AT_ONCE, entry.end - begin))
         if len(piece) < min(COPIED_AT_ONCE, entry.end - begin):
-            raise OSError(errno.EIO, "the file was cut off while it was read")
+            raise OSError(errno.EIO, "the file was truncated while it was read")
         yield piece
 
 
@@ -58,10 +58,10 @@ def rewrite(
     replacements: Mapping[str, Replacement],
     report: Callable[[int], object] = lambda _: None,
 ):
-    """Writes `target` as `source` with some tensors replaced; `report` is told of bytes written.
+    """Writes `target` as `source` with some tensors replaced; `report` gets the number of bytes of each write.
 
     Raises:
-        `ValueError`: naming file and tensor, when they cannot be written, for want of space for example.
+        `ValueError`: naming file and tensor, if they cannot be written, for example because the disk is full.
     """
     entries, metadata = read_safetensors_header(source)
     with source.open("rb") as file, target.open("xb") as new:

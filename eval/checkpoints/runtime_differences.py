@@ -1,16 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a checkpoint that loads in mlx-lm, vLLM or SGLang computes differently there, or needs at the start.
+"""What mlx-lm, vLLM or SGLang compute differently for a checkpoint that loads there, or need to start.
 
-Read in the versions of `runtime_expectations.SOURCES`. `tests/checkpoints/test_mlx.py` measures mlx-lm's differences,
-`tests/checkpoints/test_vllm.py` vLLM's and `tests/checkpoints/test_runtime_ids.py` the n-gram ids of all three;
-SGLang's others are as read.
+Read in the versions of `runtimes.SOURCES`. `tests/checkpoints/test_mlx.py` measures mlx-lm's differences,
+`test_vllm.py` vLLM's and `test_runtime_ids.py` the n-gram ids of all three; the others of SGLang are only read.
 """
 
 from collections.abc import Callable, Mapping
 from typing import Any
 
 Config = Mapping[str, Any]
-ZERO_EXPERT_BLOCK = 256  # values of a token that one block of the servers' zero-expert kernel adds
+ZERO_EXPERT_BLOCK = 256  # values of a token that one block of the servers' zero-expert kernel processes
 
 
 def has_ngrams(config: Config) -> bool:
@@ -18,7 +17,7 @@ def has_ngrams(config: Config) -> bool:
 
 
 def rope_type(config: Config) -> str:
-    """As any spelling says it."""
+    """The RoPE type, in whichever field states it."""
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
     return rope.get("rope_type") or rope.get("type") or "default"
 
@@ -28,7 +27,7 @@ def draft_head(config: Config) -> str | None:
 
 
 def trusted_tokenizer(config: Config) -> str | None:
-    """transformers reads the config first, and without this package's class unless remote code is trusted."""
+    """transformers reads the config first, without this package's class unless remote code is trusted."""
     if rope_type(config) != "yarn":
         return None
     return (
@@ -68,7 +67,9 @@ def vllm_override(config: Config) -> str | None:
 
 
 def vllm_plain_rope(config: Config) -> str | None:
-    text = "its CPU build turns plain RoPE (`rope_scaling` of null) wrong for every head but the first; YaRN is right"
+    text = (
+        "its CPU build computes plain RoPE (`rope_scaling` of null) wrong for every head but the first; YaRN is right"
+    )
     return text if rope_type(config) == "default" else None
 
 
@@ -78,7 +79,7 @@ def dropped_zero_experts(config: Config) -> str | None:
         return None
     return (
         f"`hidden_size` is {size}, which is not a multiple of {ZERO_EXPERT_BLOCK}: zero experts leave out the last "
-        f"{size % ZERO_EXPERT_BLOCK} values of every token, without an error"
+        f"{size % ZERO_EXPERT_BLOCK} values of every token without an error"
     )
 
 
@@ -93,7 +94,7 @@ def sglang_plain_rope(config: Config) -> str | None:
     if rope_type(config) != "default":
         return None
     return (
-        "plain RoPE (`rope_scaling` of null) stops it while it builds the model; as read, it starts with "
+        "plain RoPE (`rope_scaling` of null) ends it while it builds the model; by its source, it starts with "
         '--json-model-override-args \'{"rope_parameters": {"rope_type": "default", "rope_theta": '
         f"{config.get('rope_theta')}}}}}'"
     )
@@ -115,10 +116,10 @@ DIFFERENCES: dict[str, tuple[Callable[[Config], str | None], ...]] = {
 
 
 def differences(runtime: str, config: Config) -> list[str]:
-    """One sentence for each difference that a model with this config meets in `runtime`.
+    """One sentence for each difference of `runtime` that affects a model with this config.
 
     Args:
-        runtime (`str`): One of `runtime_expectations.RUNTIMES`.
+        runtime (`str`): One of `runtimes.RUNTIMES`.
         config (`Mapping[str, Any]`): `config.json` as read, of a config that this package loads.
     """
     return [text for difference in DIFFERENCES[runtime] if (text := difference(config)) is not None]

@@ -1,24 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What mlx-lm, vLLM and SGLang read of a LongCat-Flash-Lite checkpoint: config fields, tensor names and shapes.
+"""What mlx-lm, vLLM and SGLang read of a LongCat-Flash-Lite checkpoint: fields of the config, and tensors.
 
-Tables, and two functions that hold a checkpoint against them. They say what the runtimes' source files say, read and
-not copied, in the versions of [`SOURCES`]. mlx-lm and vLLM are run too (`make test-mlx`, `make test-vllm`). What loads
-and is computed differently is in `runtime_differences.py`.
+The tables of fields say what the runtimes' source files say, in the versions of [`SOURCES`]; tensors are those of the
+package's own table, `checkpoint_layout.py`. `make test-mlx` and `make test-vllm` run two of the runtimes.
+`runtime_differences.py` has what loads but is computed differently, `adding_a_runtime.md` how to add one.
 
-vLLM and SGLang check little of it. A field that is absent falls back on the value of another model (the 560B
-LongCat-Flash, or DeepSeek's); SGLang passes a tensor that it does not know with a warning, and what it does not find
-stays uninitialised. So every field below has to be stated, and every tensor to be there. Quantized checkpoints, which
-have other dtypes and scales, are not described.
+vLLM and SGLang check little. For an absent field they take the value of another model (the 560B LongCat-Flash, or
+DeepSeek's); SGLang skips an unknown tensor with a warning, and leaves a missing one uninitialised. So every field
+below must be stated, and every tensor must be there. Quantized checkpoints are not described.
 """
 
-import itertools
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from modeling_longcat_lite import LongCatLiteConfig
 from modeling_longcat_lite.checkpoint_header import StoredTensor
+from modeling_longcat_lite.checkpoint_layout import (
+    DRAFT_HEAD_PREFIX,
+    LAYOUT,
+    Expected,
+    config_fields,
+    released_tensors,
+)
 
-# Repository and version, or the commit at which a file was read.
+# Repository and version, and the files that were read, at a commit where one is named.
 SOURCES = {
     "mlx-lm": (
         "ml-explore/mlx-lm 0.32.2",
@@ -49,73 +54,16 @@ SOURCES = {
 }
 RUNTIMES = tuple(SOURCES)
 ARCHITECTURE = "LongcatFlashNgramForCausalLM"
-
-# Tensors. V vocabulary, D hidden, S sub-tables, W = D / S, R{i} rows of sub-table i, N heads, Q and K ranks of the
-# query and key-value latents, F and G widths of a dense MLP and of an expert, E routed experts and zero experts.
-ATTENTION = {
-    "q_a_proj": "Q D",
-    "q_a_layernorm": "Q",
-    "q_b_proj": "N*(nope+rope) Q",
-    "kv_a_proj_with_mqa": "K+rope D",
-    "kv_a_layernorm": "K",
-    "kv_b_proj": "N*(nope+v) K",
-    "o_proj": "D N*v",
-}
-LAYOUT = {
-    "model.embed_tokens.weight": "V D",
-    "model.ngram_embeddings.embedders.{table}.weight": "R{table} W",
-    "model.ngram_embeddings.post_projs.{table}.weight": "D W",
-    "model.layers.{layer}.input_layernorm.{half}.weight": "D",
-    **{f"model.layers.{{layer}}.self_attn.{{half}}.{name}.weight": shape for name, shape in ATTENTION.items()},
-    "model.layers.{layer}.post_attention_layernorm.{half}.weight": "D",
-    "model.layers.{layer}.mlps.{half}.gate_proj.weight": "F D",
-    "model.layers.{layer}.mlps.{half}.up_proj.weight": "F D",
-    "model.layers.{layer}.mlps.{half}.down_proj.weight": "D F",
-    "model.layers.{layer}.mlp.router.classifier.weight": "E D",
-    "model.layers.{layer}.mlp.router.e_score_correction_bias": "E",
-    "model.layers.{layer}.mlp.experts.{expert}.gate_proj.weight": "G D",
-    "model.layers.{layer}.mlp.experts.{expert}.up_proj.weight": "G D",
-    "model.layers.{layer}.mlp.experts.{expert}.down_proj.weight": "D G",
-    "model.norm.weight": "D",
-    "lm_head.weight": "V D",
-}
-BIASES = {
-    "attention_bias": {
-        "model.layers.{layer}.self_attn.{half}.q_a_proj.bias": "Q",
-        "model.layers.{layer}.self_attn.{half}.kv_a_proj_with_mqa.bias": "K+rope",
-        "model.layers.{layer}.self_attn.{half}.o_proj.bias": "D",
-    },
-    "router_bias": {"model.layers.{layer}.mlp.router.classifier.bias": "E"},
-}
-# mlx-lm and vLLM pass it by, and SGLang's main model too: anything with this prefix may be there.
-DRAFT_HEAD_PREFIX = "model.mtp."
-DRAFT_HEAD = {
-    "model.mtp.embed_tokens.weight": "V D",
-    "model.mtp.layers.0.enorm.m.weight": "D",
-    "model.mtp.layers.0.hnorm.m.weight": "D",
-    "model.mtp.layers.0.eh_proj.weight": "D 2*D",
-    "model.mtp.layers.0.input_layernorm.weight": "D",
-    **{f"model.mtp.layers.0.self_attn.{name}.weight": shape for name, shape in ATTENTION.items()},
-    "model.mtp.layers.0.post_attention_layernorm.weight": "D",
-    "model.mtp.layers.0.transformer_layer.mlp.gate_proj.weight": "F D",
-    "model.mtp.layers.0.transformer_layer.mlp.up_proj.weight": "F D",
-    "model.mtp.layers.0.transformer_layer.mlp.down_proj.weight": "D F",
-    "model.mtp.norm.weight": "D",
-}
-FLOATS = ("BF16", "F16", "F32")
-ROUTER_FLOATS = ("F32",)  # as released; the runtimes route in float32, and would not notice a rounded one
-
-
-class Expected(NamedTuple):
-    """Shape of a tensor, and its dtypes as safetensors names them."""
-
-    shape: tuple[int, ...]
-    dtypes: tuple[str, ...]
+# Conditions of lines in `LAYOUT` whose sizes a config must state: those of models that the runtimes serve.
+BUILT_FROM_FIELDS = {"n-grams", "float tables", "untied head"}
 
 
 class Field(NamedTuple):
-    """A key of `config.json`. `accepts`: the only values that are served as trained; any where it is None. `stated`:
-    False where the runtime's default, or its only way, is the first of `accepts`."""
+    """A key of `config.json`.
+
+    `accepts`: the only values that are served as trained; `None` for any. `stated`: whether the file must have it;
+    `False` where the runtime's default, or all that it can do, is the first of `accepts`.
+    """
 
     name: str
     accepts: tuple | None = None
@@ -148,7 +96,7 @@ ARCHITECTURE_FIELDS = tuple(
         "emb_split_num",
     )
 )
-# What no runtime can do otherwise: most are fields of this package that they do not know.
+# Fields of which every runtime serves one value; most are fields of this package that they do not know.
 ONE_WAY_FIELDS = (
     Field("use_ngram_embedding", (True,), stated=False),
     Field("ngram_table_bits", (16,), stated=False),
@@ -160,28 +108,28 @@ ONE_WAY_FIELDS = (
     Field("zero_expert_type", ("identity",)),
 )
 SERVER_FIELDS = (
-    # SGLang compares the whole list.
+    # SGLang compares the list as a whole.
     Field("architectures", ([ARCHITECTURE],)),
     Field("eos_token_id"),
     Field("mla_scale_q_lora"),
     Field("mla_scale_kv_lora"),
     Field("attention_bias", (False,), stated=False),
     Field("norm_topk_prob", (False,), stated=False),
-    # Any model that has it is a sparse one there: to vLLM a null is enough, see `config_problems`.
+    # They take any model with this field for a sparse one, vLLM even if it is null: see `config_problems`.
     Field("index_topk", (None,), stated=False),
 )
 CONFIG_FIELDS: dict[str, tuple[Field, ...]] = {
     "mlx-lm": (
         Field("model_type", ("longcat_flash_ngram",)),
         *ARCHITECTURE_FIELDS,
-        # Without the factor its attention reads an attribute that it never made.
+        # Without the factor, its attention reads an attribute that it never set.
         Field("mla_scale_q_lora", (True,)),
         Field("mla_scale_kv_lora", (True,)),
         Field("scale_zero_experts", (True,), stated=False),
         *ONE_WAY_FIELDS,
     ),
     "vLLM": (
-        # Latent attention and two attentions a layer depend on it, as `longcat_flash`: --hf-overrides says that.
+        # Latent attention and two attentions per layer need `longcat_flash`, which --hf-overrides can state.
         Field("model_type", ("longcat_flash_ngram", "longcat_flash"), stated=False),
         *ARCHITECTURE_FIELDS,
         *SERVER_FIELDS,
@@ -196,11 +144,11 @@ CONFIG_FIELDS: dict[str, tuple[Field, ...]] = {
         *ONE_WAY_FIELDS,
     ),
 }
-# This package keeps apart what a runtime takes from one field: the base of the hash, and what ends an n-gram.
+# Two fields of this package that a runtime takes from one: the base of the hash, and the tokens that end an n-gram.
 SAME_AS = {
     "mlx-lm": {"ngram_base_vocab_size": "vocab_size"},
     "vLLM": {"ngram_base_vocab_size": "vocab_size", "ngram_eos_token_id": "eos_token_id"},
-    # It would build `num_hidden_layers` decoder layers, where transformers counts attentions, twice as many.
+    # SGLang would build `num_hidden_layers` decoder layers; transformers counts attentions, which are twice as many.
     "SGLang": {
         "ngram_base_vocab_size": "vocab_size",
         "ngram_eos_token_id": "eos_token_id",
@@ -210,7 +158,10 @@ SAME_AS = {
 
 
 def expected_tensors(config: Mapping[str, Any]) -> dict[str, Expected]:
-    """Every tensor that a runtime asks for, by name; the draft head too where the config states one.
+    """Every tensor that a runtime asks for, by name; with the draft head's where the config states one.
+
+    It is the package's own table, for a model without what no runtime serves: packed tables, a norm after the
+    embedding, and a base of the hash other than `vocab_size`.
 
     Args:
         config (`Mapping[str, Any]`): `config.json` as read. `tie_word_embeddings` and `use_ngram_embedding` are
@@ -219,24 +170,17 @@ def expected_tensors(config: Mapping[str, Any]) -> dict[str, Expected]:
     Raises:
         `ValueError`: naming the field that is missing.
     """
-    try:
-        sizes, counts = _sizes(config), _counts(config)
-    except KeyError as error:
-        raise ValueError(f"`{error.args[0]}` is missing in the config.") from error
-    layout = LAYOUT | (DRAFT_HEAD if config.get("num_nextn_predict_layers") else {})
-    for switch, biases in BIASES.items():
-        layout |= biases if config.get(switch) else {}
-    if config.get("tie_word_embeddings"):
-        layout.pop("lm_head.weight")
-    return {
-        name: Expected(tuple(sizes[size] for size in shape.split()), ROUTER_FLOATS if ".router." in name else FLOATS)
-        for pattern, pattern_shape in layout.items()
-        for name, shape in _expand(pattern, pattern_shape, counts)
-    }
+    served = {"ngram_table_bits": 16, "embedding_amplification": "none"}
+    for line in LAYOUT:
+        for name in config_fields(line) if set(line.when) <= BUILT_FROM_FIELDS else ():
+            if name not in config and name not in (*served, "ngram_base_vocab_size"):
+                raise ValueError(f"`{name}` is missing in the config.")
+    served["ngram_base_vocab_size"] = config["vocab_size"]
+    return released_tensors(LongCatLiteConfig.from_dict({**config, **served}))
 
 
 def tensor_problems(config: Mapping[str, Any], found: Mapping[str, StoredTensor]) -> list[str]:
-    """One sentence for each tensor that is missing, of another shape or dtype, or unknown to the runtimes.
+    """One sentence for each tensor that is missing, has another shape or dtype, or is unknown to the runtimes.
 
     Args:
         config (`Mapping[str, Any]`): `config.json` as read.
@@ -246,12 +190,12 @@ def tensor_problems(config: Mapping[str, Any], found: Mapping[str, StoredTensor]
     problems = [f"`{name}` is missing: {list(expected[name].shape)}" for name in expected.keys() - found.keys()]
     for name, tensor in found.items():
         if name not in expected:
-            if not name.startswith(DRAFT_HEAD_PREFIX):
-                problems.append(f"`{name}` is no tensor that a runtime knows")
+            if not name.startswith(DRAFT_HEAD_PREFIX):  # no runtime's main model reads it
+                problems.append(f"`{name}` is unknown to every runtime")
         elif tensor.shape != expected[name].shape:
             problems.append(f"`{name}` has shape {list(tensor.shape)}, expected {list(expected[name].shape)}")
-        elif tensor.dtype not in expected[name].dtypes:
-            problems.append(f"`{name}` is {tensor.dtype}, expected {' or '.join(expected[name].dtypes)}")
+        elif tensor.dtype not in (dtypes := expected[name].kind.released):
+            problems.append(f"`{name}` is {tensor.dtype}, expected {' or '.join(dtypes)}")
     return sorted(problems)
 
 
@@ -284,7 +228,7 @@ def config_problems(runtime: str, config: Mapping[str, Any]) -> list[str]:
 
 
 def _rope_problems(runtime: str, config: Mapping[str, Any]) -> list[str]:
-    """What the newer of the two spellings of RoPE does; files that this package saves have the older one alone."""
+    """Problems of the newer spelling of RoPE; files that this package saves have only the older one."""
     own, old = config.get("rope_parameters"), config.get("rope_scaling") or {}
     if not isinstance(own, dict) or not isinstance(old, dict):
         return []
@@ -302,56 +246,11 @@ def _rope_problems(runtime: str, config: Mapping[str, Any]) -> list[str]:
     return problems
 
 
-def _sizes(config: Mapping[str, Any]) -> dict[str, int]:
-    """The sizes that stand in `LAYOUT`, by what is written there."""
-    hidden, heads, rope = config["hidden_size"], config["num_attention_heads"], config["qk_rope_head_dim"]
-    nope, value, latent = config["qk_nope_head_dim"], config["v_head_dim"], config["kv_lora_rank"]
-    tables = _counts(config)["table"]
-    base = config["ngram_vocab_size_ratio"] * config["vocab_size"] if tables else 0
-    return {
-        "V": config["vocab_size"],
-        "D": hidden,
-        "2*D": 2 * hidden,
-        "W": hidden // tables if tables else 0,
-        **{f"R{i}": int(base + 2 * i + 1) for i in range(tables)},
-        "Q": config["q_lora_rank"],
-        "K": latent,
-        "K+rope": latent + rope,
-        "N*(nope+rope)": heads * (nope + rope),
-        "N*(nope+v)": heads * (nope + value),
-        "N*v": heads * value,
-        "F": config["ffn_hidden_size"],
-        "G": config["expert_ffn_hidden_size"],
-        "E": config["n_routed_experts"] + config["zero_expert_num"],
-    }
-
-
-def _counts(config: Mapping[str, Any]) -> dict[str, int]:
-    """How many there are of each `{index}` of `LAYOUT`."""
-    has_tables = config.get("use_ngram_embedding", True)
-    return {
-        "table": config["emb_split_num"] * (config["emb_neighbor_num"] - 1) if has_tables else 0,
-        "layer": config["num_layers"],
-        "half": 2,
-        "expert": config["n_routed_experts"],
-    }
-
-
-def _expand(pattern: str, shape: str, counts: Mapping[str, int]) -> Iterator[tuple[str, str]]:
-    """`a.{table}.b` and its shape for every table, and so on for all indices of a name."""
-    indices = re.findall(r"{(\w+)}", pattern)
-    for values in itertools.product(*(range(counts[index]) for index in indices)):
-        at = dict(zip(indices, values, strict=True))
-        yield pattern.format(**at), shape.format(**at)
-
-
 __all__ = [
     "CONFIG_FIELDS",
-    "DRAFT_HEAD_PREFIX",
     "RUNTIMES",
     "SAME_AS",
     "SOURCES",
-    "Expected",
     "Field",
     "config_problems",
     "expected_tensors",

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A few rows of a checkpoint's tables, and its small tensors: what their values tell without reading the rest.
+"""What a few rows of a checkpoint's tables, and its small tensors, show about their values.
 
-Rows are read in blocks of 8, first and last of a table among them: on the Hub each block is one request.
+Rows are read in blocks of 8, with the first and the last of each table; on the Hub, a block is one request.
+
+Shapes: E routed experts, Z zero experts, W width of a table row.
 """
 
 from collections.abc import Sequence
@@ -10,8 +12,9 @@ from typing import Any
 import torch
 
 from eval.checkpoints.files import StoredRows
-from eval.checkpoints.problems import Problem, released_name
+from eval.checkpoints.problems import Problem
 from modeling_longcat_lite import LongCatLiteConfig
+from modeling_longcat_lite.checkpoint_names import is_ngram_table
 
 BLOCK = 8  # rows read at a time
 WORDS, DRAFT_WORDS = "model.embed_tokens.weight", "model.mtp.embed_tokens.weight"
@@ -19,7 +22,7 @@ LATENT_NORMS = ("q_a_layernorm", "kv_a_layernorm")
 
 
 def blocks_of(rows: int, count: int, wanted: Sequence[int]) -> list[tuple[int, int]]:
-    """Where to read about `count` of `rows` rows: first row and number, with the `wanted` rows and the last ones."""
+    """Blocks with about `count` of `rows` rows, among them `wanted` and the last ones: first row and number."""
     firsts = {0, max(rows - BLOCK, 0), *(row // BLOCK * BLOCK for row in wanted if row < rows)}
     generator = torch.Generator().manual_seed(0)
     drawn = torch.randint(0, max(rows // BLOCK, 1), (count // BLOCK,), generator=generator) * BLOCK
@@ -30,7 +33,7 @@ def blocks_of(rows: int, count: int, wanted: Sequence[int]) -> list[tuple[int, i
 
 
 def read_sample(stored: StoredRows, name: str, count: int, wanted: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Row ids `[n]` and rows `[n, W]` float32 of a table."""
+    """Sampled row ids `[n]`, and their rows `[n, W]` in float32."""
     blocks = blocks_of(stored.rows(name), count, wanted)
     ids = torch.cat([torch.arange(first, first + length) for first, length in blocks])
     rows = torch.cat([stored.read(name, first, length).float() for first, length in blocks])
@@ -38,7 +41,7 @@ def read_sample(stored: StoredRows, name: str, count: int, wanted: Sequence[int]
 
 
 def describe_table(name: str, ids: torch.Tensor, rows: torch.Tensor, pad: int | None) -> dict[str, Any]:
-    """What a sample of a table shows."""
+    """Facts about the sampled rows of a table."""
     is_zero = (rows == 0).all(dim=1)
     pad_rows = is_zero[ids == pad] if pad is not None else is_zero[:0]
     finite = rows.isfinite().all(dim=1)
@@ -53,7 +56,7 @@ def describe_table(name: str, ids: torch.Tensor, rows: torch.Tensor, pad: int | 
 
 
 def table_problems(table: dict[str, Any], file: str) -> list[Problem]:
-    """Values in a sample that no trained table has."""
+    """Values that no trained table has."""
     where, problems = f"`{table['tensor']}`", []
     if bad := table["not_finite_rows"]:
         found = f"NaN or infinity in {len(bad)} of {table['rows']} sampled rows, first {bad[0]}"
@@ -80,14 +83,14 @@ def sampled_tables(
 
 
 def table_names(stored: StoredRows) -> list[str]:
-    """Tables of the checkpoint that can be sampled: words, n-grams, the head's, the language-model head."""
-    parts = (".embedders.", "embed_tokens.weight", "lm_head.weight")
+    """Tables that can be sampled: words, n-grams, the draft head's words, the language-model head."""
+    others = ("embed_tokens.weight", "lm_head.weight")
     tables = [name for name, (_, tensor) in stored.places.items() if len(tensor.shape) == 2 and name in stored]
-    return [name for name in tables if any(part in released_name(name) for part in parts)]
+    return [name for name in tables if is_ngram_table(name) or name.endswith(others)]
 
 
 def draft_words(stored: StoredRows, count: int) -> float | None:
-    """Share of sampled rows that the head's word table has in common with the model's; `None` without both."""
+    """Share of sampled rows that are equal in the draft head's word table and the model's; `None` without both."""
     if WORDS not in stored or DRAFT_WORDS not in stored or stored.rows(WORDS) != stored.rows(DRAFT_WORDS):
         return None
     (_, own), (_, model) = (read_sample(stored, name, count, []) for name in (DRAFT_WORDS, WORDS))
@@ -95,7 +98,7 @@ def draft_words(stored: StoredRows, count: int) -> float | None:
 
 
 def router_biases(stored: StoredRows, config: LongCatLiteConfig) -> tuple[list[dict[str, Any]], list[Problem]]:
-    """Selection biases of every layer, whole: `[E]` each."""
+    """Selection biases of every layer, read whole: `[E + Z]` each."""
     described, problems = [], []
     for layer in range(config.num_layers):
         name = f"model.layers.{layer}.mlp.router.e_score_correction_bias"
@@ -119,9 +122,9 @@ def router_biases(stored: StoredRows, config: LongCatLiteConfig) -> tuple[list[d
 
 
 def latent_norms(stored: StoredRows, config: LongCatLiteConfig) -> list[dict[str, Any]]:
-    """Mean weights of the latent norms in the first, a middle and the last layer, beside the factor behind them.
+    """Mean weights of the latent norms in the first, a middle and the last layer, and the factor applied after them.
 
-    A mean near the factor would say that the released weights hold it already.
+    A mean near the factor would mean that the released weights contain it already.
     """
     factors = {"q_a_layernorm": config.q_lora_rank, "kv_a_layernorm": config.kv_lora_rank}
     described = []

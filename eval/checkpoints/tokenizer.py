@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The tokenizer of a checkpoint against its config, and its chat template against the one of this repository."""
+"""Compares the tokenizer of a checkpoint with its config, and its chat template with the one of this repository."""
 
 from typing import Any
 
@@ -30,7 +30,7 @@ PROBES: dict[str, list[dict[str, Any]]] = {
 
 
 def vocabulary_of(tokenizer: dict[str, Any]) -> dict[str, int]:
-    """Tokens and ids of a `tokenizer.json`, added ones included."""
+    """Tokens and ids of a `tokenizer.json`, with added ones."""
     vocabulary = dict(tokenizer.get("model", {}).get("vocab", {}))
     return vocabulary | {token["content"]: token["id"] for token in tokenizer.get("added_tokens", [])}
 
@@ -41,7 +41,7 @@ def text_of(token: Any) -> str | None:
 
 
 def check_tokenizer(files: CheckpointFiles, config: LongCatLiteConfig) -> tuple[dict[str, Any], list[Problem]]:
-    """What the tokenizer is, and what of it does not fit the config."""
+    """Facts about the tokenizer, and what of it does not fit the config."""
     if TOKENIZER not in files:
         return {"tokenizer": "none in the checkpoint"}, []
     problems = []
@@ -86,7 +86,7 @@ def check_tokenizer(files: CheckpointFiles, config: LongCatLiteConfig) -> tuple[
 
 
 def template_facts(files: CheckpointFiles) -> dict[str, Any]:
-    """How the checkpoint's chat template lays out two conversations, and where this repository's begins to differ."""
+    """Two conversations in the checkpoint's chat template, and where this repository's template begins to differ."""
     template: Any = None
     if TEMPLATE in files:
         template = files.read(TEMPLATE, 0, files.sizes[TEMPLATE]).decode("utf-8", errors="replace")
@@ -98,7 +98,7 @@ def template_facts(files: CheckpointFiles) -> dict[str, Any]:
     for name, messages in PROBES.items():
         theirs, ours = render(template, messages), render(load_chat_template(), messages)
         same = next((i for i, (a, b) in enumerate(zip(theirs, ours, strict=False)) if a != b), None)
-        same = min(len(theirs), len(ours)) if same is None else same  # one goes on where the other ends
+        same = min(len(theirs), len(ours)) if same is None else same  # one is the beginning of the other
         there, here = theirs[same : same + 20], ours[same : same + 20]
         differs = "equal" if theirs == ours else f"differs from character {same}: {there!r}, here {here!r}"
         facts[name] = {"written": theirs, "to_this_repository": differs}
@@ -106,7 +106,7 @@ def template_facts(files: CheckpointFiles) -> dict[str, Any]:
 
 
 def render(template: str, messages: list[dict[str, Any]]) -> str:
-    """The text of a conversation, in transformers' sandbox; the error if the template raises one."""
+    """The text of a conversation, rendered in transformers' sandbox; or the error that the template raises."""
     tokens: dict[str, Any] = {"bos_token": BOS_TOKEN, "eos_token": EOS_TOKEN, "pad_token": PAD_TOKEN}
     try:
         rendered = render_jinja_template([messages], chat_template=template, add_generation_prompt=True, **tokens)

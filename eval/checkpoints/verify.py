@@ -1,16 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Does a checkpoint fit what this package and the other runtimes expect, and what is in it that was not known?
+"""Checks whether a checkpoint fits this package and other runtimes, and reports what is in it.
 
     python -m eval.checkpoints.verify meituan-longcat/LongCat-Flash-Lite
     python -m eval.checkpoints.verify path/to/checkpoint --runtime vLLM --runtime SGLang
 
-Reads config, tokenizer, index, the headers of the weight files and a few rows, never a whole table: of a repository
-on the Hub, ranges of its files. What does not fit is printed with file, tensor or field, what is expected and the fix,
-and the exit status is 1. What could not be known without the real weights (whitespace of the chat template, the draft
-head's word table, blank or broken rows) is printed as facts found in this checkpoint. A sample can miss a broken row.
+Reads config, tokenizer, index, the headers of the weight files and a few rows, never a whole table; from the Hub, it
+fetches ranges of files. It prints what does not fit, with file, tensor or field, the expected value and the fix, and
+ends with status 1. It also prints facts that only the weights can tell: whitespace of the chat template, the draft
+head's word table, blank or broken rows. A sample can miss a broken row.
 """
 
-import argparse
 from collections.abc import Iterator
 from dataclasses import asdict
 from datetime import date
@@ -30,6 +29,7 @@ from eval.reports.files import spoken_path, write_report
 from eval.reports.units import format_size
 from modeling_longcat_lite import LongCatLiteConfig
 from modeling_longcat_lite.whole_files import check_finished
+from tokenization.command_line import CommandParser, run_command
 from tokenization.number_options import check_counts
 
 NAME = "verify_checkpoint"
@@ -37,7 +37,7 @@ COLUMNS = ("file", "where", "expected", "found", "fix", "count")
 
 
 def read_config(fields: dict[str, Any]) -> tuple[LongCatLiteConfig | None, list[Problem]]:
-    """The config, or what this package refuses of it."""
+    """The config, or the problem for which this package refuses it."""
     try:
         return LongCatLiteConfig.from_dict(dict(fields)), []
     except (ValueError, TypeError) as error:
@@ -52,7 +52,7 @@ def verify(files: CheckpointFiles, rows: int) -> dict[str, Any]:
         rows (`int`): Rows to sample of each table.
 
     Raises:
-        `ValueError`: naming what is missing, if there is no config or no weight to look at.
+        `ValueError`: naming what is missing, if there is no config or no weight file.
     """
     fields = files.read_json("config.json")
     config, problems = read_config(fields)
@@ -71,7 +71,7 @@ def verify(files: CheckpointFiles, rows: int) -> dict[str, Any]:
         facts["generation_config"] = files.read_json("generation_config.json")
     return {
         "problems": [asdict(problem) for problem in grouped(problems)],
-        # Of a config that is refused, sizes may be anything.
+        # A config that is refused may have any sizes.
         "runtimes": {runtime: ["not asked: config.json does not load"] for runtime in RUNTIMES}
         if config is None
         else runtime_findings(fields, tensors_of(headers)),
@@ -86,7 +86,7 @@ def tensors_of(headers: Headers) -> dict:
 
 
 def lines_of(facts: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Facts as name and value; of a list, each entry is a line."""
+    """Facts as name and value; each entry of a list gives a line."""
     for key, value in facts.items():
         name = f"{prefix}{key}"
         if isinstance(value, dict) and value:
@@ -99,14 +99,14 @@ def lines_of(facts: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str
 
 
 def spoken(value: Any) -> str:
-    """A value in a cell; of a text, white space that would be lost is spelled out."""
+    """A value as a cell shows it; a text with white space that would be lost is quoted."""
     if isinstance(value, float):
         return f"{value:.4g}"
     return value if isinstance(value, str) and value.isprintable() and value == value.strip() else repr(value)
 
 
 def as_markdown(results: dict[str, Any]) -> str:
-    """The report; cells hold text of the checkpoint, hence no line breaks or pipes in them."""
+    """The report. Cells hold text of the checkpoint, so line breaks and pipes are escaped."""
 
     def table(header: tuple[str, ...], rows: list[tuple]) -> str:
         cells = [[str(cell).replace("|", "\\|").replace("\n", " ") for cell in row] for row in rows]
@@ -135,7 +135,7 @@ def read_line(results: dict[str, Any]) -> str:
 
 
 def show(results: dict[str, Any], console: Console):
-    """Tables on the screen; text of the checkpoint is not taken for markup."""
+    """Tables on the screen. Text of the checkpoint is not interpreted as markup."""
     facts = Table("fact", "value", title="What is in it")
     for name, value in lines_of(results["facts"]):
         facts.add_row(*(text.replace("[", "\\[") for text in (name, value)))
@@ -152,28 +152,33 @@ def show(results: dict[str, Any], console: Console):
     console.print(f"{results['checkpoint']}: " + ("does not fit" if results["status"] else "fits"))
 
 
-def make_parser() -> argparse.ArgumentParser:
+def make_parser() -> CommandParser:
     """Command-line arguments."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("checkpoint", help="Folder, or repository on the Hub.")
-    parser.add_argument("--revision", help="Branch, tag or commit on the Hub.")
-    parser.add_argument("--rows", type=int, default=64, help="Rows to sample of each table.")
-    parser.add_argument(
-        "--runtime", action="append", default=[], choices=RUNTIMES, help="Its findings are failures too; repeatable."
+    parser = CommandParser(
+        "eval.checkpoints.verify", "Checks whether a checkpoint fits this package and other runtimes."
     )
+    parser.add_argument("checkpoint", metavar="DIR", help="folder of the checkpoint, or its name on the Hub")
+    parser.add_argument("--revision", help="branch, tag or commit on the Hub")
+    parser.add_argument("--sampled-rows", type=int, default=64, help="rows of each table that are read")
     parser.add_argument(
-        "--output", type=Path, default=Path("outputs/verify_checkpoint"), help="For JSON and Markdown."
+        "--runtime",
+        action="append",
+        default=[],
+        choices=RUNTIMES,
+        help="a runtime whose findings count as failures; may be repeated",
     )
+    parser.add_shared("--output", default=Path("outputs/verify_checkpoint"))
+    parser.add_renamed("--rows", "--sampled-rows")
     return parser
 
 
-def main(arguments: argparse.Namespace) -> int:
-    """Checks, prints, writes; the exit status."""
-    check_counts(arguments, "rows")
+def main(arguments) -> int:
+    """Checks, prints, writes; returns the exit status."""
+    check_counts(arguments, "sampled_rows")
     check_finished(arguments.checkpoint)
     console = Console()
     with console.status("reading headers and a few rows"):
-        results = verify(CheckpointFiles(arguments.checkpoint, arguments.revision), arguments.rows)
+        results = verify(CheckpointFiles(arguments.checkpoint, arguments.revision), arguments.sampled_rows)
     status = int(bool(results["problems"]) or any(results["runtimes"][runtime] for runtime in arguments.runtime))
     results |= {
         "date": date.today().isoformat(),
@@ -188,4 +193,4 @@ def main(arguments: argparse.Namespace) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main(make_parser().parse_args()))
+    run_command(lambda: main(make_parser().parse_args()))

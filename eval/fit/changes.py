@@ -1,15 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What would make a placement fit, or keep its weights off the link: one change at a time, in numbers.
+"""What makes a placement fit, or keeps its weights off the link: one change at a time, in numbers.
 
-Each change is the smallest of its kind that helps, searched for with the same plans that the report shows.
+Each change is the smallest of its kind that helps, found with the same plans that the report shows.
 """
 
 import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
-from eval.fit.activations import Run
+from eval.fit.activations import Workload
 from eval.fit.placement import Machine, Model, plan
+from modeling_longcat_lite.ngram_quantization import ROW_FORMATS
 
 MOST_GPUS = 64
 MOST_MEMORY = 4096  # GB
@@ -29,17 +30,17 @@ class Change:
 
 @dataclass(frozen=True)
 class Search:
-    """One placement on one machine, and what counts as a success."""
+    """One placement on one machine. With `on_gpus` success also means that no weight is left in host memory."""
 
     model: Model
-    run: Run
+    run: Workload
     machine: Machine
     placement: str
-    on_gpus: bool = False  # no weight may be left in host memory
+    on_gpus: bool = False
 
     def succeeds(self, model: Model | None = None, **fields: int) -> bool:
-        """Whether it does with other `fields` of the run or the machine, or with another model."""
-        of_run = {name: value for name, value in fields.items() if name in Run.__dataclass_fields__}
+        """Whether it fits with other `fields` of the workload or the machine, or with another model."""
+        of_run = {name: value for name, value in fields.items() if name in Workload.__dataclass_fields__}
         of_machine = {name: value for name, value in fields.items() if name not in of_run}
         run, machine = replace(self.run, **of_run), replace(self.machine, **of_machine)
         result = plan(model or self.model, run, machine, self.placement)
@@ -50,7 +51,7 @@ class Search:
 
 
 def smallest(low: int, high: int, fits: Callable[[int], bool]) -> int | None:
-    """The smallest number of `low..high` that fits, if those above it do too; `None` if `high` does not."""
+    """The smallest number of `low..high` that fits, if all above it do too; `None` if `high` does not."""
     if low > high or not fits(high):
         return None
     while low < high:
@@ -60,13 +61,13 @@ def smallest(low: int, high: int, fits: Callable[[int], bool]) -> int | None:
 
 
 def largest(low: int, high: int, fits: Callable[[int], bool]) -> int | None:
-    """The largest number of `low..high` that fits, if those below it do too; `None` if `low` does not."""
+    """The largest number of `low..high` that fits, if all below it do too; `None` if `low` does not."""
     found = smallest(0, high - low, lambda back: fits(high - back))
     return None if found is None else high - found
 
 
 def find_changes(search: Search) -> list[Change]:
-    """Every change that alone leads to success; nothing if it is there already."""
+    """Every single change that leads to success; empty if none is needed."""
     if search.succeeds():
         return []
     return [*changes_of_run(search), *changes_of_tables(search), *changes_of_machine(search)]
@@ -75,7 +76,7 @@ def find_changes(search: Search) -> list[Change]:
 def changes_of_run(search: Search) -> Iterator[Change]:
     """Shorter chunks, a shorter context, fewer rows."""
     run = search.run
-    # Below the shortest, a prompt takes too long: every chunk reads all experts.
+    # Shorter chunks make a prompt too slow: every chunk reads all experts.
     chunks = [2**n for n in range(SHORTEST_CHUNK.bit_length() - 1, 20) if 2**n < run.prefill_tokens]
     chunk = next((size for size in reversed(chunks) if search.succeeds(chunk=size)), None)
     if chunk:
@@ -85,18 +86,18 @@ def changes_of_run(search: Search) -> Iterator[Change]:
         yield search.change(f"--context {steps * CONTEXT_STEP}", "a smaller cache")
     batch = largest(1, run.batch - 1, lambda n: search.succeeds(batch=n))
     if batch:
-        yield search.change(f"--batch {batch}", "a smaller cache, and less held while prompts are read")
+        yield search.change(f"--batch-size {batch}", "a smaller cache, and less held while prompts are read")
 
 
 def changes_of_tables(search: Search) -> Iterator[Change]:
-    """Fewer bits, no draft head."""
+    """Packed rows, the largest that fit; no draft head."""
     checkpoint = search.model.checkpoint
-    stored = search.run.bits or checkpoint.config.ngram_table_bits
-    for bits in (8, 4):
-        if bits < stored and search.succeeds(Model.of(checkpoint, bits)):
-            yield search.change(
-                f"--bits {bits}", f"n-gram tables of {bits} bits; `eval.checkpoints.quantize` makes them"
-            )
+    width, dtype = checkpoint.config.subtable_width, checkpoint.table_dtype
+    packed = {known.bits: known.row_bytes(width, dtype) for known in ROW_FORMATS.values() if known.is_packed}
+    for bits in sorted(packed, key=packed.__getitem__, reverse=True):
+        if packed[bits] < search.model.row_bytes and search.succeeds(Model.of(checkpoint, bits)):
+            tables = f"n-gram tables in {ROW_FORMATS[bits].describe(dtype)}"
+            yield search.change(f"--bits {bits}", f"{tables}; `eval.checkpoints.quantize` writes them")
             break
     if checkpoint.draft_head:
         config = copy.deepcopy(checkpoint.config)
@@ -107,12 +108,12 @@ def changes_of_tables(search: Search) -> Iterator[Change]:
 
 
 def changes_of_machine(search: Search) -> Iterator[Change]:
-    """More GPUs, larger ones, more host memory; larger ones with more host memory where neither alone will do."""
+    """More GPUs, larger GPUs, more host memory; larger GPUs and more host memory where neither alone is enough."""
     machine = search.machine
     low_gpu, low_host = machine.gpu_memory // GB + 1, machine.host_memory // GB + 1
     found = False
     if machine.gpus:
-        # One by one: another GPU moves what lies where, and need not help.
+        # One by one: another GPU changes what goes where, and may not help.
         gpus = next((n for n in range(machine.gpus + 1, MOST_GPUS + 1) if search.succeeds(gpus=n)), None)
         if gpus:
             yield search.change(f"--gpus {gpus}", "more of them")

@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What fits where, on the terminal, as Markdown and as a chart; all from the results as they are in the JSON file."""
+"""What fits where, on the terminal, as Markdown and as a chart, all from the results as they are in the JSON file.
 
-from collections.abc import Iterator
+[`rich_table`] and [`draw_bars`] also serve `eval.fit.training`.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -20,38 +23,83 @@ outputs for every selected expert), and the largest module that passes through a
 Assumed: a reserve of 0.5 GiB on every GPU (context, kernels, fragmentation) and of 2 GiB on the host (system, Python,
 libraries); `device_map="auto"` filling modules in their order; no page cache for what is on disk. Without GPUs,
 weights that stay mapped to the files count in full. Tests compare these sums with live tensors and, in float32, with
-processes on a CPU, within 5 %; not with a GPU's. What kernels take for themselves is not counted: a CPU without
-bfloat16 arithmetic computes in float32 and takes more.
-Left out: what loading takes for a moment while experts are stacked, and the cache of drafts (`use_mtp=True`).
-Tables of 8 or 4 bits have one float32 scale a row; `eval.checkpoints.quantize` writes them.
+processes on a CPU, within 5 %, but not with a GPU. Memory that kernels allocate for themselves is not counted: a CPU
+without bfloat16 arithmetic computes in float32 and takes more.
+
+Not counted: memory that loading takes while it stacks experts, and the cache of drafts (`use_mtp=True`). Tables of 8
+or 4 bits have one float32 scale per row; `eval.checkpoints.quantize` writes them.
 """
 
-# Weights in the order of the model, then what runs beside them.
-PART_ORDER = [
-    "n-gram tables",
-    "n-gram projections",
-    "word embedding",
-    "attention",
-    "dense MLP",
-    "routed experts",
-    "router",
-    "norms",
-    "language-model head",
-    "draft head",
-    "buffers",
-    "KV cache",
-    "activations",
-    "layer in transit",
-    "row staging",
-    "reserve",
+# Weights in the order of the model, then everything else; each part with its colour in the chart.
+PARTS = {
+    "n-gram tables": "#aa3377",
+    "n-gram projections": "#dd88bb",
+    "word embedding": "#66ccee",
+    "attention": "#4477aa",
+    "dense MLP": "#ccbb44",
+    "routed experts": "#228833",
+    "router": "#88cc88",
+    "norms": "#004488",
+    "language-model head": "#bb5566",
+    "draft head": "#ddaa33",
+    "buffers": "#000000",
+    "KV cache": "#ee7733",
+    "activations": "#ee6677",
+    "layer in transit": "#997700",
+    "row staging": "#aaaa00",
+    "reserve": "#bbbbbb",
+}
+CAUSES = ("memory", "arithmetic", "link", "rows")
+VERDICT_HEADER = [
+    "`ngram_tables`",
+    "fits",
+    "fullest GPU",
+    "sent a forward",
+    "decoded / s, at most",
+    "read / s, at most",
 ]
-COLOURS = [
-    *("#aa3377", "#dd88bb", "#66ccee", "#4477aa", "#ccbb44", "#228833", "#88cc88", "#004488"),
-    *("#bb5566", "#ddaa33", "#000000", "#ee7733", "#ee6677", "#997700", "#aaaa00", "#bbbbbb"),
-]
+CHANGE_TITLE = "What to change, one of them at a time"
 
 
-def columns(results: dict) -> Iterator[tuple[str, str, dict[str, int]]]:
+def rich_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]], numbers: bool = False) -> Table:
+    """A table for the terminal; with `numbers`, all columns but the first are aligned to the right."""
+    table = Table(title=title)
+    for i, name in enumerate(header):
+        table.add_column(name.replace("`", ""), justify="right" if numbers and i else "left")
+    for row in rows:
+        table.add_row(*(text.replace("`", "") for text in row))
+    return table
+
+
+def draw_bars(path: Path, title: str, bars: Sequence[tuple[str, Mapping, float | None]], parts: Mapping) -> Path:
+    """Horizontal bars, stacked by part.
+
+    Args:
+        bars (`Sequence[tuple[str, Mapping[str, float], float | None]]`):
+            For each its label, bytes by part, and the memory there is, which is drawn as a dashed line.
+        parts (`Mapping[str, str | None]`): Parts in their order, with their colours.
+    """
+    figure = Figure(figsize=(11, 1.5 + 0.6 * len(bars)), layout="constrained")
+    axis = figure.subplots()
+    ends = [0.0] * len(bars)
+    for part, colour in parts.items():
+        sizes = [held.get(part, 0) / 1e9 for _, held, _ in bars]
+        if any(sizes):
+            axis.barh(range(len(bars)), sizes, 0.6, ends, color=colour, label=part)
+            ends = [end + size for end, size in zip(ends, sizes, strict=True)]
+    for i, (_, _, there) in enumerate(bars):
+        if there is not None:
+            axis.vlines(there / 1e9, i - 0.4, i + 0.4, colors="#cc0000", linestyles="--")
+    axis.set_yticks(range(len(bars)), [label for label, _, _ in bars], fontsize=8)
+    axis.invert_yaxis()
+    axis.set(xlabel="GB", title=f"{title} (dashed: what there is)")
+    axis.grid(axis="x", alpha=0.3)
+    axis.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
+    save_figure(figure, path)
+    return path
+
+
+def places(results: dict) -> Iterator[tuple[str, str, dict[str, int]]]:
     """Placement, place and bytes by part of every place that holds something; all GPUs of a placement are one."""
     for placement, plan in results["placements"].items():
         gpus: dict[str, int] = {}
@@ -65,51 +113,40 @@ def columns(results: dict) -> Iterator[tuple[str, str, dict[str, int]]]:
 
 
 def part_rows(results: dict) -> list[list[str]]:
-    """One row a part, one column a place; the sums last."""
-    held = [parts for _, _, parts in columns(results)]
-    shown = [part for part in PART_ORDER if any(parts.get(part) for parts in held)]
+    """One row per part, one column per place; the sums last."""
+    held = [parts for _, _, parts in places(results)]
+    shown = [part for part in PARTS if any(parts.get(part) for parts in held)]
     rows = [[part, *(format_size(parts[part]) if parts.get(part) else "" for parts in held)] for part in shown]
     return [*rows, ["all", *(format_size(sum(parts.values())) for parts in held)]]
 
 
 def verdict_rows(results: dict) -> list[list[str]]:
-    """One row a placement: whether it fits, what is missing, what passes through the link, how fast it can be."""
+    """One row per placement: whether it fits, what is missing, what passes through the link, how fast it can be."""
     rows = []
     for placement, plan in results["placements"].items():
         missing = ", ".join(f"{format_size(size)} on {place}" for place, size in plan["missing"].items())
         fullest = max((sum(gpu.values()) for gpu in plan["gpus"]), default=0)
-        fits = plan["missing"] == {}
         rows.append(
             [
                 placement,
-                "yes" if fits else f"no: {missing} missing",
+                f"no: {missing} missing" if missing else "yes",
                 format_size(fullest) if plan["gpus"] else "",
                 format_size(plan["offloaded"]) if plan["offloaded"] else "",
-                f"{plan['speed']['decode_tokens_per_second']:.3g}" if fits else "",
-                f"{plan['speed']['prefill_tokens_per_second']:,.0f}" if fits else "",
+                "" if missing else f"{plan['speed']['decode_tokens_per_second']:.3g}",
+                "" if missing else f"{plan['speed']['prefill_tokens_per_second']:,.0f}",
             ]
         )
     return rows
 
 
-VERDICT_HEADER = [
-    "`ngram_tables`",
-    "fits",
-    "fullest GPU",
-    "sent a forward",
-    "decoded / s, at most",
-    "read / s, at most",
-]
-
-
 def question(results: dict) -> str:
-    """The machine and the run in one sentence."""
+    """The machine and the workload in one sentence."""
     machine, run, model = results["machine"], results["run"], results["model"]
     gpus = f"{machine['gpus']} x {format_size(machine['gpu_memory'])} of GPU memory" if machine["gpus"] else "no GPU"
-    tables = f"{run['bits']} bits" if run["bits"] else model["tables"]
     rows = "1 row" if run["batch"] == 1 else f"{run['batch']} rows"
+    experts = f", routed experts in {model['experts']}" if model["experts"] != model["dtype"] else ""
     return (
-        f"{model['name']} in {model['dtype']}, n-gram tables in {tables}, on {gpus} and "
+        f"{model['name']} in {model['dtype']}{experts}, n-gram tables in {model['tables']}, on {gpus} and "
         f"{format_size(machine['host_memory'])} of host memory; {rows} of {run['context']:,} tokens, "
         f"{run['chunk']:,} in a forward of the prefill."
     )
@@ -126,41 +163,27 @@ def answer(results: dict) -> str:
 
 
 def change_rows(results: dict) -> list[list[str]]:
-    """One row a change: placement and goal, options, why."""
-    return [[f"{c['placement']} {c['goal']}", c["options"], c["why"]] for c in results["changes"]]
+    """One row per change: placement and goal, options, why."""
+    return [[f"{c['placement']} {c['goal']}", f"`{c['options']}`", c["why"]] for c in results["changes"]]
 
 
-CHANGE_TITLE = "What to change, one of them at a time"
-
-
-def show(results: dict, console: Console):
+def show(results: dict, console: Console) -> None:
     """The report on the terminal."""
     console.print(question(results))
-    table = Table(title="What goes where")
-    table.add_column("")
-    for placement, place, _ in columns(results):
-        table.add_column(f"{placement}\n{place}", justify="right")
-    for row in part_rows(results):
-        table.add_row(*row, end_section=row[0] == "reserve")
-    console.print(table)
-    verdicts = Table(*(title.replace("`", "") for title in VERDICT_HEADER), title="Does it fit?")
-    for row in verdict_rows(results):
-        verdicts.add_row(*row)
-    console.print(verdicts)
+    header = ["", *(f"{placement}\n{place}" for placement, place, _ in places(results))]
+    console.print(rich_table("What goes where", header, part_rows(results), numbers=True))
+    console.print(rich_table("Does it fit?", VERDICT_HEADER, verdict_rows(results)))
     console.print(answer(results).replace("`", ""), markup=False)
     for line in results["arguments"]:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     if results["changes"]:
-        changes = Table("then", "change", "", title=CHANGE_TITLE)
-        for row in change_rows(results):
-            changes.add_row(*(text.replace("`", "") for text in row))
-        console.print(changes)
-    console.print("Reserves of 0.5 GiB a GPU and 2 GiB on the host are assumptions; speeds are upper bounds.")
+        console.print(rich_table(CHANGE_TITLE, ["then", "change", ""], change_rows(results)))
+    console.print("Reserves of 0.5 GiB per GPU and 2 GiB on the host are assumptions; speeds are upper bounds.")
 
 
 def as_markdown(results: dict) -> str:
     """The whole report."""
-    head = ["", *(f"{placement}: {place}" for placement, place, _ in columns(results))]
+    head = ["", *(f"{placement}: {place}" for placement, place, _ in places(results))]
     sections = [
         f"# Will it fit?\n\n{results['date']}. Computed, not measured.\n\n{question(results)}\n\n{answer(results)}\n"
     ]
@@ -168,8 +191,7 @@ def as_markdown(results: dict) -> str:
         sections.append("```python\n" + "\n".join(results["arguments"]) + "\n```\n")
     sections.append(markdown_table(VERDICT_HEADER, verdict_rows(results)))
     if results["changes"]:
-        rows = [[then, f"`{options}`", why] for then, options, why in change_rows(results)]
-        sections.append(f"{CHANGE_TITLE}:\n\n" + markdown_table(["then", "change", ""], rows))
+        sections.append(f"{CHANGE_TITLE}:\n\n" + markdown_table(["then", "change", ""], change_rows(results)))
     sections.append("![Bytes by part](fit.png)\n\n## What goes where\n\n" + markdown_table(head, part_rows(results)))
     stages = [[stage, format_size(size)] for stage, size in results["stages"].items()]
     sections.append(
@@ -178,7 +200,7 @@ def as_markdown(results: dict) -> str:
     seconds = [
         [f"{placement}, {what}", *(f"{1000 * plan['speed'][what].get(cause, 0):,.2f}" for cause in CAUSES)]
         for placement, plan in results["placements"].items()
-        if plan["missing"] == {}
+        if not plan["missing"]
         for what in ("decode", "prefill")
     ]
     if seconds:
@@ -190,30 +212,13 @@ def as_markdown(results: dict) -> str:
     return "\n".join(sections)
 
 
-CAUSES = ("memory", "arithmetic", "link", "rows")
+def draw(results: dict, path: Path) -> Path:
+    """A bar for every place."""
+    machine = results["machine"]
+    memory = {"host": machine["host_memory"], "disk": None}
+    gpus = machine["gpus"] * machine["gpu_memory"]
+    bars = [(f"{placement}: {place}", held, memory.get(place, gpus)) for placement, place, held in places(results)]
+    return draw_bars(path, "Bytes by part", bars, PARTS)
 
 
-def draw(results: dict, path: Path):
-    """A bar for every place, stacked by part, with the memory there is as a line."""
-    figure = Figure(figsize=(11, 5), layout="constrained")
-    axis = figure.subplots()
-    machine, bars = results["machine"], list(columns(results))
-    capacity = {"host": machine["host_memory"], "disk": None}
-    bottoms = [0.0] * len(bars)
-    for part, colour in zip(PART_ORDER, COLOURS, strict=True):
-        heights = [parts.get(part, 0) / 1e9 for _, _, parts in bars]
-        if any(heights):
-            axis.bar(range(len(bars)), heights, 0.6, bottoms, color=colour, label=part)
-            bottoms = [bottom + height for bottom, height in zip(bottoms, heights, strict=True)]
-    for i, (_, place, _) in enumerate(bars):
-        there = capacity.get(place, machine["gpus"] * machine["gpu_memory"])
-        if there is not None:
-            axis.hlines(there / 1e9, i - 0.4, i + 0.4, colors="#cc0000", linestyles="--")
-    axis.set_xticks(range(len(bars)), [f"{placement}\n{place}" for placement, place, _ in bars])
-    axis.set(ylabel="GB", title="Bytes by part (dashed: what there is)")
-    axis.grid(axis="y", alpha=0.3)
-    axis.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
-    save_figure(figure, path)
-
-
-__all__ = ["as_markdown", "draw", "show"]
+__all__ = ["as_markdown", "draw", "draw_bars", "rich_table", "show"]

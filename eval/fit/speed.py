@@ -1,49 +1,48 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Decoding and prefill from the rates of a machine: what has to be moved, over how fast it moves.
+"""Speed of decoding and prefill from the rates of a machine: bytes to move over bytes per second.
 
-An upper bound on speed: nothing else is in it, neither the launch of kernels nor Python. [`FORMULA`] is what a report
-says of it.
+An upper bound: kernel launches and Python are not counted. [`FORMULA`] explains it in a report.
 
-Shapes: B batch, L tokens of history, K experts a token selects, E routed and Z zero experts.
+Shapes: B batch, P past length, E routed experts, Z zero experts, k experts per token.
 """
 
 from collections import Counter
 from dataclasses import dataclass
 
-from eval.fit.activations import Run, latents_are_cheaper
+from eval.fit.activations import Workload, attention_products, latents_are_cheaper
 from eval.fit.placement import Machine, Model, Plan
-from eval.fit.weights import TABLES, Unit
+from eval.fit.weights import EXPERTS, TABLES, Unit
 from modeling_longcat_lite import LongCatLiteConfig
 
 PAGE = 4096
 DISK_LATENCY = 1e-4  # seconds
 
-# Of the first two some rows are looked up; plain decoding does not run the last.
+# Only some rows of the first two are read; plain decoding does not run the last.
 NOT_MULTIPLIED = ("word embedding", TABLES, "draft head")
-EXPERTS, HEAD = "routed experts", "language-model head"
+HEAD = "language-model head"
 
 FORMULA = """\
-A forward of B rows takes, one after the other, and nothing else:
+The time of a forward is the sum of:
 
-* *memory*: weights that it multiplies with, and the cache, over `--gpu-bandwidth` (`--host-bandwidth` without GPUs;
-  several GPUs work in turn, as a device map has them). Of E experts it reads E (1 - (1 - K/(E+Z))^tokens), as if
-  routing were balanced and independent. A decoded token's cache is copied as it grows (read and written once) and its
-  latents are read twice, all L tokens.
-* *arithmetic*: 2 operations a weight and token, and attention, over `--tflops`; memory and arithmetic overlap, the
+* *memory*: the weights that it multiplies with and the cache, over `--gpu-bandwidth` (`--host-bandwidth` without
+  GPUs; several GPUs work in turn, as a device map has them do). It reads E (1 - (1 - k/(E+Z))^tokens) of E experts, as
+  if routing were balanced and independent. Decoding a token copies the cache as it grows (one read, one write) and
+  reads the latents of all P past tokens twice.
+* *arithmetic*: 2 operations per weight and token, and attention, over `--tflops`. Memory and arithmetic overlap; the
   longer one counts.
-* *link*: every weight that lies in host memory, whole (all experts of a layer move, selected or not), over the slower
-  of `--link-bandwidth` and `--host-bandwidth`.
-* *rows*: 12 n-gram rows a token (as many as there are tables); from the host over the link, from disk as pages of
-  4 KiB over `--disk-bandwidth` after 0.1 ms, none of them cached.
+* *link*: every weight in host memory (all experts of a layer move, selected or not), over the slower of
+  `--link-bandwidth` and `--host-bandwidth`.
+* *rows*: one n-gram row per token and table; from the host over the link, from disk as pages of 4 KiB over
+  `--disk-bandwidth` after 0.1 ms, none of them cached.
 
-Decoding is at the full context, plain (no drafts); a prefill reads the whole context in chunks, with a history of half
-the context on average. Real runs are slower, in eager mode above all by the launch of kernels.
+Decoding is at the full context and without drafts. A prefill reads the whole context in chunks, with a history of half
+the context on average. Real runs are slower, in eager mode mostly because of kernel launches.
 """
 
 
 @dataclass(frozen=True)
 class Speed:
-    """Seconds by cause of one decoding step and of one prefill, and tokens a second of all rows together."""
+    """Seconds by cause of one decoding step and of one prefill, and tokens per second of all rows together."""
 
     decode: dict[str, float]
     prefill: dict[str, float]
@@ -53,12 +52,16 @@ class Speed:
 
 def expert_share(config: LongCatLiteConfig, tokens: int) -> float:
     """Share of the routed experts that at least one of `tokens` selects, if routing is balanced and independent."""
-    chance = config.moe_topk / (config.n_routed_experts + config.zero_expert_num)
-    return 1 - (1 - min(chance, 1.0)) ** tokens
+    return 1 - (1 - min(chance(config), 1.0)) ** tokens
+
+
+def chance(config: LongCatLiteConfig) -> float:
+    """That a token selects a given expert, if routing is balanced."""
+    return config.moe_topk / (config.n_routed_experts + config.zero_expert_num)
 
 
 def multiplied(config: LongCatLiteConfig, units: list[Unit]) -> dict[str, int]:
-    """Bytes by part of the weights that tokens are multiplied with; a tied word embedding is the head."""
+    """Bytes by part of the weights that tokens are multiplied with; a tied word embedding counts as the head."""
     parts: Counter = Counter()
     for unit in units:
         parts.update({part: size for part, size in unit.parts.items() if part not in NOT_MULTIPLIED})
@@ -73,8 +76,8 @@ def read_bytes(config: LongCatLiteConfig, units: list[Unit], tokens: int) -> flo
     return sum(size * (share if part == EXPERTS else 1.0) for part, size in multiplied(config, units).items())
 
 
-def cache_traffic(model: Model, run: Run, history: int) -> int:
-    """Bytes that a decoding step moves for the cache: its copy as it grows, and latents read twice."""
+def cache_traffic(model: Model, run: Workload, history: int) -> int:
+    """Bytes that a decoding step moves for the cache: its copy as it grows, and the latents, read twice."""
     config, itemsize = model.checkpoint.config, model.checkpoint.dtype.itemsize
     latent, rotated = config.kv_lora_rank, config.qk_rope_head_dim
     per_token = 2 * (latent + rotated) + 2 * latent + rotated
@@ -82,24 +85,22 @@ def cache_traffic(model: Model, run: Run, history: int) -> int:
 
 
 def weight_operations(model: Model, units: list[Unit], tokens: int, rows: int) -> float:
-    """Floating-point operations on weights for `tokens`, of which the head scores one in each of `rows`."""
+    """Floating-point operations on weights for `tokens`; the head scores one token in each of `rows`."""
     config, itemsize = model.checkpoint.config, model.checkpoint.dtype.itemsize
-    routed = config.moe_topk / (config.n_routed_experts + config.zero_expert_num)
-    times = {EXPERTS: tokens * routed, HEAD: rows}
-    parts = multiplied(config, units)
-    return 2 * sum(size / itemsize * times.get(part, tokens) for part, size in parts.items())
+    matrix = (config.hidden_size, config.expert_ffn_hidden_size)
+    bytes_per_value = {EXPERTS: model.checkpoint.experts.num_bytes(matrix) / (matrix[0] * matrix[1])}
+    times = {EXPERTS: tokens * chance(config), HEAD: rows}
+    parts = multiplied(config, units).items()
+    return 2 * sum(size / bytes_per_value.get(part, itemsize) * times.get(part, tokens) for part, size in parts)
 
 
-def attention_operations(model: Model, run: Run, length: int, history: int) -> float:
-    """Floating-point operations of all attentions for `length` tokens a row behind `history`, but for weights."""
+def attention_operations(model: Model, run: Workload, length: int, history: int) -> float:
+    """Floating-point operations of all attentions for `length` tokens per row after `history`, without weights."""
     config = model.checkpoint.config
-    latent, rotated = config.kv_lora_rank, config.qk_rope_head_dim
-    width = config.qk_nope_head_dim + config.v_head_dim
-    if length == 1 or latents_are_cheaper(config, run):
-        per_head = length * (latent * width + history * (2 * latent + rotated))
-    else:
-        per_head = history * (latent * width + length * (width + rotated))
-    per_head -= length * latent * width  # `kv_b_proj` on the new tokens is among the weights
+    in_latents, expanded = attention_products(config, length, history)
+    per_head = in_latents if length == 1 or latents_are_cheaper(config, run) else expanded
+    # `kv_b_proj` on the new tokens is among the weights.
+    per_head -= length * config.kv_lora_rank * (config.qk_nope_head_dim + config.v_head_dim)
     return 2.0 * per_head * config.num_attention_heads * config.num_hidden_layers * run.batch
 
 
@@ -117,8 +118,8 @@ def row_seconds(model: Model, machine: Machine, plan: Plan, tokens: int) -> floa
     return moved + DISK_LATENCY + rows * pages * PAGE / machine.disk_bandwidth
 
 
-def forward_seconds(model: Model, run: Run, machine: Machine, plan: Plan, length: int, history: int) -> dict:
-    """Seconds by cause of one forward of `length` tokens a row behind `history`."""
+def forward_seconds(model: Model, run: Workload, machine: Machine, plan: Plan, length: int, history: int) -> dict:
+    """Seconds by cause of one forward of `length` tokens per row after `history`."""
     units, tokens = plan.on_gpu + plan.on_host, run.batch * length
     memory = read_bytes(model.checkpoint.config, units, tokens) + cache_traffic(model, run, history)
     operations = weight_operations(model, units, tokens, run.batch)
@@ -135,11 +136,11 @@ def forward_seconds(model: Model, run: Run, machine: Machine, plan: Plan, length
 
 
 def sent_bytes(plan: Plan) -> int:
-    """Bytes that one forward sends through the link for weights in host memory; the draft head stays where it is."""
+    """Bytes of weights that one forward sends through the link; the draft head does not run."""
     return plan.offloaded - (sum(u.parts.get("draft head", 0) for u in plan.on_host) if plan.gpus else 0)
 
 
-def estimate(model: Model, run: Run, machine: Machine, plan: Plan) -> Speed:
+def estimate(model: Model, run: Workload, machine: Machine, plan: Plan) -> Speed:
     """Decoding at the full context, and a prefill of it."""
     decode = forward_seconds(model, run, machine, plan, 1, run.context)
     chunk = run.prefill_tokens

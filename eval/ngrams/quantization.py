@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What tables of few bits cost: error of their rows per n-gram order, and held-out loss, against the original.
+"""What packed tables cost: error of their rows by n-gram order, and held-out loss, against the original.
 
-    python -m eval.ngrams.quantization --model outputs/demo/model --converted outputs/demo/int8 outputs/demo/int4 \
+    python -m eval.ngrams.quantization --model outputs/demo/model --converted outputs/demo-int8 outputs/demo-int4 \
         --trained-rows outputs/demo/data/train.jsonl --held-out outputs/demo/data/test.jsonl
 
-`make bits` converts the demo's model and does that. The error is that of a row as a whole, `|q - w| / |w|`, over the
-rows that the training conversations read: those that training has moved. The loss is paired, token by token.
+`make bits` converts the demo's model and runs this. The error is that of a whole row, `|q - w| / |w|`, over the rows
+that the training conversations read, because those are the rows that training has moved. Losses are paired: token by
+token, the converted model's less the original's.
 
-Shapes: R rows, W row width.
+Shapes: S sub-tables, R rows, W row width.
 """
 
 import argparse
@@ -24,10 +25,10 @@ from eval.losses.answers import answer_losses, prompt_ids, read_rows
 from eval.reports.files import markdown_table, save_figure, spoken_path, write_report
 from eval.reports.machine import describe_machine
 from modeling_longcat_lite import LongCatLiteForCausalLM, ngram_row_ids
+from tokenization.command_line import CommandParser, run_command
 from tokenization.number_options import check_counts
 
 NAME = "quantized_tables"
-MOST_LOSS = {8: 0.005, 4: 0.02}  # nats that few bits may add to the held-out loss
 ROWS_AT_ONCE = 2**16
 
 
@@ -35,13 +36,13 @@ def trained_rows(config, tokenizer, conversations: list[list[dict]]) -> list[tor
     """The distinct rows of each table that the conversations read: `[S]` sorted tensors."""
     reads: list[set[int]] = [set() for _ in range(config.num_subtables)]
     for messages in track(conversations, description="training conversations", transient=True):
-        for rows, of_table in zip(reads, ngram_row_ids(config, prompt_ids(tokenizer, messages)), strict=True):
-            rows.update(of_table.unique().tolist())
+        for rows, table_reads in zip(reads, ngram_row_ids(config, prompt_ids(tokenizer, messages)), strict=True):
+            rows.update(table_reads.unique().tolist())
     return [torch.tensor(sorted(rows)) for rows in reads]
 
 
 def row_errors(tables, original, row_ids: list[torch.Tensor], per_order: int) -> dict[str, dict]:
-    """Error of the rows `row_ids` of each table, per n-gram order."""
+    """Error of the rows `row_ids` of each table, by n-gram order."""
     errors: dict[str, dict] = {}
     orders = pairwise(range(0, len(row_ids) + 1, per_order))
     for order, (first, last) in enumerate(orders, start=2):
@@ -91,11 +92,11 @@ def measure(arguments: argparse.Namespace) -> dict:
             {
                 "model": spoken_path(folder),
                 "bits": converted.config.ngram_table_bits,
+                "tables": tables.row_format.describe(tables.dtype),
                 "table_bytes": tables.num_bytes,
                 "loss": found.mean().item(),
                 "added_loss": (found - losses).mean().item(),
                 "added_loss_standard_error": ((found - losses).std() / len(losses) ** 0.5).item(),
-                "most_added_loss": MOST_LOSS.get(converted.config.ngram_table_bits),
                 "orders": row_errors(tables, original, row_ids, config.num_subtables_per_order),
             }
         )
@@ -103,35 +104,32 @@ def measure(arguments: argparse.Namespace) -> dict:
 
 
 def as_markdown(results: dict) -> str:
-    """Both tables, with what they belong to."""
+    """Losses and row errors as two tables, with the model, data and machine that they belong to."""
     held_out, machine = results["held_out"], results["machine"]
-    losses = [["original", f"{results['table_bytes'] / 1e6:.2f}", f"{held_out['loss']:.5f}", "", ""]]
+    losses = [["original", f"{results['table_bytes'] / 1e6:.2f}", f"{held_out['loss']:.5f}", ""]]
     errors = []
     for one in results["converted"]:
-        name = f"{one['bits']} bits"
         added = f"{one['added_loss']:+.5f} ± {one['added_loss_standard_error']:.5f}"
-        limit = one["most_added_loss"]
-        verdict = "" if limit is None else f"{limit} {'met' if one['added_loss'] <= limit else 'missed'}"
-        losses.append([name, f"{one['table_bytes'] / 1e6:.2f}", f"{one['loss']:.5f}", added, verdict])
+        losses.append([one["tables"], f"{one['table_bytes'] / 1e6:.2f}", f"{one['loss']:.5f}", added])
         for order, error in one["orders"].items():
             figures = [f"{error[key]:.4f}" for key in ("relative_error", "median_row", "worst_row")]
-            errors.append([f"{name}, {order}", f"{error['rows']:,}", *figures])
+            errors.append([f"{one['tables']}, {order}", f"{error['rows']:,}", *figures])
     return "\n".join(
         [
-            "# Tables of few bits\n",
+            "# Packed n-gram tables\n",
             f"{machine['date']}, torch {machine['torch']}, transformers {machine['transformers']}, {machine['cpu']}.",
             f"`{results['model']}` in {results['dtype']}; {held_out['rows']} held-out conversations, "
-            f"{held_out['tokens']:,} answer tokens. Loss in nats a token; ± is a standard error of the paired",
+            f"{held_out['tokens']:,} answer tokens. Losses are in nats per token; ± is a standard error of the paired",
             "difference.\n",
-            markdown_table(["tables", "MB", "held-out loss", "added", "at most"], losses),
-            "Error of rows that training read, `|q - w| / |w|`:\n",
+            markdown_table(["tables", "MB", "held-out loss", "added"], losses),
+            "Error of the rows that training read, `|q - w| / |w|`:\n",
             markdown_table(["tables", "rows", "all together", "median row", "worst row"], errors),
         ]
     )
 
 
-def draw(results: dict, path: Path):
-    """Error per order as bars, one group a checkpoint."""
+def draw(results: dict, path: Path) -> None:
+    """Error per order as bars, one group per checkpoint."""
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
     converted = results["converted"]
@@ -139,7 +137,7 @@ def draw(results: dict, path: Path):
     for number, one in enumerate(converted):
         heights = [error["relative_error"] for error in one["orders"].values()]
         places = [place + number * width for place in range(len(heights))]
-        label = f"{one['bits']} bits, loss {one['added_loss']:+.4f}"
+        label = f"{one['tables']}, loss {one['added_loss']:+.4f}"
         axes.bar_label(axes.bar(places, heights, width, label=label), fmt="%.4f", fontsize=8)
     axes.set_xticks([p + width * (len(converted) - 1) / 2 for p in range(len(heights))], list(one["orders"]))
     axes.set_yscale("log")
@@ -148,30 +146,31 @@ def draw(results: dict, path: Path):
     save_figure(figure, path)
 
 
-def make_parser() -> argparse.ArgumentParser:
+def make_parser() -> CommandParser:
     """Command-line arguments."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--model", required=True, help="The original checkpoint, with its tokenizer.")
-    parser.add_argument("--converted", required=True, nargs="+", help="Folders of `eval.checkpoints.quantize`.")
-    parser.add_argument("--trained-rows", type=Path, required=True, help="JSON Lines of training conversations.")
-    parser.add_argument("--held-out", type=Path, required=True, help="JSON Lines of held-out conversations.")
-    parser.add_argument("--count", type=int, help="Read only so many held-out conversations.")
-    parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"), help="Of the computation.")
-    parser.add_argument("--output", type=Path, default=Path("eval/results"), help="Folder for JSON, Markdown and PNG.")
+    parser = CommandParser("eval.ngrams.quantization", "Measures what packed n-gram tables cost: row errors and loss.")
+    parser.add_shared("--model", required=True, help="folder of the original checkpoint, with its tokenizer")
+    add = parser.add_argument
+    add("--converted", required=True, nargs="+", metavar="DIR", help="folders written by `eval.checkpoints.quantize`")
+    add("--trained-rows", type=Path, required=True, metavar="FILE", help="JSON Lines of training conversations")
+    add("--held-out", type=Path, required=True, metavar="FILE", help="JSON Lines of held-out conversations")
+    add("--count", type=int, help="held-out conversations to read; all if left out")
+    parser.add_shared("--dtype", default="bfloat16", choices=("bfloat16", "float32"), help="dtype of the computation")
+    parser.add_shared("--output", default=Path("eval/results"))
     return parser
 
 
-def main(arguments: argparse.Namespace):
-    """Measures, writes, prints."""
+def main(arguments: argparse.Namespace) -> None:
+    """Measures, writes and prints."""
     check_counts(arguments, "count")
     results = measure(arguments)
     paths = write_report(arguments.output, NAME, results, as_markdown(results))
     paths.append(arguments.output / f"{NAME}.png")
     draw(results, paths[-1])
     for one in results["converted"]:
-        print(f"{one['bits']} bits: held-out loss {one['loss']:.5f}, {one['added_loss']:+.5f} against the original")
+        print(f"{one['tables']}: held-out loss {one['loss']:.5f}, {one['added_loss']:+.5f} against the original")
     Console().print("Written: " + ", ".join(map(str, paths)), soft_wrap=True)
 
 
 if __name__ == "__main__":
-    main(make_parser().parse_args())
+    run_command(lambda: main(make_parser().parse_args()))

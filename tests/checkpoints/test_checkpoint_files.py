@@ -128,7 +128,7 @@ def test_packed_tables_are_bytes(sources, tmp_path):
         with pytest.raises(ValueError, match=rf"`{name}`.*I8.*U8"):
             LongCatLiteForCausalLM.from_pretrained(folder, ngram_tables=placement)
     (problem,) = verify(CheckpointFiles(str(folder)), 4)["problems"]
-    assert (problem["where"], problem["expected"], problem["found"]) == (f"`{name}`", "U8", "I8")
+    assert (problem["where"], problem["expected"], problem["found"]) == (f"`{name}`", "dtype U8", "dtype I8")
 
 
 def test_two_16_bit_formats_are_a_damaged_header(sharded):

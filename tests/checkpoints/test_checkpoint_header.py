@@ -33,7 +33,7 @@ HEADERS = {
     "dtype is a list": (ENTRY.replace('"F32"', "[]"), "dtype", True),
     "half a byte": (ENTRY.replace("F32", "F4").replace("[2]", "[15]"), "`a`", True),
     "a field twice": (ENTRY.replace('"shape":[2]', '"shape":[1],"shape":[2]'), "`shape`", True),
-    "a tensor twice": (ENTRY + ',"a":' + ENTRY, "`a` is there twice", False),
+    "a tensor twice": (ENTRY + ',"a":' + ENTRY, "`a` occurs twice", False),
     "one more field": (ENTRY.replace("}", ',"x":1}'), "`a`", False),
     "deep field": (ENTRY.replace("}", f',"x":{"[" * 200 + "]" * 200}}}'), "`a`", True),
     "very deep": (ENTRY.replace("[2]", "[" * 10**5 + "]" * 10**5), "nested", True),

@@ -15,6 +15,16 @@ from safetensors.torch import load_file, save_file
 
 from eval.checkpoints.runtimes import expected_tensors
 from modeling_longcat_lite import LongCatLiteConfig, LongCatLiteForCausalLM, LongCatLiteModel
+from modeling_longcat_lite.checkpoint_layout import (
+    CONDITIONS,
+    JOINED,
+    KINDS,
+    LAYOUT,
+    config_fields,
+    own_tensors,
+    released_tensors,
+)
+from modeling_longcat_lite.checkpoint_names import is_indexer, is_ngram_table, released_name, spelling_of
 
 WEIGHTS = "model.safetensors"
 
@@ -270,3 +280,48 @@ def test_mismatched_sizes_may_be_ignored_on_request(tmp_path):
         tmp_path, vocab_size=32, ngram_base_vocab_size=64, ignore_mismatched_sizes=True
     )
     assert model.lm_head.weight.shape == (32, 48)
+
+
+@settings(max_examples=15, derandomize=True, deadline=None)
+@given(config=configs(), biased=st.booleans(), normed=st.booleans())
+def test_the_table_is_what_models_have(config, biased, normed):
+    """Names, shapes and, for a fresh model in float32, dtypes of `LAYOUT` against the model's own state."""
+    config.attention_bias = config.router_bias = biased
+    config.embedding_amplification = "layer_norm" if normed else "none"
+    for bits in (16, 8):
+        config.ngram_table_bits = bits
+        model = LongCatLiteForCausalLM(config)
+        state = {name: t for name, t in model.state_dict().items() if name not in model.all_tied_weights_keys}
+        own = own_tensors(model.config)
+        assert {name: tensor.shape for name, tensor in own.items()} == {n: tuple(t.shape) for n, t in state.items()}
+        for name, tensor in state.items():
+            assert ("U8" if tensor.dtype == torch.uint8 else "F32") in own[name].kind.released, name
+        with TemporaryDirectory() as folder:
+            model.save_pretrained(folder)
+            saved = {name: tuple(tensor.shape) for name, tensor in tensors_in(Path(folder)).items()}
+        assert saved == {name: tensor.shape for name, tensor in released_tensors(model.config).items()}
+
+
+def test_every_line_of_the_table_is_complete():
+    fields = vars(LongCatLiteConfig()).keys() | {"index_n_heads", "index_head_dim"}
+    for line in LAYOUT:
+        assert set(config_fields(line)) <= fields, line.name
+        assert line.kind in KINDS and set(line.when) <= CONDITIONS.keys(), line.name
+        parameter = line.parameter or line.name
+        assert parameter in JOINED or parameter.count("{") == line.name.count("{"), line.name
+
+
+@pytest.mark.parametrize("prefix", ["model.", ""])
+def test_names_are_found_under_every_spelling(prefix):
+    """Aliases lead to the released name and back; a name that only looks like one is left alone."""
+    for line in LAYOUT:
+        name = line.name.format(table=3, layer=1, half=0, expert=7).removeprefix("model.")
+        for alias in line.aliases:
+            other = f"{prefix}{alias.format(table=3).removeprefix('model.')}"
+            assert released_name(other) == f"{prefix}{name}"
+            assert spelling_of([other])(f"model.{name}") == other
+        assert released_name(prefix + name) == prefix + name
+        assert is_indexer(prefix + name) == (".indexer." in name)
+        assert is_ngram_table(prefix + name) == ("embedders" in name)
+    for other in ("model.mtp.oe_embed_tokens0.weight", "model.oe_embed_tokens.weight", "x.oe_embed_proj1.weight"):
+        assert released_name(other) == other and not is_ngram_table(other)

@@ -14,10 +14,12 @@ from oe_checkpoints import LONGCAT_2, SPARSE, TOKENS, TOPK, WEIGHTS, logits, wri
 from safetensors.torch import load_file, save_file
 from transformers.utils import logging
 
+from eval.checkpoints.merge_rows import merge
 from eval.checkpoints.quantize import convert
 from eval.reports.results import config_hash
 from modeling_longcat_lite import LongCatLiteConfig, LongCatLiteForCausalLM
 from modeling_longcat_lite.ngram_quantization import quantize_rows
+from modeling_longcat_lite.ngram_row_files import sample_base, write_row_delta
 
 KINDS = pytest.mark.parametrize("fields", [SPARSE, LONGCAT_2], ids=["sparse", "2.0"])
 
@@ -109,6 +111,37 @@ def test_tables_of_few_bits(published, tmp_path):
     for placement in ("resident", "disk"):
         loaded = LongCatLiteForCausalLM.from_pretrained(tmp_path / "int8", ngram_tables=placement)
         assert torch.equal(logits(loaded), expected), placement
+
+
+def test_changed_rows_are_merged(published, tmp_path):
+    """Into the tables under their own names; everything else stays as it is."""
+    _, folder = published
+    model = LongCatLiteForCausalLM.from_pretrained(folder, ngram_tables="disk")
+    width = model.config.subtable_width
+    rows = [(torch.tensor([0, i + 1]), torch.full((2, width), i + 0.5)) for i in range(model.config.num_subtables)]
+    write_row_delta(tmp_path / "delta.safetensors", model.config, rows, str(folder))
+    merge(folder, [tmp_path / "delta.safetensors"], tmp_path / "merged")
+    before, merged = load_file(folder / WEIGHTS), load_file(tmp_path / "merged" / WEIGHTS)
+    assert merged.keys() == before.keys()
+    for i, (ids, values) in enumerate(rows):
+        before[f"model.oe_embed_tokens{i}.weight"][ids] = values
+    assert all(torch.equal(merged[name], tensor) for name, tensor in before.items())
+    model.load_ngram_rows(tmp_path / "delta.safetensors")
+    assert torch.equal(logits(LongCatLiteForCausalLM.from_pretrained(tmp_path / "merged")), logits(model))
+
+
+def test_merging_tells_rows_of_another_model(published, tmp_path, monkeypatch):
+    model, folder = published
+    warnings: list[str] = []
+    monkeypatch.setattr(logging.get_logger("eval.checkpoints.merge_rows"), "warning", warnings.append)
+    width = model.config.subtable_width
+    rows = [(torch.tensor([1]), torch.zeros(1, width)) for _ in model.config.subtable_sizes]
+    sample = sample_base(
+        model.config, lambda name, ids: None if name == "words" else torch.full((len(ids), width), 7.0)
+    )
+    write_row_delta(tmp_path / "delta.safetensors", model.config, rows, "other", sample)
+    merge(folder, [tmp_path / "delta.safetensors"], tmp_path / "merged")
+    assert len(warnings) == 1 and "other" in warnings[0] and "n-gram tables" in warnings[0]
 
 
 @pytest.mark.parametrize(

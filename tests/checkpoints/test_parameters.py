@@ -44,7 +44,7 @@ def test_the_vanilla_twin():
 @pytest.mark.slow  # a process of its own
 def test_the_command_writes_json_and_markdown(tmp_path):
     command = [sys.executable, "-m", "eval.checkpoints.parameters", "--output", tmp_path]
-    command += ["--config", ROOT / "tests" / "conformance" / "base"]
+    command += ["--model", ROOT / "tests" / "conformance" / "base"]
     printed = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
     assert "vanilla twin" in printed and "Activated" in printed
     written = json.loads((tmp_path / "parameter_report.json").read_text())

@@ -14,9 +14,11 @@ from quantized_tables import convert
 from safetensors.torch import load_file, save_file
 from tiny_chat import write_tiny_chat
 
+from eval.fit import __main__ as fit
 from eval.ngrams import quantization as quantization_report
 from modeling_longcat_lite import LongCatLiteForCausalLM
-from modeling_longcat_lite.ngram_quantization import dequantize_rows, quantize_rows
+from modeling_longcat_lite.ngram_quantization import ROW_FORMATS, PackedRows, dequantize_rows, quantize_rows
+from modeling_longcat_lite.ngram_tables import PLACEMENTS
 
 
 def weights(folder) -> dict[str, torch.Tensor]:
@@ -54,6 +56,51 @@ def test_the_file_shrinks_as_it_should(bits, tmp_path):
     saved = sum(config.subtable_sizes) * (2 * 64 - (4 + 64 * bits // 8))
     sizes = [(tmp_path / folder / "model.safetensors").stat().st_size for folder in ("large", "few")]
     assert abs(sizes[0] - sizes[1] - saved) < 200  # headers
+
+
+class HalfOffsets(PackedRows):
+    """A row as its mean in float32 and each value's offset from it in float16, all as bytes."""
+
+    bits = "half-offsets"
+
+    def columns(self, width: int) -> int:
+        return 4 + 2 * width
+
+    def pack(self, rows: torch.Tensor) -> torch.Tensor:
+        mean = rows.float().mean(dim=1, keepdim=True)
+        return torch.cat([mean.view(torch.uint8), (rows.float() - mean).half().view(torch.uint8)], dim=1)
+
+    def unpack(self, stored: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        mean, offsets = (part.clone(memory_format=torch.contiguous_format) for part in stored.tensor_split([4], -1))
+        return (mean.view(torch.float32) + offsets.view(torch.float16)).to(dtype)
+
+
+@torch.no_grad()
+def test_a_row_format_is_one_class(source, tmp_path, monkeypatch, capsys):
+    toy = HalfOffsets()
+    monkeypatch.setitem(ROW_FORMATS, toy.bits, toy)
+    convert(source, tmp_path / "toy", "--bits", toy.bits)
+    original = LongCatLiteForCausalLM.from_pretrained(source, dtype=torch.float32)
+    for table in original.model.ngram_embeddings.embedders:
+        table.weight.copy_(toy.unpack(toy.pack(table.weight), torch.float32))
+    ids = torch.arange(4, 20)[None]
+    expected = original(ids).logits
+    for placement in PLACEMENTS:
+        model = LongCatLiteForCausalLM.from_pretrained(tmp_path / "toy", dtype=torch.float32, ngram_tables=placement)
+        assert torch.equal(model(ids).logits, expected), placement
+        model.save_pretrained(tmp_path / "saved")
+        again = LongCatLiteForCausalLM.from_pretrained(tmp_path / "saved", dtype=torch.float32, ngram_tables="disk")
+        assert torch.equal(again(ids).logits, expected), placement
+    config = original.config
+    size = sum(config.subtable_sizes) * toy.columns(config.subtable_width)
+    for folder, options in ((tmp_path / "toy", []), (source, ["--bits", toy.bits])):
+        machine = ["--gpus", "0", "--host-memory", "8GB", "--context", "64"]
+        command = ["--model", str(folder), *machine, *options, "--output", str(tmp_path / "fit")]
+        fit.main(fit.make_parser().parse_args(command))
+        results = json.loads((tmp_path / "fit" / "fit.json").read_text())
+        assert [results["placements"]["disk"]["disk"]["n-gram tables"]] == [size]
+        assert toy.bits in capsys.readouterr().out
+        assert any("--bits half-offsets" in line for line in results["arguments"]) == bool(options)
 
 
 MEASURED = """

@@ -42,6 +42,10 @@ def digest(folder: Path) -> dict[str, str]:
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.glob("*.safetensors")}
 
 
+def merge_rows(arguments: list[str]):
+    merge_row_deltas.main(merge_row_deltas.make_parser().parse_args(arguments))
+
+
 def made_delta(path: Path, config, seed: int, parity: int | None = None, scale: float = 1.0) -> Path:
     """Half of the rows of every table, at random; of one parity, so that two deltas can be disjoint."""
     generator, tables = torch.Generator().manual_seed(seed), []
@@ -102,7 +106,7 @@ def test_tables_of_few_bits_train_beside_them(tmp_path):
     with pytest.raises(ValueError, match="8 bits take no changed rows"):
         load(tmp_path / "saved")
     with pytest.raises(ValueError, match=r"`--model`.*8 bits"):
-        merge_row_deltas.main(["--model", str(tmp_path / "saved"), "--output", str(tmp_path / "merged")])
+        merge_rows(["--model", str(tmp_path / "saved"), "--output", str(tmp_path / "merged")])
 
 
 def test_resuming_repeats_the_uninterrupted_run_bit_for_bit(chat, resident, tmp_path):
@@ -178,10 +182,8 @@ def test_copies_saving_and_merging_keep_the_rows(chat, tmp_path, placement):
     model.save_pretrained(tmp_path / "saved")
     for where in ("resident", "host", "disk"):
         assert torch.equal(logits(load(tmp_path / "saved", where)), expected)
-    merge_row_deltas.main(["--model", str(tmp_path / "saved"), "--output", str(tmp_path / "merged")])
-    merge_row_deltas.main(
-        ["--model", str(chat / "model"), "--deltas", str(delta), "--output", str(tmp_path / "merged-too")]
-    )
+    merge_rows(["--model", str(tmp_path / "saved"), "--output", str(tmp_path / "merged")])
+    merge_rows(["--model", str(chat / "model"), "--deltas", str(delta), "--output", str(tmp_path / "merged-too")])
     for merged in ("merged", "merged-too"):
         assert not (tmp_path / merged / DELTA).exists()
         assert torch.equal(logits(load(tmp_path / merged)), expected)
@@ -231,10 +233,8 @@ def test_a_missing_delta_is_named(chat, tmp_path):
 
 def test_merging_names_what_it_cannot_do(chat, tmp_path):
     with pytest.raises(ValueError, match="no changed rows"):
-        merge_row_deltas.main(["--model", str(chat / "model"), "--output", str(tmp_path / "out")])
+        merge_rows(["--model", str(chat / "model"), "--output", str(tmp_path / "out")])
     (tmp_path / "out").mkdir()
     with pytest.raises(ValueError, match=r"--output.*is there"):
-        merge_row_deltas.main(
-            ["--model", str(chat / "model"), "--deltas", str(tmp_path), "--output", str(tmp_path / "out")]
-        )
+        merge_rows(["--model", str(chat / "model"), "--deltas", str(tmp_path), "--output", str(tmp_path / "out")])
     shutil.rmtree(tmp_path / "out")

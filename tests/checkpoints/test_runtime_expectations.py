@@ -61,7 +61,7 @@ def test_a_renamed_tensor_is_named(saved):
     found[new] = found.pop(old)
     assert tensor_problems(config_in(saved), found) == [
         f"`{old}` is missing: [112, 24]",
-        f"`{new}` is no tensor that a runtime knows",
+        f"`{new}` is unknown to every runtime",
     ]
 
 

@@ -263,7 +263,7 @@ def test_a_journal_that_is_none_is_named(tmp_path, journal):
     with pytest.raises(ValueError, match=r"unfinished_save\.json"):
         tiny(0).save_pretrained(tmp_path)
     (tmp_path / "unfinished_save.json").write_text('{"staged": ".save-x.partial", "new": [], "old": []}')
-    with pytest.raises(ValueError, match=r"\.save-x\.partial with the files of it is gone"):
+    with pytest.raises(ValueError, match=r"\.save-x\.partial with its files is gone"):
         tiny(0).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="a save to this folder was not finished"):
         load(tmp_path)

@@ -2,6 +2,7 @@
 """`eval.checkpoints.verify`: conformance checkpoints fit, every kind of damage is named, and little is read."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,8 @@ from fake_hub import FakeHub
 from safetensors.torch import load_file
 from verify_cases import INDEX, WEIGHTS, copied, edit_json, edit_weights, only_problem, verify
 
-from eval.checkpoints.problems import needed_tensors
 from modeling_longcat_lite import LongCatLiteConfig, LongCatLiteForCausalLM
+from modeling_longcat_lite.checkpoint_layout import released_tensors
 
 
 def test_the_conformance_checkpoints_fit(conformance_folder, tmp_path):
@@ -63,24 +64,24 @@ def test_the_head_shares_the_words_of_the_model(tmp_path):
 
 
 DAMAGED = {
-    "missing": (lambda w: w.pop("model.norm.weight"), "`model.norm.weight`", "[96]", "no such tensor"),
+    "missing": (lambda w: w.pop("model.norm.weight"), "`model.norm.weight`", "shape [96]", "no such tensor"),
     "shape": (
         lambda w: w.update({"lm_head.weight": torch.ones(255, 96)}),
         "`lm_head.weight`",
-        "[256, 96]",
-        "[255, 96]",
+        "shape [256, 96]",
+        "shape [255, 96]",
     ),
     "dtype": (
         lambda w: w.update({"model.norm.weight": torch.ones(96, dtype=torch.int64)}),
         "`model.norm.weight`",
-        "F32 or F16 or BF16",
-        "I64",
+        "dtype F32 or F16 or BF16",
+        "dtype I64",
     ),
     "rounded router": (
         lambda w: w.update({(n := "model.layers.1.mlp.router.classifier.weight"): w[n].bfloat16()}),
         "`model.layers.1.mlp.router.classifier.weight`",
-        "F32",
-        "BF16",
+        "dtype F32",
+        "dtype BF16",
     ),
     "extra": (lambda w: w.update({"model.extra": torch.ones(2)}), "`model.extra`", "no such tensor", "a tensor"),
     "NaN": (
@@ -126,9 +127,9 @@ def test_a_cut_off_shard_is_named(kept, tmp_path):
 @pytest.mark.parametrize(
     ("change", "found"),
     [
-        (lambda entry: entry.update(shape=[128, 96]), ["[128, 96]", "98304 bytes"]),
-        (lambda entry: entry.update(shape=[24576]), ["[24576]"]),
-        (lambda entry: entry.update(shape=[]), ["[]"]),
+        (lambda entry: entry.update(shape=[128, 96]), ["shape [128, 96]", "98304 bytes"]),
+        (lambda entry: entry.update(shape=[24576]), ["shape [24576]"]),
+        (lambda entry: entry.update(shape=[]), ["shape []"]),
     ],
     ids=["bytes", "flat", "scalar"],
 )
@@ -214,9 +215,10 @@ def test_the_released_sizes(tmp_path):
     config = LongCatLiteConfig(dtype="bfloat16")
     config.save_pretrained(folder)
     header, end = {}, 0
-    for name, tensor in needed_tensors(config, has_draft_head=True).items():
+    config.num_nextn_predict_layers = 1
+    for name, tensor in released_tensors(config).items():
         dtype, width = ("F32", 4) if ".router." in name else ("BF16", 2)
-        begin, end = end, end + tensor.numel() * width
+        begin, end = end, end + math.prod(tensor.shape) * width
         header[name] = {"dtype": dtype, "shape": list(tensor.shape), "data_offsets": [begin, end]}
     text = json.dumps(header).encode()
     with (folder / WEIGHTS).open("wb") as file:
@@ -234,7 +236,7 @@ def test_reads_under_a_hundredth(tmp_path):
     assert results["problems"] == []
     assert results["bytes_in_all"] > 24e6
     assert results["bytes_read"] < results["bytes_in_all"] / 100
-    assert verify(tmp_path / "model", "--rows", "8")["bytes_read"] < results["bytes_read"]
+    assert verify(tmp_path / "model", "--sampled-rows", "8")["bytes_read"] < results["bytes_read"]
 
 
 @pytest.mark.slow  # a process of its own: this one is offline
@@ -252,7 +254,7 @@ def test_a_repository_on_the_hub_is_read_in_ranges(tmp_path):
 
 def test_a_users_mistakes_are_named(tmp_path):
     for name in (tmp_path / "nowhere", Path("me/nowhere")):
-        with pytest.raises(ValueError, match=r"`.*nowhere` is no folder, and cannot be read on the Hub"):
+        with pytest.raises(ValueError, match=r"`.*nowhere` is not a folder, and cannot be read on the Hub"):
             verify(name)
     adapter = tmp_path / "adapter"
     adapter.mkdir()
@@ -264,10 +266,10 @@ def test_a_users_mistakes_are_named(tmp_path):
     with pytest.raises(ValueError, match=r"index\.json.*`weight_map`"):
         verify(shards)
     folder = copied("base", tmp_path)
-    with pytest.raises(ValueError, match="`--rows`"):
-        verify(folder, "--rows", "0")
+    with pytest.raises(ValueError, match="`--sampled-rows`"):
+        verify(folder, "--sampled-rows", "0")
     (folder / "config.json").write_text("{")
-    with pytest.raises(ValueError, match=r"config\.json is no JSON"):
+    with pytest.raises(ValueError, match=r"config\.json is not JSON"):
         verify(folder)
     (folder / "config.json").unlink()
     with pytest.raises(ValueError, match=r"config\.json is missing"):

@@ -37,9 +37,9 @@ def test_every_kind_of_model_that_is_saved_fits(tmp_path):
 
 
 def write_fp8(folder: Path):
-    """`base` with its dense MLPs in FP8, a scale for blocks of 32 x 32; `down_proj` ends in blocks that are cut."""
+    """`base` in FP8 as released: every projection but the n-gram ones, a scale for blocks of 32 x 32, some cut."""
     weights = load_file(folder / WEIGHTS)
-    for name in [name for name in weights if ".mlps." in name]:
+    for name in [name for name in weights if "_proj" in name and "post_projs" not in name and "norm" not in name]:
         grid = [-(-size // 32) for size in weights[name].shape]
         weights[name] = weights[name].to(torch.float8_e4m3fn)
         weights[f"{name}_scale_inv"] = torch.ones(grid)

@@ -12,7 +12,7 @@ from conftest import CONFORMANCE
 from transformers.integrations.accelerate import get_balanced_memory, infer_auto_device_map
 
 from eval.fit import __main__ as fit
-from eval.fit.activations import Run
+from eval.fit.activations import Workload
 from eval.fit.changes import Search, find_changes
 from eval.fit.placement import PLACEMENTS, Machine, Model, Plan, plan
 from eval.fit.speed import estimate, expert_share
@@ -58,7 +58,7 @@ def test_a_wrong_size_names_its_option(text):
         (["--host-memory", "64"], "`--host-memory`"),
         (["--host-memory", "64GB", "--gpu-bandwidth", "fast"], "`--gpu-bandwidth`"),
         (["--host-memory", "64GB", "--context", 400_000], "`--context`.*327680"),
-        (["--host-memory", "64GB", "--batch", 0], "`--batch`"),
+        (["--host-memory", "64GB", "--batch-size", 0], "`--batch-size`"),
         (["--host-memory", "64GB", "--gpus", 65], "`--gpus`"),
         (["--host-memory", "64GB", "--prefill-chunk", -1], "`--prefill-chunk`"),
         (["--host-memory", "64GB", "--tflops", 0], "`--tflops`"),
@@ -92,7 +92,7 @@ def released_on_meta(placement: str) -> LongCatLiteForCausalLM:
 
 @pytest.mark.parametrize(("gpus", "gpu_memory", "host_memory"), MACHINES)
 def test_modules_go_where_accelerate_puts_them(released, gpus, gpu_memory, host_memory):
-    plans = [plan(released, Run(), Machine(gpus, gpu_memory, host_memory), placement) for placement in PLACEMENTS]
+    plans = [plan(released, Workload(), Machine(gpus, gpu_memory, host_memory), placement) for placement in PLACEMENTS]
     assert any(result.fits for result in plans)
     for result in plans:
         if result.fits:
@@ -126,7 +126,7 @@ def compare_places(result: Plan, theirs: dict[str, int | str]):
 def test_a_plan_stays_inside_the_machine(released):
     for gpus, gpu_memory, host_memory in MACHINES:
         for placement in PLACEMENTS:
-            result = plan(released, Run(), Machine(gpus, gpu_memory, host_memory), placement)
+            result = plan(released, Workload(), Machine(gpus, gpu_memory, host_memory), placement)
             weights = sum(unit.size for unit in released.units[placement])
             assert sum(unit.size for unit in result.on_gpu + result.on_host) == weights
             if result.fits:
@@ -134,11 +134,11 @@ def test_a_plan_stays_inside_the_machine(released):
                 assert sum(result.host.values()) <= host_memory
 
 
-def changed(options: str, run: Run, machine: Machine) -> tuple[Run, Machine]:
+def changed(options: str, run: Workload, machine: Machine) -> tuple[Workload, Machine]:
     """The run and the machine with the options of a change."""
     words = options.split()
     for option, value in zip(words[::2], words[1::2], strict=True):
-        name = {"--prefill-chunk": "chunk"}.get(option, option.removeprefix("--").replace("-", "_"))
+        name = {"--prefill-chunk": "chunk", "--batch-size": "batch"}.get(option, option.removeprefix("--").replace("-", "_"))
         number = parse_size(value, option) if name.endswith("memory") else int(value)
         if name in ("gpus", "gpu_memory", "host_memory"):
             machine = replace(machine, **{name: number})
@@ -150,12 +150,12 @@ def changed(options: str, run: Run, machine: Machine) -> tuple[Run, Machine]:
 @pytest.mark.parametrize(
     ("machine", "run"),
     [
-        (Machine(1, 24 * GB, 64 * GB), Run()),
-        (Machine(1, 8 * GB, 16 * GB), Run()),
-        (Machine(1, 80 * GB, 64 * GB), Run(context=131072, batch=8, chunk=131072)),
-        (Machine(0, 0, 100 * GB), Run(context=131072, batch=32)),
-        (Machine(1, 16 * GB, 128 * GB), Run(chunk=32768)),
-        (Machine(1, 80 * GB, 64 * GB), Run(context=100)),
+        (Machine(1, 24 * GB, 64 * GB), Workload()),
+        (Machine(1, 8 * GB, 16 * GB), Workload()),
+        (Machine(1, 80 * GB, 64 * GB), Workload(context=131072, batch=8, chunk=131072)),
+        (Machine(0, 0, 100 * GB), Workload(context=131072, batch=32)),
+        (Machine(1, 16 * GB, 128 * GB), Workload(chunk=32768)),
+        (Machine(1, 80 * GB, 64 * GB), Workload(context=100)),
     ],
 )
 @pytest.mark.parametrize("placement", PLACEMENTS)
@@ -171,19 +171,19 @@ def test_every_change_does_what_it_says(released, machine, run, placement):
 
 
 def test_fewer_bits_fit_the_host(released):
-    options = [c.options for c in find_changes(Search(released, Run(), Machine(1, 80 * GB, 64 * GB), "host"))]
+    options = [c.options for c in find_changes(Search(released, Workload(), Machine(1, 80 * GB, 64 * GB), "host"))]
     assert "--bits 8" in options and "--host-memory 65GB" in options
 
 
 def test_what_keeps_the_link_free(released):
     machine = Machine(1, 24 * GIB, 64 * GIB)
-    for change in find_changes(Search(released, Run(), machine, "disk", on_gpus=True)):
-        new_run, new_machine = changed(change.options, Run(), machine)
+    for change in find_changes(Search(released, Workload(), machine, "disk", on_gpus=True)):
+        new_run, new_machine = changed(change.options, Workload(), machine)
         assert plan(released, new_run, new_machine, "disk").offloaded == 0
 
 
 def test_the_link_is_what_layers_on_the_host_cost(released):
-    run, machine = Run(), Machine(1, 24 * GIB, 64 * GIB)
+    run, machine = Workload(), Machine(1, 24 * GIB, 64 * GIB)
     result = plan(released, run, machine, "disk")
     seconds = estimate(released, run, machine, result).decode
     not_run = sum(unit.parts.get("draft head", 0) for unit in result.on_host)
@@ -193,7 +193,7 @@ def test_the_link_is_what_layers_on_the_host_cost(released):
 
 
 def test_decoding_without_a_link_reads_active_weights(released):
-    run, machine = Run(context=1), Machine(2, 80 * GB, 128 * GB)
+    run, machine = Workload(context=1), Machine(2, 80 * GB, 128 * GB)
     result = plan(released, run, machine, "resident")
     # 3.98 billion activated parameters at 8 routed experts, of which the head and the n-gram projections are read too.
     active = 3.98e9 + 3072**2

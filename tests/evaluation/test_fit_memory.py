@@ -13,7 +13,7 @@ from conftest import randomize, tiny_config
 from fit_measurement import prefill
 from live_tensors import LiveTensors
 
-from eval.fit.activations import Run, activation_bytes, cache_bytes, latents_are_cheaper, stage_bytes
+from eval.fit.activations import Workload, activation_bytes, cache_bytes, latents_are_cheaper, stage_bytes
 from eval.fit.placement import PLACEMENTS, Machine, Model, plan
 from eval.fit.weights import TABLES, read_checkpoint, weigh
 from modeling_longcat_lite import LongCatLiteConfig, LongCatLiteForCausalLM
@@ -29,7 +29,7 @@ def test_the_released_model():
     assert parts["routed experts"] == 2 * 33_822_867_456
     draft_head = sum(unit.parts.get("draft head", 0) for unit in released.units["resident"])
     assert draft_head - 64 * 4 == 2 * 510_870_528  # less its two rotary buffers
-    one_token = cache_bytes(LongCatLiteConfig(), Run(context=1), torch.bfloat16)
+    one_token = cache_bytes(LongCatLiteConfig(), Workload(context=1), torch.bfloat16)
     assert one_token == 28 * (512 + 64) * 2 + 4 * 8
 
 
@@ -72,7 +72,7 @@ def test_every_byte_of_a_loaded_model(tmp_path, overrides, placement, dtype):
     output = model.generate(torch.full((2, 9), 7), max_new_tokens=4, return_dict_in_generate=True, pad_token_id=3)
     cache = output.past_key_values
     held = [t for layer in cache.layers for t in (layer.keys, layer.values)] + [cache.token_history]
-    run = Run(context=held[0].shape[2], batch=2)
+    run = Workload(context=held[0].shape[2], batch=2)
     assert cache_bytes(config, run, model.dtype) == sum(t.numel() * t.itemsize for t in held)
 
 
@@ -116,7 +116,7 @@ STAGES = {
 @pytest.mark.parametrize("stage", STAGES)
 def test_tensors_that_live_during_a_prefill(stage, dtype):
     overrides, context, batch, chunk = STAGES[stage]
-    run, model = Run(context, batch, chunk), LongCatLiteForCausalLM(tiny_config(**SMALL | overrides)).to(dtype).eval()
+    run, model = Workload(context, batch, chunk), LongCatLiteForCausalLM(tiny_config(**SMALL | overrides)).to(dtype).eval()
     stages = stage_bytes(model.config, run, dtype)
     assert max(stages, key=lambda name: stages[name]) == stage
     with LiveTensors([*model.parameters(), *model.buffers()]) as tensors:
@@ -127,7 +127,7 @@ def test_tensors_that_live_during_a_prefill(stage, dtype):
 
 def test_tensors_that_live_behind_a_history():
     config = tiny_config(**SMALL | {"num_attention_heads": 8, "moe_topk": 1})
-    run, model = Run(2048, 1, 256), LongCatLiteForCausalLM(config).eval()
+    run, model = Workload(2048, 1, 256), LongCatLiteForCausalLM(config).eval()
     with LiveTensors([*model.parameters(), *model.buffers()]) as tensors:
         prefill(model, run.context, run.batch, run.chunk)
     expected = activation_bytes(config, run, model.dtype) + cache_bytes(config, run, model.dtype)
@@ -140,7 +140,7 @@ def test_tensors_that_live_behind_a_history():
 def test_memory_of_a_process(tmp_path, name):
     overrides, placement, context, batch, chunk = MEASURED[name]
     LongCatLiteForCausalLM(tiny_config(**SMALL | overrides)).to(torch.bfloat16).save_pretrained(tmp_path)
-    weighed, run = Model.of(read_checkpoint(str(tmp_path), "float32"), None), Run(context, batch, chunk)
+    weighed, run = Model.of(read_checkpoint(str(tmp_path), "float32"), None), Workload(context, batch, chunk)
     held = plan(weighed, run, Machine(gpus=0, gpu_memory=0, host_memory=64 * GB), placement).host
 
     command = [
@@ -178,12 +178,12 @@ def test_attention_in_latents_or_heads_is_decided_as_the_model_does(chunk, conte
     attention = LongCatLiteForCausalLM(config).eval().model.layers[0].self_attn[0]
     query, latent = torch.zeros(1, 2, chunk, 12), torch.zeros(1, 1, context, 32)
     mask = None if chunk == context else torch.ones(1, 1, chunk, context, dtype=torch.bool)
-    assert latents_are_cheaper(config, Run(context, 1, chunk)) == attention._latents_are_cheaper(query, latent, mask)
+    assert latents_are_cheaper(config, Workload(context, 1, chunk)) == attention._latents_are_cheaper(query, latent, mask)
 
 
 def test_shorter_chunks_hold_less():
     config = LongCatLiteConfig()
-    held = [activation_bytes(config, Run(chunk=chunk), torch.bfloat16) for chunk in (512, 2048, 8192, 32768)]
+    held = [activation_bytes(config, Workload(chunk=chunk), torch.bfloat16) for chunk in (512, 2048, 8192, 32768)]
     assert held == sorted(held) and held[-1] > 14 * GB
 
 

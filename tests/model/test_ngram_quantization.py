@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from modeling_longcat_lite import LongCatLiteForCausalLM
-from modeling_longcat_lite.ngram_quantization import dequantize_rows, packed_width, quantize_rows
+from modeling_longcat_lite.ngram_quantization import dequantize_rows, quantize_rows, row_format
 from modeling_longcat_lite.ngram_tables import PLACEMENTS
 
 bits_of_rows = pytest.mark.parametrize("bits", [8, 4])
@@ -40,7 +40,7 @@ def test_every_value_comes_back_within_half_a_step(rows, pairs, bits, dtype, mag
     torch.manual_seed(seed)
     values = (torch.randn(rows, 2 * pairs) * 10**magnitude).to(dtype)
     packed = quantize_rows(values, bits)
-    assert packed.shape == (rows, packed_width(2 * pairs, bits))
+    assert packed.shape == (rows, row_format(bits).columns(2 * pairs))
     steps = values.float().abs().amax(1, keepdim=True) / LARGEST[bits]
     error = (dequantize_rows(packed, bits, torch.float32) - values.float()).abs()
     assert (error <= steps * 0.5001).all()
@@ -168,5 +168,5 @@ def test_a_config_of_other_bits_is_named(placement, tmp_path):
     few_bit_checkpoint("base", 8, tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {"ngram_table_bits": 4}))
-    with pytest.raises(ValueError, match=r"embedders\.0\.packed` in .* shape \[1793, 12\], .* asks for \[1793, 8\]"):
+    with pytest.raises(ValueError, match=r"embedders\.0\.packed` in .* shape \[1793, 12\], .* must have shape \[1793, 8\]"):
         LongCatLiteForCausalLM.from_pretrained(tmp_path, ngram_tables=placement)

@@ -26,7 +26,7 @@ from typing import Any
 import torch
 
 from modeling_longcat_lite import LongCatLiteConfig, LongCatLiteForCausalLM
-from modeling_longcat_lite.ngram_quantization import dequantize_rows, quantize_rows
+from modeling_longcat_lite.ngram_quantization import dequantize_rows, quantize_rows, row_format
 
 ABLATIONS = ("on", "zeroed", "shuffled", "int8", "int4")
 BITS = {"int8": 8, "int4": 4}
@@ -65,7 +65,7 @@ def check_ablation(name: str, config: LongCatLiteConfig):
         raise ValueError(f"`ablation` is {name!r}; known are {', '.join(ABLATIONS)}")
     if name != "on" and not config.use_ngram_embedding:
         raise ValueError(f"`ablation` {name!r}: the model has no n-gram tables (`use_ngram_embedding` is false)")
-    if name in BITS and config.ngram_table_bits < 16:
+    if name in BITS and row_format(config.ngram_table_bits).is_packed:
         raise ValueError(f"`ablation` {name!r}: the tables have {config.ngram_table_bits} bits already; leave it out")
 
 
