@@ -138,7 +138,9 @@ def changed(options: str, run: Workload, machine: Machine) -> tuple[Workload, Ma
     """The run and the machine with the options of a change."""
     words = options.split()
     for option, value in zip(words[::2], words[1::2], strict=True):
-        name = {"--prefill-chunk": "chunk", "--batch-size": "batch"}.get(option, option.removeprefix("--").replace("-", "_"))
+        name = {"--prefill-chunk": "chunk", "--batch-size": "batch"}.get(
+            option, option.removeprefix("--").replace("-", "_")
+        )
         number = parse_size(value, option) if name.endswith("memory") else int(value)
         if name in ("gpus", "gpu_memory", "host_memory"):
             machine = replace(machine, **{name: number})

@@ -168,5 +168,7 @@ def test_a_config_of_other_bits_is_named(placement, tmp_path):
     few_bit_checkpoint("base", 8, tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {"ngram_table_bits": 4}))
-    with pytest.raises(ValueError, match=r"embedders\.0\.packed` in .* shape \[1793, 12\], .* must have shape \[1793, 8\]"):
+    with pytest.raises(
+        ValueError, match=r"embedders\.0\.packed` in .* shape \[1793, 12\], .* must have shape \[1793, 8\]"
+    ):
         LongCatLiteForCausalLM.from_pretrained(tmp_path, ngram_tables=placement)
