@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What several commands read of a model's folder: its config, its tokenizer, and a hash of the tokenizer's files."""
+"""."""
 
 import hashlib
 from pathlib import Path
@@ -8,26 +8,24 @@ from transformers import AutoTokenizer
 
 from modeling_longcat_lite import LongCatLiteConfig
 
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
-
 
 def load_config(model: str | None) -> LongCatLiteConfig:
     """The config of a folder or Hub name; the released model's by default.
 
     Raises:
-        `ValueError`: if the model has no n-gram tables.
+        `ValueError`: when it has no n-gram tables.
     """
     config = LongCatLiteConfig.from_pretrained(model) if model else LongCatLiteConfig()
     if not config.use_ngram_embedding:
-        raise ValueError(f"{model}: `use_ngram_embedding` is false, so there is no table to read")
+        raise ValueError(f"{model}: `use_ngram_embedding` is false, so that there is no table to read")
     return config
 
 
 def load_tokenizer(folder: str, config: LongCatLiteConfig):
-    """A tokenizer, with no more tokens than the model has.
+    """A tokenizer whose tokens the config has.
 
     Raises:
-        `ValueError`: naming the folder, if it has more.
+        `ValueError`: naming the folder, when it has more.
     """
     tokenizer = AutoTokenizer.from_pretrained(folder)
     if len(tokenizer) > config.vocab_size:
@@ -35,8 +33,11 @@ def load_tokenizer(folder: str, config: LongCatLiteConfig):
     return tokenizer
 
 
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+
+
 def check_model_folder(folder: Path) -> None:
-    """Checks that a folder holds a saved model with its tokenizer.
+    """Refuse what is no folder of a saved model.
 
     Raises:
         `ValueError`: naming the folder and what it lacks.
