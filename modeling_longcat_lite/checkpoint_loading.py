@@ -7,6 +7,7 @@ weights.
 """
 
 import os
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,6 @@ from .checkpoint_files import (
     with_variant,
 )
 from .checkpoint_fp8 import read_cut_blocks
-from .checkpoint_header import read_safetensors_header
 from .checkpoint_names import ngram_table_names
 from .configuration_longcat_lite import LongCatLiteConfig
 from .draft_head import freeze_draft_head
@@ -120,7 +120,7 @@ class CheckpointLoadingMixin(AdapterRowsMixin):
             indexer = leave_indexer(places or (), model.config.dense_attention_limit)
             if places is not None:
                 model._check_tensors(places, load_config, was_fp8)
-            stored = model._find_ngram_tables(checkpoint_files if readable else None)
+            stored = model._find_ngram_tables(checkpoint_files if readable else None, places or ())
         loaded = PreTrainedModel._load_pretrained_model(
             model, state_dict, checkpoint_files, load_config, expected_keys
         )
@@ -146,8 +146,8 @@ class CheckpointLoadingMixin(AdapterRowsMixin):
         embedding: Any = self.base_model.ngram_embeddings
         return None if embedding is None or embedding.placement == "resident" else embedding
 
-    def _find_ngram_tables(self, files: list[str] | None) -> list[StoredTable]:
-        """Locations of offloaded tables; empty when the tables are resident."""
+    def _find_ngram_tables(self, files: list[str] | None, found: Collection[str]) -> list[StoredTable]:
+        """Locations of offloaded tables in `files`, whose tensors are `found`; empty when they are resident."""
         embedding = self._offloaded_ngram_embedding()
         if embedding is None:
             return []
@@ -157,7 +157,6 @@ class CheckpointLoadingMixin(AdapterRowsMixin):
                 "it with `save_pretrained` first."
             )
         sizes, width, bits = self.config.subtable_sizes, self.config.subtable_width, self.config.ngram_table_bits
-        found = {name for file in files for name in read_safetensors_header(file)[0]}
         names = ngram_table_names(self.config, found)
         return find_tables(files, names, sizes, width, bits)
 

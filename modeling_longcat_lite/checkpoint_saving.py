@@ -25,7 +25,7 @@ from transformers import modeling_utils
 from transformers.utils import ADAPTER_CONFIG_NAME, CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, logging
 
 from .checkpoint_files import SAVE_ID, names_in, parse_index, with_variant
-from .checkpoint_header import sort_metadata
+from .checkpoint_header import read_safetensors_header, sort_metadata
 from .checkpoint_loading import CheckpointLoadingMixin
 from .ngram_row_files import ROW_DELTA_FILE
 from .sparse_attention import warn_of_lost_indexer
@@ -110,7 +110,8 @@ class CheckpointSavingMixin(CheckpointLoadingMixin):
         weights = [
             str(staged.new / name) for name in names if name.endswith(".safetensors") and name != ROW_DELTA_FILE
         ]
-        stored = self._find_ngram_tables(weights) if has_moved else []
+        found = {name for file in weights for name in read_safetensors_header(file)[0]} if has_moved else set()
+        stored = self._find_ngram_tables(weights, found) if has_moved else []
         if CONFIG_NAME in names and (staged.folder / ADAPTER_CONFIG_NAME).exists():
             logger.warning(
                 f"{staged.folder} also holds an adapter, {ADAPTER_CONFIG_NAME}, which `from_pretrained` applies to "

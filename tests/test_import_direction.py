@@ -63,7 +63,6 @@ MAY_IMPORT = {
         "checkpoint_checks",
         "checkpoint_files",
         "checkpoint_fp8",
-        "checkpoint_header",
         "checkpoint_names",
         "configuration_longcat_lite",
         "draft_head",
