@@ -11,22 +11,18 @@ Markdown and PNG. Linux only; needs no privileges.
 import argparse
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from multiprocessing import get_context
 from pathlib import Path
 
-import torch
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from transformers.utils import logging
 
 from eval.reports.files import write_report
 from eval.reports.machine import describe_machine, load_average
 from eval.speed.models import RELEASED_ROWS, Shape
-from eval.speed.placement.cases import Workload, measure_case, measure_in_turns
+from eval.speed.placement.cases import Workload, in_fresh_process, measure_case, measure_in_turns
 from eval.speed.placement.large_tables import (
     BACKBONE,
     check_space,
@@ -99,28 +95,6 @@ def choose_measurements(num_bytes: int, available: int) -> tuple[list[Measuremen
     kept = [replace(one, placements=tuple(name for name in one.placements if name != "host")) for one in MEASUREMENTS]
     reason = f"host tables, since {available / 1e9:.1f} GB of memory cannot hold them and a warm page cache."
     return [one for one in kept if one.placements], [reason]
-
-
-def prepare_process(threads: int | None):
-    """Settings of a process that measures."""
-    logging.disable_progress_bar()
-    if threads:
-        torch.set_num_threads(threads)
-
-
-def in_fresh_process(threads: int | None, function: Callable[..., dict], *arguments: object) -> dict:
-    """What `function` returns in a process that runs nothing else.
-
-    Raises:
-        `ValueError`: if the system kills the process. An exception of the function is raised as it is.
-    """
-    with ProcessPoolExecutor(1, get_context("spawn"), prepare_process, (threads,)) as pool:
-        try:
-            return pool.submit(function, *arguments).result()
-        except BrokenProcessPool as error:
-            raise ValueError(
-                "A process that measured was killed, probably because memory ran out: choose fewer `--gigabytes`."
-            ) from error
 
 
 @contextmanager

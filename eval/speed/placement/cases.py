@@ -16,14 +16,18 @@ Shapes: T tokens, S sub-tables.
 
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
+from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
 
 import numpy as np
 import torch
+from transformers.utils import logging
 
 from eval.speed.models import FIRST_PLAIN_TOKEN, filled, random_tokens
 from eval.speed.paired_timing import time_paired
@@ -276,4 +280,28 @@ def measure_in_turns(folder: Path, placements: tuple[str, ...], workload: Worklo
     return {"placements": placements, "decode": decoding, "prefill": prefilling}
 
 
-__all__ = ["Workload", "measure_case", "measure_in_turns"]
+def prepare_process(threads: int | None):
+    """Settings of a process that measures."""
+    logging.disable_progress_bar()
+    if threads:
+        torch.set_num_threads(threads)
+
+
+def in_fresh_process(threads: int | None, function: Callable[..., dict], *arguments: object) -> dict:
+    """What `function` returns in a process that runs nothing else.
+
+    A started process does not import the `__main__` of `python -m`: the function, and this file, are in other modules.
+
+    Raises:
+        `ValueError`: if the system kills the process. An exception of the function is raised as it is.
+    """
+    with ProcessPoolExecutor(1, get_context("spawn"), prepare_process, (threads,)) as pool:
+        try:
+            return pool.submit(function, *arguments).result()
+        except BrokenProcessPool as error:
+            raise ValueError(
+                "A process that measured was killed, probably because memory ran out: choose fewer `--gigabytes`."
+            ) from error
+
+
+__all__ = ["Workload", "in_fresh_process", "measure_case", "measure_in_turns"]
