@@ -18,8 +18,8 @@ from eval.fit.placement import PLACEMENTS, Machine, Model, Plan, plan
 from eval.fit.speed import estimate, expert_share
 from eval.fit.weights import read_checkpoint
 from eval.reports.units import format_size, parse_size
-from modeling_longcat_lite import LongCatLiteConfig, LongCatLiteForCausalLM
-from modeling_longcat_lite.experts_quantization import EXPERT_FORMATS, ExpertFormat
+from modeling_longcat_lite import LongCatLiteConfig, LongCatLiteForCausalLM, experts_quantization
+from modeling_longcat_lite.experts_quantization import EXPERT_FORMATS
 
 ROOT = Path(__file__).parents[2]
 GB, GIB = 10**9, 2**30
@@ -179,10 +179,11 @@ def test_fewer_bits_fit_the_host(released):
 
 
 def test_an_expert_format_is_one_entry(tmp_path, monkeypatch):
-    def int8_rows(shape):
-        return {"weight": ("I8", tuple(shape)), "weight_scale": ("BF16", (*shape[:-1], 1))}
-
-    monkeypatch.setitem(EXPERT_FORMATS, "int8-rows", ExpertFormat("int8-rows", int8_rows))
+    page = (ROOT / "eval" / "checkpoints" / "adding_an_expert_format.md").read_text()
+    monkeypatch.setitem(EXPERT_FORMATS, "int8-rows", None)  # which is undone
+    names = dict(vars(experts_quantization))
+    for block in page.split("```python\n")[1:]:
+        exec(block.split("```")[0], names)
     values, decoded = 33_822_867_456, {}  # 14 layers of 256 experts with 3 matrices of 1024 x 3072
     rows, blocks = 14 * 256 * (1024 + 1024 + 3072), 14 * 256 * 3 * 8 * 24
     sizes = {"bfloat16": 2 * values, "fp8": values + 4 * blocks, "int8-rows": values + 2 * rows}
