@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Attention that stays inside packed documents.
+"""Attention that stays within packed documents.
 
-`create_causal_mask` of transformers finds documents in `position_ids` only if there is neither a mask nor a cache, and
-attends across them otherwise, silently. What follows keeps them apart for an empty cache, for a mask of ones and for a
-mask with padding too, compiled or not.
+`create_causal_mask` of transformers finds documents in `position_ids` only if there is neither a mask nor a cache;
+otherwise it silently attends across them. The arguments made here also keep them apart with an empty cache, a mask of
+ones, or a mask with padding, compiled or not.
 
-Shapes: B batch, T tokens.
+Shapes: B batch rows, T tokens, L tokens with history.
 """
 
 import torch
@@ -24,7 +24,7 @@ def causal_mask_arguments(
         attention_mask (`torch.Tensor` of shape `[B, T]` or `[B, 1, T, L]`, *optional*): As given by the caller.
         position_ids (`torch.Tensor` of shape `[B, T]` or `[1, T]`, *optional*): As given by the caller.
         cache (`Cache`, *optional*):
-            If it holds tokens, documents cannot be told apart: mask and positions are taken as they are.
+            If it holds tokens, documents cannot be told apart: mask and positions are used unchanged.
     """
     arguments: dict = {"attention_mask": attention_mask, CACHE: cache, "position_ids": position_ids}
     if cache is not None:

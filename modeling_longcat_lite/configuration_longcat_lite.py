@@ -2,8 +2,8 @@
 """Configuration of LongCat-Flash-Lite.
 
 The JSON keys are those of the released checkpoint (meituan-longcat/LongCat-Flash-Lite), so that its `config.json`
-loads unchanged and ours is read by older transformers, mlx-lm, vLLM and SGLang. Readable names are aliases of them
-(`attribute_map`). The defaults are the released model.
+loads unchanged, and ours can be read by older transformers, mlx-lm, vLLM and SGLang. Readable names are aliases of
+them (`attribute_map`). The defaults are the released model.
 """
 
 import copy
@@ -14,36 +14,29 @@ from typing import Any, ClassVar
 
 from transformers import PreTrainedConfig
 
+from .configuration_rope import (
+    RELEASED_ROPE_PARAMETERS,
+    legacy_rope_fields,
+    merge_rope_fields,
+    validate_rope_fields,
+    with_known_rope_type,
+)
 from .configuration_validation import (
     OE_FIELDS,
     take_draft_embedding,
-    take_one_rope_story,
     validate_fields,
     validate_oe_fields,
-    validate_rope_fields,
     validate_stated,
-    with_known_rope_type,
 )
 
-# Files name the class that other runtimes know, and no other: SGLang compares the whole list.
+# Files name only the class that other runtimes know: SGLang compares the whole list.
 UPSTREAM_PREFIX, OWN_PREFIX = "LongcatFlashNgram", "LongCatLite"
 
-# Remote code: the class that was saved is listed by transformers, its siblings by us.
+# Remote code: transformers lists the class that was saved; this adds the other ones.
 AUTO_MAP = {
     "AutoConfig": "configuration_longcat_lite.LongCatLiteConfig",
     "AutoModel": "modeling_longcat_lite.LongCatLiteModel",
     "AutoModelForCausalLM": "modeling_longcat_lite.LongCatLiteForCausalLM",
-}
-
-RELEASED_ROPE_PARAMETERS = {
-    "rope_type": "yarn",
-    "rope_theta": 5_000_000.0,
-    "factor": 10.0,
-    "original_max_position_embeddings": 32768,
-    "beta_fast": 32.0,
-    "beta_slow": 1.0,
-    "mscale": 1.0,
-    "mscale_all_dim": 1.0,
 }
 
 # Derived here, but stated in some copies of the released `config.json`.
@@ -61,7 +54,7 @@ class LongCatLiteConfig(PreTrainedConfig):
             Width of the residual stream. Must be divisible by `num_subtables`.
         num_layers (`int`, *optional*, defaults to 14):
             Shortcut-connected layers. Each holds two attention sublayers: `num_hidden_layers` is `2 * num_layers`.
-        num_attention_heads (`int`, *optional*, defaults to 32): Query heads of each attention.
+        num_attention_heads (`int`, *optional*, defaults to 32): Query heads of each attention sublayer.
         num_key_value_heads (`int`, *optional*): Always `num_attention_heads` (latent attention expands every head).
         ffn_hidden_size (`int`, *optional*, defaults to 6144): Width of the two dense MLPs of a layer.
         expert_ffn_hidden_size (`int`, *optional*, defaults to 1024): Width of one routed expert.
@@ -90,20 +83,20 @@ class LongCatLiteConfig(PreTrainedConfig):
         emb_neighbor_num (`int`, *optional*, defaults to 4): `max_ngram_order` N; orders 2..N have tables.
         emb_split_num (`int`, *optional*, defaults to 4): `num_subtables_per_order` K.
         ngram_vocab_size_ratio (`float`, *optional*, defaults to 78):
-            Sub-table i has `int(ratio * ngram_base_vocab_size + 2 i + 1)` rows. Stay away from integers when training
-            from scratch (paper, section 3.2.2).
+            Sub-table i has `int(ratio * ngram_base_vocab_size + 2 i + 1)` rows. Avoid integers when training from
+            scratch (paper, section 3.2.2).
         ngram_base_vocab_size (`int`, *optional*):
-            Vocabulary size inside the hash; `vocab_size` at creation. `resize_token_embeddings` leaves it alone, so
+            Vocabulary size in the hash; `vocab_size` at creation. `resize_token_embeddings` does not change it, so
             that ids stay the same.
         ngram_eos_token_id (`int` or `list[int]`, *optional*):
-            Token(s) after which n-grams start afresh; `eos_token_id` at creation. Kept apart because trainers rewrite
+            Token(s) after which n-grams start anew; `eos_token_id` at creation. Kept apart because trainers rewrite
             `eos_token_id`, which must not change an id.
         ngram_table_bits (`int` or `str`, *optional*, defaults to 16):
             8 or 4 for tables whose rows are integers with a scale each, as `eval.checkpoints.quantize` writes them;
             16 for floating-point tables of any dtype. More in `ngram_quantization.ROW_FORMATS`.
         scale_word_embedding (`bool`, *optional*, defaults to `True`):
-            Whether the word row is divided by the number of terms too, `(word + sum) / 13`, as in the reference,
-            SGLang and Unsloth; `False` adds it whole, `word + sum / 13`, as mlx-vlm (pull request 2063) reads
+            Whether the word row is also divided by the number of terms, `(word + sum) / 13`, as in the reference,
+            SGLang and Unsloth. `False` adds it undivided, `word + sum / 13`, as mlx-vlm (pull request 2063) reads
             LongCat-Flash-Lite-Sparse.
         embedding_amplification (`str`, *optional*, defaults to `"none"`):
             `"sqrt_d"` multiplies the embedding output by `sqrt(hidden_size)`, `"layer_norm"` normalises it (paper,
@@ -116,17 +109,17 @@ class LongCatLiteConfig(PreTrainedConfig):
             Draft from the trunk's n-gram embedding, as FluentLLM does, instead of the head's own word embedding, as in
             the paper (section 4).
         attention_method (`str`, *optional*, defaults to `"MLA"`):
-            `"LSA"` says that the checkpoint selects keys with an indexer (LongCat-Flash-Lite-Sparse), which is not
-            computed here: see `index_topk`.
+            `"LSA"` marks a checkpoint that selects keys with an indexer (LongCat-Flash-Lite-Sparse), which is not
+            computed here; see `index_topk`.
         index_topk (`int`, *optional*):
-            Keys that sparse attention leaves a query. Up to that length it sees every key, and the dense attention
-            computed here is exact; a longer sequence is refused. Without it there is no limit, and neither the config
-            nor its file has the field: vLLM takes any model that has it for a sparse one. Read
-            `dense_attention_limit`, which is always there.
+            Keys that sparse attention selects per query. Up to that length a query sees every key, and the dense
+            attention computed here is exact; longer sequences are refused. Without it there is no limit, and neither
+            the config nor its file has the field, because vLLM treats any model that has it as sparse. To read it,
+            use `dense_attention_limit`, which always exists.
         hidden_act (`str`, *optional*, defaults to `"silu"`): Activation of the dense MLPs and of the experts.
         initializer_range (`float`, *optional*, defaults to 0.02): Standard deviation of fresh weights.
         rms_norm_eps (`float`, *optional*, defaults to 1e-5): Epsilon of the norms other than the latent ones.
-        use_cache (`bool`, *optional*, defaults to `True`): Return a cache from a forward.
+        use_cache (`bool`, *optional*, defaults to `True`): Return a cache from a forward pass.
         bos_token_id, eos_token_id, pad_token_id (`int`, *optional*, defaults to 1, 2 and 3):
             Tokens that begin, end and fill a sequence; `eos_token_id` may be a list.
         tie_word_embeddings (`bool`, *optional*, defaults to `False`):
@@ -138,7 +131,7 @@ class LongCatLiteConfig(PreTrainedConfig):
 
     The names of LongCat-Flash-Lite-Sparse and LongCat-2.0 are read too and written as above: `oe_neighbor_num`,
     `oe_split_num`, `oe_vocab_size_ratio`, and `mtp_disable_over_tokenizer`, the opposite of `mtp_use_ngram_embedding`.
-    `mtp_num_layers` steps with `mtp_replicate_modules` are one block, applied `num_draft_tokens` times.
+    With `mtp_replicate_modules`, `mtp_num_layers` steps are one block, applied `num_draft_tokens` times.
 
     Raises:
         `ValueError`: when a field is out of range; the message names the field.
@@ -249,16 +242,16 @@ class LongCatLiteConfig(PreTrainedConfig):
         self.rope_parameters = with_known_rope_type(self.rope_parameters, "rope_parameters")  # type: ignore[assignment]
         if "rope_scaling" in kwargs:
             kwargs["rope_scaling"] = with_known_rope_type(kwargs["rope_scaling"], "rope_scaling")
-        take_one_rope_story(self.rope_parameters, kwargs)
+        merge_rope_fields(self.rope_parameters, kwargs)
         take_draft_embedding(self, kwargs)
         for name in ("model_type", "index_topk", *OE_FIELDS):
             if name in kwargs and kwargs[name] is None:
-                del kwargs[name]  # says nothing
+                del kwargs[name]  # as if absent
         # The released `auto_map` names modules that transformers 5 cannot run; saving writes one that works.
         if OWN_PREFIX not in (kwargs.get("auto_map") or {}).get("AutoConfig", OWN_PREFIX):
             del kwargs["auto_map"]
         if not self.architectures:
-            self.architectures = [f"{UPSTREAM_PREFIX}ForCausalLM"]  # as its file says, which servers look at
+            self.architectures = [f"{UPSTREAM_PREFIX}ForCausalLM"]  # as in its file, which servers read
         if self.num_key_value_heads is None:
             self.num_key_value_heads = self.num_attention_heads
         if self.head_dim is None:
@@ -312,7 +305,7 @@ class LongCatLiteConfig(PreTrainedConfig):
 
     @classmethod
     def get_config_dict(cls, *args, **kwargs):
-        """As [`PreTrainedConfig.get_config_dict`]; a `model_type` of null is as good as none."""
+        """As [`PreTrainedConfig.get_config_dict`]; a `model_type` of null is left out."""
         fields, unused = super().get_config_dict(*args, **kwargs)
         return {key: value for key, value in fields.items() if key != "model_type" or value is not None}, unused
 
@@ -366,21 +359,6 @@ class LongCatLiteConfig(PreTrainedConfig):
         if "dtype" in written:
             written["torch_dtype"] = written["dtype"]
         Path(json_file_path).write_text(json.dumps(written, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-
-
-def legacy_rope_fields(rope_parameters: dict[str, Any]) -> dict[str, Any]:
-    """`rope_theta` and `rope_scaling`, the only spelling of YaRN that every reader takes.
-
-    `rope_parameters`, or the type `yarn`, keeps a folder out of `AutoTokenizer` without remote code, and so out of
-    mlx-lm's commands, and out of SGLang: their configs check YaRN before they know `max_position_embeddings`.
-    """
-    theta, kind = rope_parameters["rope_theta"], rope_parameters["rope_type"]
-    if kind == "default":
-        return {"rope_theta": theta, "rope_scaling": None}
-    scaling = {key: value for key, value in rope_parameters.items() if key != "rope_theta"}
-    if kind == "yarn":
-        scaling |= dict.fromkeys(("type", "rope_type"), "deepseek_yarn")
-    return {"rope_theta": theta, "rope_scaling": scaling}
 
 
 def segment_ends(config: LongCatLiteConfig) -> list[int]:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The dense MLP and the shortcut-connected layer (arXiv 2509.01322, shortcut-connected MoE).
 
-Shapes: B batch, T tokens, D hidden.
+Shapes: B batch rows, T tokens, D hidden size.
 """
 
 import torch

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Drafting with the checkpoint's own head: `model.generate(..., use_mtp=True)`.
 
-A cycle, with `x` verified tokens, `h` their trunk states and `d` drafts:
+A cycle, where `x` are verified tokens, `h` their trunk states and `d` drafts:
 
     trunk has seen     x0 .. x4           and gave h0 .. h4 and x5
     head, step 1       (x5, h4)           -> d6      and its own state s5
@@ -52,13 +52,14 @@ class DraftCandidateGenerator(CandidateGenerator):
         lm_head (`nn.Module`): The trunk's language-model head, which the draft head shares.
         num_draft_tokens (`int`): Drafts per cycle.
         max_length (`int`): Longest sequence, in tokens.
-        logits_processor (`LogitsProcessorList`, *optional*): Drafts are chosen from processed logits, as tokens are.
+        logits_processor (`LogitsProcessorList`, *optional*): Drafts are chosen from processed logits, like tokens.
         do_sample (`bool`, *optional*, defaults to `False`): Draw drafts instead of taking the most likely ones.
         output_hidden_states (`bool`, *optional*, defaults to `False`):
-            Whether the caller of `generate` wants the hidden states of every layer; drafting needs the last alone.
+            Whether the caller of `generate` wants the hidden states of every layer; drafting needs only the last.
         embed (`Callable`, *optional*):
-            Tokens `[1, T]`, the codes that end with them and a mask to the trunk's embedding `[1, T, D]`: drafts from
-            n-gram rows instead of the head's word embedding. The trunk then does not look the drafts up again.
+            Maps tokens `[1, T]`, the codes that end with them, and a mask to the trunk's embedding `[1, T, D]`, to
+            draft from n-gram rows instead of the head's word embedding. The trunk then does not look the drafts up
+            again.
     """
 
     requires_model_outputs = True
@@ -80,7 +81,7 @@ class DraftCandidateGenerator(CandidateGenerator):
         # The decoding loop adds these to every forward of the trunk; -1 is the final-norm state.
         self.model_kwargs_overrides: dict = {"output_hidden_states": True if output_hidden_states else -1}
         self.cache = DynamicCache()
-        self.on_own_states = 0  # cache entries behind the last pair with a true state
+        self.on_own_states = 0  # cache entries after the last pair with a true state
         self.offered = 0
         self.statistics = DraftStatistics()
 
@@ -97,7 +98,7 @@ class DraftCandidateGenerator(CandidateGenerator):
             return input_ids, None
 
         states = self._new_true_states(model_outputs.hidden_states[-1], input_ids, int(n_last_matches))
-        tokens = input_ids[:, -states.shape[1] :]  # each behind its state
+        tokens = input_ids[:, -states.shape[1] :]  # each after its state
         mask = model_kwargs.get("attention_mask")
         history: Any = model_kwargs[CACHE].token_history if self.embed is not None else None
         candidates, logits, embeds = input_ids, [], []
@@ -138,8 +139,8 @@ class DraftCandidateGenerator(CandidateGenerator):
         seen, length = self.cache.get_seq_length(), tokens.shape[1]
         position_ids = torch.arange(seen, seen + length, device=tokens.device).unsqueeze(0)
         if mask is not None:
-            # Drafts, which the mask does not know yet, are visible; a pair is where both of its members are. The head
-            # may have seen less than the trunk, whose cache was filled before.
+            # Drafts, which the mask does not cover yet, are visible. A pair is visible where both of its members are.
+            # The head may have seen less than the trunk, whose cache was filled earlier.
             mask = nn.functional.pad(mask, (0, end - mask.shape[1]), value=1)
             mask = (mask[:, :-1] * mask[:, 1:])[:, -(seen + length) :]
         return self.head(tokens, states, position_ids, mask, self.cache, inputs_embeds)

@@ -11,7 +11,7 @@ One dense block predicts the token after next from the next token and the hidden
 Data flow: `eh_proj([enorm(embed(token)), hnorm(hidden)])` -> attention -> dense MLP -> norm
 (meituan-longcat/SGLang-FluentLLM, flash_nextn; arXiv 2509.01322).
 
-Shapes: B batch, T tokens, D hidden.
+Shapes: B batch rows, T tokens, L tokens with history, D hidden size.
 """
 
 import torch
@@ -84,10 +84,10 @@ class LongCatLiteDraftHead(nn.Module):
         """States `[B, T, D]` for the language-model head, and for drafting on.
 
         Args:
-            input_ids (`torch.Tensor` of shape `[B, T]`): Tokens; `inputs_embeds` (`[B, T, D]`) stands in for them.
-            previous_states (`torch.Tensor` of shape `[B, T, D]`): State of the token before each.
+            input_ids (`torch.Tensor` of shape `[B, T]`): Tokens; `inputs_embeds` (`[B, T, D]`) replaces them.
+            previous_states (`torch.Tensor` of shape `[B, T, D]`): State of the token before each one.
             position_ids (`torch.Tensor` of shape `[B, T]` or `[1, T]`):
-                Positions of `previous_states`, so that packed documents part where the states do.
+                Positions of `previous_states`, so that packed documents are separated where the states are.
             attention_mask (`torch.Tensor` of shape `[B, L]`, *optional*): 0 where the token is padding.
             cache (`Cache`, *optional*): The head's own cache, of one layer.
         """
@@ -101,13 +101,13 @@ class LongCatLiteDraftHead(nn.Module):
 
 
 def resolve_draft_head(config: LongCatLiteConfig, has_draft_head: bool):
-    """`num_nextn_predict_layers=None` means: what the checkpoint carries."""
+    """`num_nextn_predict_layers=None` becomes what the checkpoint has."""
     if config.num_nextn_predict_layers is None and has_draft_head:
         config.num_nextn_predict_layers = 1
 
 
 def freeze_draft_head(model: nn.Module):
-    """The trunk's loss does not reach the draft head: trainable, it would be parameters without a gradient."""
+    """Freezes the draft head, which the trunk's loss does not reach: its parameters would get no gradient."""
     for module in model.modules():
         if isinstance(module, LongCatLiteDraftHead):
             module.requires_grad_(False)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What `generate` needs to know of this model, through its hooks; `generate` itself is untouched."""
+"""What `generate` needs to know about this model, given through its hooks. `generate` itself is not overridden."""
 
 import torch
 from transformers import GenerationMixin
@@ -30,7 +30,7 @@ class LongCatLiteGenerationMixin(GenerationMixin):
                 model_kwargs["ngram_input_ids"] = tokens  # the prompt was given both ways
         if name == "input_ids":
             check_token_ids(inputs, self.config.vocab_size)
-            # Of the whole prompt: while one chunk of it computes, a drive reads for the next.
+            # For the whole prompt: while one chunk is computed, the drive reads for the next.
             self.model.prefetch_ngram_rows(inputs, model_kwargs.get("attention_mask"))
         return inputs, name, model_kwargs
 
@@ -38,8 +38,8 @@ class LongCatLiteGenerationMixin(GenerationMixin):
         super()._validate_generation_mode(generation_mode, generation_config, generation_mode_kwargs)
         if generation_config.assistant_early_exit is not None:
             raise ValueError(
-                "`assistant_early_exit` drafts with the first layers of a model that was trained to be left early; "
-                "this one was not. Use `use_mtp=True`, `prompt_lookup_num_tokens` or an `assistant_model`."
+                "`assistant_early_exit` drafts with the first layers of a model trained for early exit. This one was "
+                "not: use `use_mtp=True`, `prompt_lookup_num_tokens` or an `assistant_model`."
             )
         if not generation_config.use_mtp:
             return
@@ -57,14 +57,14 @@ class LongCatLiteGenerationMixin(GenerationMixin):
         }
         for name, value in others.items():
             if value is not None:
-                raise ValueError(f"`use_mtp=True` and `{name}` are two ways of drafting: pass one of them.")
+                raise ValueError(f"`use_mtp=True` and `{name}` are two ways of drafting: pass only one.")
 
     def _prepare_cache_for_generation(
         self, generation_config, model_kwargs, generation_mode, batch_size, max_cache_length
     ):
-        if generation_config.use_cache is None:  # `generate` prepares a cache then, but hands all tokens on every time
+        if generation_config.use_cache is None:  # `generate` would prepare a cache, yet pass all tokens at every step
             generation_config.use_cache = True
-        check_length(max_cache_length, self.config.dense_attention_limit, "The prompt with what may be generated")
+        check_length(max_cache_length, self.config.dense_attention_limit, "The prompt plus the tokens to generate")
         layout, cache = self.model.cache_layout, model_kwargs.get(CACHE)
         if cache is not None and self.config.use_ngram_embedding:
             rows = batch_size * max(generation_config.num_beams, generation_config.num_return_sequences)
@@ -80,12 +80,12 @@ class LongCatLiteGenerationMixin(GenerationMixin):
             with_token_history(cache, layout)
 
     def _update_model_kwargs_for_generation(self, outputs, model_kwargs, *args, **kwargs):
-        # A wrapper that drops the cache drops what was promised with it: the outputs tell.
+        # A wrapper that drops the cache also drops the promise; the outputs reveal it.
         check_promise(model_kwargs.get(CACHE), outputs.get(CACHE))
         return super()._update_model_kwargs_for_generation(outputs, model_kwargs, *args, **kwargs)
 
     def _get_candidate_generator(self, generation_config, **kwargs):
-        """`use_mtp=True` drafts with the checkpoint's head; `draft_statistics` then tells how that went."""
+        """`use_mtp=True` drafts with the checkpoint's head; `draft_statistics` then holds the result."""
         readers = {
             "`use_mtp=True`, whose head": bool(generation_config.use_mtp),
             "an `assistant_model`, which": kwargs.get("assistant_model") is not None,
@@ -96,7 +96,7 @@ class LongCatLiteGenerationMixin(GenerationMixin):
             if generation_config.use_mtp
             else super()._get_candidate_generator(generation_config=generation_config, **kwargs)
         )
-        # Assisted decoding, unlike the other modes, would read again what a cache of the user's holds already.
+        # Unlike the other modes, assisted decoding would read again what a user's cache already holds.
         cache = kwargs["model_kwargs"].get(CACHE)
         if cache is not None and (num_cached_tokens := int(cache.get_seq_length())):
             kwargs["model_kwargs"]["num_cached_tokens"] = num_cached_tokens
@@ -117,8 +117,8 @@ class LongCatLiteGenerationMixin(GenerationMixin):
         return generator
 
     def init_continuous_batching(self, *args, **kwargs):
-        """Refused: the paged cache of transformers sizes key and value pages alike, by `config.head_dim`, and its
-        forward puts requests side by side without the ids before them, which n-grams need."""
+        """Refused: the paged cache of transformers gives key and value pages the same size, `config.head_dim`, and its
+        forward concatenates requests without the preceding ids, which n-grams need."""
         raise NotImplementedError(
             "Continuous batching (`generate_batch`, `cache_implementation='paged'`, `transformers serve "
             "--continuous-batching`) cannot run this model: the paged cache has no room for latent attention and "
@@ -126,7 +126,7 @@ class LongCatLiteGenerationMixin(GenerationMixin):
         )
 
     def prepare_inputs_for_generation(self, input_ids, inputs_embeds=None, is_first_iteration=False, **kwargs):
-        # It belongs to the `inputs_embeds` of the prompt; generated tokens come as `input_ids`.
+        # It belongs to the `inputs_embeds` of the prompt. Generated tokens come as `input_ids`.
         prompt_tokens = kwargs.pop("ngram_input_ids", None)
         num_cached_tokens = kwargs.pop("num_cached_tokens", 0)
         if is_first_iteration and num_cached_tokens:
@@ -144,8 +144,8 @@ class LongCatLiteGenerationMixin(GenerationMixin):
         padding_mask, mask = kwargs.get("attention_mask"), inputs.get("attention_mask")
         is_replaced = mask is not None and mask is not padding_mask and len(mask.shape) == 4
         if self.config.use_ngram_embedding and is_replaced and (length > 1 or not isinstance(mask, torch.Tensor)):
-            # Compilable caches get a 4D mask. A 2D one says the same of a prompt in a fraction of the size, and of a
-            # block mask of flex attention, which is a function, all that there is to know.
+            # Compilable caches get a 4D mask. For a prompt, a 2D mask says the same in a fraction of the size. A block
+            # mask of flex attention is a function, and the 2D mask is all that n-grams can read.
             if padding_mask is None and cache is not None:
                 columns = int(cache.get_seq_length()) + length
                 padding_mask = torch.ones(mask.shape[0], columns, dtype=torch.bool, device=input_ids.device)
@@ -154,20 +154,20 @@ class LongCatLiteGenerationMixin(GenerationMixin):
 
 
 def check_can_be_assisted(cache: Cache | None, batch_size: int):
-    """Raises a `ValueError` if assisted decoding, which takes back rejected tokens, cannot run on `cache`."""
+    """Raises a `ValueError` if assisted decoding, which removes rejected tokens, cannot run on `cache`."""
     for kind, name in ((StaticCache, "static"), (QuantizedCache, "quantized")):
         if isinstance(cache, kind):
             raise ValueError(
-                f"Assisted decoding takes back rejected tokens, which a {name} cache cannot: use a dynamic one."
+                f"Assisted decoding removes rejected tokens, which a {name} cache cannot do: use a dynamic cache."
             )
     if batch_size > 1:
-        raise ValueError(f"Assisted decoding takes one row, but the input has {batch_size}.")
+        raise ValueError(f"Assisted decoding takes one row, but the input has {batch_size} rows.")
 
 
 def check_assisted_embeddings(input_ids: torch.Tensor, model_kwargs: dict, readers: dict[str, bool]):
-    """Raises a `ValueError` for a prompt of embeddings that assisted decoding would lose its place in.
+    """Raises a `ValueError` for a prompt of embeddings in which assisted decoding would miscount the tokens.
 
-    `readers` names what may draft, and whether it does; the prompt's tokens, which it needs, are not there.
+    `readers` maps what may draft, and would need the prompt's tokens, to whether it does.
     """
     if model_kwargs.get("inputs_embeds") is None:
         return
@@ -175,7 +175,7 @@ def check_assisted_embeddings(input_ids: torch.Tensor, model_kwargs: dict, reade
     reasons = {f"{reader} reads the prompt's tokens": drafts for reader, drafts in readers.items()} | {
         "`input_ids` as well": input_ids.shape[1] > 0,
         "a cache that holds tokens": cache is not None and int(cache.get_seq_length()) > 0,
-        "an `attention_mask`": model_kwargs.get("attention_mask") is not None,  # from 5.23 on, none if it is of ones
+        "an `attention_mask`": model_kwargs.get("attention_mask") is not None,  # 5.23 drops one that is all ones
     }
     for reason, applies in reasons.items():
         if applies:

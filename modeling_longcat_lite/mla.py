@@ -4,8 +4,8 @@
 Keys and values of all heads come from one latent per token, which together with one shared rotated key is all that
 the cache holds: `kv_lora_rank + qk_rope_head_dim` numbers per token and attention.
 
-Shapes: B batch, T tokens, L tokens with history, D hidden, H heads, Q/C query and key-value latent ranks,
-P/R/V unrotated, rotated and value width of a head.
+Shapes: B batch rows, T tokens, L tokens with history, D hidden size, H heads, C rank of the key-value latent,
+Dn unrotated, Dr rotated and Dv value width of a head.
 """
 
 from collections.abc import Callable
@@ -22,7 +22,7 @@ from .rotary_embedding import rotate_pairs, yarn_softmax_factor
 
 
 def masked(scores: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
-    """Scores `[B, H, T, L]` with a mask `[B, 1, T, L]`: booleans say what is seen, numbers are added."""
+    """Scores `[B, H, T, L]` with a mask `[B, 1, T, L]`: booleans mark what is visible, numbers are added."""
     if attention_mask is None:
         return scores
     if attention_mask.dtype == torch.bool:
@@ -32,7 +32,8 @@ def masked(scores: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.T
 
 
 def wide(scores: torch.Tensor) -> torch.dtype:
-    """What a softmax is computed in. float64 stays: its least number, of a masked score, is -inf in float32."""
+    """The dtype that a softmax is computed in. float64 is kept: its lowest number, which masks a score, is -inf in
+    float32."""
     return torch.promote_types(scores.dtype, torch.float32)
 
 
@@ -49,11 +50,11 @@ def eager_attention_forward(
     """Attention in plain operations; the only implementation that returns its weights.
 
     Args:
-        query (`torch.Tensor` of shape `[B, H, T, P + R]`), key (`[B, H, L, P + R]`), value (`[B, H, L, V]`).
+        query (`torch.Tensor` of shape `[B, H, T, Dn + Dr]`), key (`[B, H, L, Dn + Dr]`), value (`[B, H, L, Dv]`).
         attention_mask (`torch.Tensor` of shape `[B, 1, T, L]`, *optional*): See [`masked`].
 
     Returns:
-        Output `[B, T, H, V]` and weights `[B, H, T, L]`.
+        Output `[B, T, H, Dv]` and weights `[B, H, T, L]`.
     """
     scores = masked(torch.matmul(query, key.transpose(2, 3)) * scaling, attention_mask)
     weights = nn.functional.softmax(scores, dim=-1, dtype=wide(scores)).to(query.dtype)
@@ -100,8 +101,8 @@ class LongCatLiteMLA(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Attends `[B, T, D]` states to themselves and to the cache; returns `[B, T, D]` and the weights, if any."""
         batch, length = hidden_states.shape[:2]
-        query = self._query(hidden_states, position_embeddings)  # [B, H, T, P+R]
-        latent, rotated_key = self._latent(hidden_states, position_embeddings)  # [B, 1, T, C], [B, 1, T, R]
+        query = self._query(hidden_states, position_embeddings)  # [B, H, T, Dn+Dr]
+        latent, rotated_key = self._latent(hidden_states, position_embeddings)  # [B, 1, T, C], [B, 1, T, Dr]
         if cache is not None:
             latent, rotated_key = cache.update(latent, rotated_key, self.layer_idx)
         attend = (
@@ -109,14 +110,14 @@ class LongCatLiteMLA(nn.Module):
             if self._latents_are_cheaper(query, latent, attention_mask)
             else self._attend_to_heads
         )
-        output, weights = attend(query, latent, rotated_key, attention_mask, **kwargs)  # [B, T, H, V]
+        output, weights = attend(query, latent, rotated_key, attention_mask, **kwargs)  # [B, T, H, Dv]
         return self.o_proj(output.reshape(batch, length, -1)), weights
 
     def _latents_are_cheaper(self, query: torch.Tensor, latent: torch.Tensor, attention_mask) -> bool:
-        """Whether to leave the history in latent form: decoding, and short chunks behind a long history.
+        """Whether to leave the history in latent form: in decoding, and for short chunks after a long history.
 
-        Expanding costs `C (P + V)` a head for every token of history, attending to latents `2 C + R` instead of
-        `P + R + V` for every pair of tokens.
+        Expanding costs `C (Dn + Dv)` per head and token of history. Attending to latents costs `2 C + Dr` per pair of
+        tokens, instead of `Dn + Dr + Dv`.
         """
         length, history = query.shape[2], latent.shape[2]
         is_plain = (
@@ -136,14 +137,14 @@ class LongCatLiteMLA(nn.Module):
         """Attention as if every head's key and value were the latent (arXiv 2405.04434, appendix on absorption).
 
         `q . (K c) = (K^T q) . c` and `sum w V c = V (sum w c)`: the two halves of `kv_b_proj` move to the query and to
-        the output, and nothing of the history's length is expanded.
+        the output, and nothing that grows with the history is expanded.
         """
         batch, heads, length, _ = query.shape
         to_key, to_value = self.kv_b_proj.weight.view(heads, -1, self.kv_lora_rank).split(
             [self.qk_nope_head_dim, self.v_head_dim], dim=1
-        )  # [H, P, C], [H, V, C]
+        )  # [H, Dn, C], [H, Dv, C]
         unrotated, rotated = (query * self.scaling).split([self.qk_nope_head_dim, self.qk_rope_head_dim], dim=-1)
-        latent, rotated_key = latent.squeeze(1), rotated_key.squeeze(1)  # [B, L, C], [B, L, R]
+        latent, rotated_key = latent.squeeze(1), rotated_key.squeeze(1)  # [B, L, C], [B, L, Dr]
         # The heads share keys and values: they are rows of one matrix product.
         absorbed = torch.matmul(unrotated, to_key).reshape(batch, heads * length, -1)  # [B, H*T, C]
         scores = torch.bmm(rotated.reshape(batch, heads * length, -1), rotated_key.transpose(1, 2))
@@ -154,7 +155,7 @@ class LongCatLiteMLA(nn.Module):
         return torch.matmul(summed, to_value.transpose(1, 2)).transpose(1, 2), weights
 
     def _attend_to_heads(self, query, latent, rotated_key, attention_mask, **kwargs):
-        key, value = self._expand(latent, rotated_key)  # [B, H, L, P+R], [B, H, L, V]
+        key, value = self._expand(latent, rotated_key)  # [B, H, L, Dn+Dr], [B, H, L, Dv]
         width = value.shape[-1]
         if self.config._attn_implementation == "sdpa" and width < key.shape[-1]:
             # The fused kernels want values as wide as keys; without them a prefill of 2,048 takes three times as long.
@@ -176,22 +177,22 @@ class LongCatLiteMLA(nn.Module):
 
     def _query(self, hidden_states: torch.Tensor, position_embeddings: tuple[torch.Tensor, torch.Tensor]):
         query = self.q_b_proj(self.q_a_layernorm(self.q_a_proj(hidden_states))) * self.q_scale
-        query = query.view(*hidden_states.shape[:2], -1, self.qk_head_dim).transpose(1, 2)  # [B, H, T, P+R]
+        query = query.view(*hidden_states.shape[:2], -1, self.qk_head_dim).transpose(1, 2)  # [B, H, T, Dn+Dr]
         unrotated, rotated = query.split([self.qk_nope_head_dim, self.qk_rope_head_dim], dim=-1)
         return torch.cat([unrotated, rotate_pairs(rotated, *position_embeddings)], dim=-1)
 
     def _latent(self, hidden_states: torch.Tensor, position_embeddings: tuple[torch.Tensor, torch.Tensor]):
         # Shaped as one head, which is what every cache class expects.
-        compressed = self.kv_a_proj_with_mqa(hidden_states).unsqueeze(1)  # [B, 1, T, C+R]
+        compressed = self.kv_a_proj_with_mqa(hidden_states).unsqueeze(1)  # [B, 1, T, C+Dr]
         latent, rotated_key = compressed.split([self.kv_lora_rank, self.qk_rope_head_dim], dim=-1)
-        # The scale belongs to the latent alone; the rotated key is taken as it is.
+        # The scale applies to the latent only; the rotated key is left as it is.
         latent = self.kv_a_layernorm(latent) * self.kv_scale
         return latent, rotate_pairs(rotated_key, *position_embeddings)
 
     def _expand(self, latent: torch.Tensor, rotated_key: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         batch, _, length, _ = latent.shape
         expanded = self.kv_b_proj(latent.squeeze(1)).view(batch, length, -1, self.qk_nope_head_dim + self.v_head_dim)
-        expanded = expanded.transpose(1, 2)  # [B, H, L, P+V]
+        expanded = expanded.transpose(1, 2)  # [B, H, L, Dn+Dv]
         unrotated_key, value = expanded.split([self.qk_nope_head_dim, self.v_head_dim], dim=-1)
         rotated_key = rotated_key.expand(-1, unrotated_key.shape[1], -1, -1)
         return torch.cat([unrotated_key, rotated_key], dim=-1), value

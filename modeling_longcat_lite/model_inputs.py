@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a forward is given: checked, and made into the codes that n-grams are hashed from.
+"""The inputs of a forward pass: checked, and turned into the codes that n-grams are hashed from.
 
-Shapes: B batch, T tokens of this forward, L tokens with history, D hidden, N highest n-gram order, S sub-tables.
+Shapes: B batch rows, T tokens, L tokens with history, D hidden size, N highest n-gram order, S sub-tables.
 """
 
 import torch
@@ -15,8 +15,8 @@ from .visible_tokens import lookback_slots, own_keys, visible_keys
 
 
 def check_token_ids(input_ids: torch.Tensor, vocab_size: int):
-    """Raises a `ValueError` that names the first id outside the vocabulary. Never inside a compiled region, where the
-    comparison would cost a synchronisation."""
+    """Raises a `ValueError` that names the first id outside the vocabulary. Does nothing in a compiled region, where
+    the comparison would cost a synchronisation."""
     if torch.compiler.is_compiling() or input_ids.numel() == 0:
         return
     lowest, highest = torch.aminmax(input_ids)
@@ -33,7 +33,7 @@ def checked_tokens(
     inputs_embeds: torch.Tensor | None,
     ngram_input_ids: torch.Tensor | None,
 ) -> torch.Tensor | None:
-    """The tokens that n-grams are made of, `[B, T]`; `None` for embeddings in a model without n-grams.
+    """The tokens that n-grams are formed from, `[B, T]`; `None` for embeddings in a model without n-grams.
 
     Raises:
         `ValueError`: if the inputs contradict each other, or a token id is outside the vocabulary.
@@ -42,7 +42,7 @@ def checked_tokens(
         raise ValueError("Pass exactly one of `input_ids` and `inputs_embeds`.")
     tokens = input_ids if ngram_input_ids is None else ngram_input_ids
     if config.use_ngram_embedding and tokens is None:
-        raise ValueError("`inputs_embeds` cannot tell n-grams: pass its tokens too, as `ngram_input_ids`.")
+        raise ValueError("N-grams cannot be derived from `inputs_embeds`: pass its tokens too, as `ngram_input_ids`.")
     if tokens is not None:
         other = input_ids if inputs_embeds is None else inputs_embeds
         if other is not None and tokens.shape != other.shape[:2]:
@@ -54,20 +54,20 @@ def checked_tokens(
 
 
 def check_row_ids(config: LongCatLiteConfig, row_ids: torch.Tensor, word_embeds: torch.Tensor, cache: Cache | None):
-    """Raises a `ValueError` unless row ids `[B, T, S]` can stand for the tokens of `word_embeds` `[B, T, D]`."""
+    """Raises a `ValueError` unless row ids `[B, T, S]` fit the tokens of `word_embeds` `[B, T, D]`."""
     wanted = [*word_embeds.shape[:2], config.num_subtables]
     if not config.use_ngram_embedding or list(row_ids.shape) != wanted:
-        raise ValueError(f"`ngram_row_ids` has shape {list(row_ids.shape)}, this model and input want {wanted}.")
+        raise ValueError(f"`ngram_row_ids` has shape {list(row_ids.shape)}, but this model and input need {wanted}.")
     if cache is not None:
-        raise ValueError("`ngram_row_ids` gives a cache no tokens to go on from: pass `use_cache=False`.")
+        raise ValueError("`ngram_row_ids` gives the cache no tokens to continue from: pass `use_cache=False`.")
 
 
 def fitted_mask(
     attention_mask: torch.Tensor | None, cache: Cache | None, rows: int, new_tokens: int
 ) -> torch.Tensor | None:
-    """A mask with a row for each row of the input, and without columns for tokens that are not there yet.
+    """A mask with one row per row of the input, and no columns for tokens that do not exist yet.
 
-    A static cache keeps the columns of its free places. Inside a compiled region nothing is counted.
+    For a static cache, the columns of its free slots stay. In a compiled region nothing is counted.
 
     Raises:
         `ValueError`: if the mask does not cover the tokens in the cache and the new ones.
@@ -80,12 +80,12 @@ def fitted_mask(
         return attention_mask
     seen = 0 if cache is None else cache.get_seq_length()
     if isinstance(seen, torch.Tensor) and seen.device.type != "cpu" and new_tokens == 1:
-        return attention_mask  # decoding on an accelerator does not wait for the count to be read
+        return attention_mask  # in decoding on an accelerator, do not wait to read the count
     width, needed = attention_mask.shape[-1], int(seen) + new_tokens
     if width < needed:
         raise ValueError(
             f"`attention_mask` has {width} columns, but the cache holds {int(seen)} tokens and {new_tokens} are new: "
-            f"it needs {needed}, one for each token from the first one on."
+            f"it needs {needed}, one for each token."
         )
     has_free_places = cache is not None and cache.is_compileable
     return attention_mask if width == needed or has_free_places else attention_mask[..., :needed]
@@ -98,9 +98,9 @@ def token_windows(
     position_ids: torch.Tensor | None = None,
     cache: TokenHistoryMixin | None = None,
 ) -> torch.Tensor:
-    """Codes of tokens `[B, T]`, after the codes that their n-grams look back at; a cache takes the new ones in.
+    """Codes of tokens `[B, T]`, preceded by the codes that their n-grams look back at; a cache stores the new ones.
 
-    Without a mask, `[B, N - 1 + T]`: a row's tokens after the N-1 before them. With one, a window for each token,
+    Without a mask, `[B, N - 1 + T]`: a row's tokens after the N - 1 before them. With a mask, one window per token,
     `[B T, N]`, of the last visible ones.
     """
     lookback, length = config.max_ngram_order - 1, tokens.shape[1]
@@ -125,9 +125,9 @@ def token_windows(
 def last_windows(
     config: LongCatLiteConfig, codes: torch.Tensor, length: int, attention_mask: torch.Tensor | None
 ) -> torch.Tensor:
-    """Windows, as of [`token_windows`], of the last `length` of a history of codes `[B, N - 1 + L]`.
+    """Windows, as in [`token_windows`], for the last `length` codes of a history `[B, N - 1 + L]`.
 
-    A mask, `[B, <= L]`, tells which of the L are hidden; what it does not reach is visible.
+    A mask, `[B, <= L]`, marks which of the L are hidden; tokens beyond its width are visible.
     """
     lookback = config.max_ngram_order - 1
     if attention_mask is None:

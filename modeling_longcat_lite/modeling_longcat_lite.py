@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """LongCat-Flash-Lite: n-gram embedding, shortcut-connected layers, language-model head (arXiv 2601.21204).
 
-Shapes: B batch, T tokens of this forward, L tokens with history, D hidden, N highest n-gram order, V vocabulary.
+Shapes: B batch rows, T tokens, L tokens with history, D hidden size, N highest n-gram order, S sub-tables, V
+vocabulary.
 """
 
 from typing import Any
@@ -47,7 +48,7 @@ warn_of_an_unknown_version()
 
 
 class LongCatLitePreTrainedModel(CheckpointSavingMixin):
-    """What transformers asks of the family."""
+    """What transformers asks of a model: names, plans, initialisation."""
 
     config_class = LongCatLiteConfig
     config: LongCatLiteConfig
@@ -60,11 +61,11 @@ class LongCatLitePreTrainedModel(CheckpointSavingMixin):
     _supports_flex_attn = True
     _supports_attention_backend = True
     _can_compile_fullgraph = True
-    # Strict: also for bfloat16, in which a step of 1e-3 on a selection bias of 0.5 would be rounded away.
+    # Strict, so that it includes bfloat16, which would round away a step of 1e-3 on a selection bias of 0.5.
     _keep_in_fp32_modules_strict = {"classifier", "e_score_correction_bias"}  # noqa: RUF012
-    # Read by quantizers as what they must leave alone: a pattern of modules' names and of parameters' names.
+    # Quantizers read it as what to leave alone; the pattern matches names of modules and of parameters.
     _keep_in_fp32_modules = {r".*\.router\.classifier"}  # noqa: RUF012
-    # What may differ is checked before loading, by name; these keep the report of transformers quiet about it.
+    # What may be absent or extra is checked by name before loading; these keep it out of transformers' report.
     _keys_to_ignore_on_load_unexpected = [  # noqa: RUF012
         r"^(model\.)?mtp\.",
         r"^lm_head\.",
@@ -85,7 +86,8 @@ class LongCatLitePreTrainedModel(CheckpointSavingMixin):
         return True
 
     def init_parallel_plans(self):
-        # The config's plans name all that a model may have; a rule for what this one lacks would be warned of.
+        # The config's plans name all that a model may have; a rule for a part that this one lacks would cause a
+        # warning.
         super().init_parallel_plans()
         base: Any = self.base_model
         absent = [] if base.mtp is not None else ["mtp"]
@@ -105,14 +107,14 @@ class LongCatLitePreTrainedModel(CheckpointSavingMixin):
         elif isinstance(module, LongCatLiteRouter):
             initialization.zeros_(module.e_score_correction_bias)
         elif isinstance(module, NgramEmbedding):
-            # Buffers that no checkpoint holds are blank after loading on the meta device.
+            # Buffers that are not in the checkpoint are blank after loading on the meta device.
             for name, values in module.hash_constants(self.config).items():
                 initialization.copy_(module.get_buffer(name), values)
 
     def _resize_token_embeddings(self, new_num_tokens, pad_to_multiple_of=None, mean_resizing=True):
         resized = super()._resize_token_embeddings(new_num_tokens, pad_to_multiple_of, mean_resizing)
         for head in self.modules():
-            if isinstance(head, LongCatLiteDraftHead):  # it has a word embedding of its own, of the same vocabulary
+            if isinstance(head, LongCatLiteDraftHead):  # it has its own word embedding, for the same vocabulary
                 head.embed_tokens = self._get_resized_embeddings(
                     head.embed_tokens, resized.num_embeddings, mean_resizing=mean_resizing
                 ).requires_grad_(head.embed_tokens.weight.requires_grad)
@@ -120,11 +122,11 @@ class LongCatLitePreTrainedModel(CheckpointSavingMixin):
 
 
 class LongCatLiteModel(LongCatLitePreTrainedModel):
-    """The trunk: ids to final-norm states. N-grams are looked up here, so that training loops that call the base
-    model and apply the head themselves (TRL) get them too."""
+    """The trunk: token ids to final-norm states. N-grams are looked up here, so that training loops which call the
+    base model and apply the language-model head themselves, as TRL does, get them too."""
 
     def __init__(self, config: LongCatLiteConfig, has_draft_head: bool = False, ngram_tables: str = "resident"):
-        config.validate_architecture()  # fields may have been set since it was made
+        config.validate_architecture()  # fields may have been set after it was created
         super().__init__(config)
         resolve_draft_head(config, has_draft_head)
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, config.pad_token_id)
@@ -160,28 +162,28 @@ class LongCatLiteModel(LongCatLitePreTrainedModel):
         Args:
             input_ids (`torch.LongTensor` of shape `[B, T]`, *optional*): Tokens.
             attention_mask (`torch.Tensor` of shape `[B, L]` or `[B, 1, T, L]`, *optional*):
-                0 where a token is hidden, anywhere in a row. The n-grams of a token are made of the last visible
-                tokens before it; with a 4D mask, of the last ones that its own row of the mask shows.
+                0 where a token is hidden, anywhere in a row. The n-grams of a token are formed from the last visible
+                tokens before it; with a 4D mask, from the last ones that are visible in its own row of the mask.
             position_ids (`torch.LongTensor` of shape `[B, T]` or `[1, T]`, *optional*):
-                Positions. Without a mask, a step other than +1 begins another document, which neither attention nor
-                n-grams cross; with a 2D mask, only a position that does not grow does.
+                Positions. Without a mask, any step other than +1 begins another document, whose border neither
+                attention nor n-grams cross. With a 2D mask, only a position that does not grow begins one.
             cache (`Cache`, *optional*): Latent keys and values with their token history.
             inputs_embeds (`torch.FloatTensor` of shape `[B, T, D]`, *optional*):
-                Word rows in place of `input_ids`; needs `ngram_input_ids`.
-            ngram_input_ids (`torch.LongTensor` of shape `[B, T]`, *optional*): The tokens for the n-grams alone.
-            ngram_attention_mask (`torch.Tensor` of shape `[B, L]`, *optional*):
-                The 2D mask that a 4D `attention_mask` was made from: n-grams are then found faster.
+                Word embeddings that replace `input_ids`; they need `ngram_input_ids`.
+            ngram_input_ids (`torch.LongTensor` of shape `[B, T]`, *optional*): Tokens that only the n-grams are
+            formed from. ngram_attention_mask (`torch.Tensor` of shape `[B, L]`, *optional*):
+                The 2D mask that a 4D `attention_mask` was made from, with which n-grams are found faster.
             ngram_row_ids (`torch.LongTensor` of shape `[B, T, S]`, *optional*):
-                The table rows of every token, where `input_ids` are a part of a row that was split: the package's
-                `ngram_row_ids` of the whole row, sub-tables last. Without a cache.
+                The table rows of every token, for `input_ids` that are part of a longer row: the result of
+                `modeling_longcat_lite.ngram_row_ids` on the whole row, sub-tables last. Not with a cache.
             trunk_embeds (`torch.FloatTensor` of shape `[B, T, D]`, *optional*):
-                What the first layer reads, where drafting has looked it up already; `input_ids` go to the cache.
+                Input of the first layer, if drafting has already looked it up; `input_ids` then only go to the cache.
             use_cache (`bool`, *optional*): Return a cache.
             past_key_values (`Cache`, *optional*): The name of `cache` before transformers 5.24.
 
         Raises:
             `ValueError`: if the inputs contradict each other, a token id is outside the vocabulary, a sequence is
-                longer than `config.index_topk`, or a cache or tensor comes under an unknown name.
+                longer than `config.index_topk`, or a cache or tensor has an unknown name.
         """
         check_unread_inputs(kwargs)
         tokens = checked_tokens(self.config, input_ids, inputs_embeds, ngram_input_ids)
@@ -198,7 +200,7 @@ class LongCatLiteModel(LongCatLitePreTrainedModel):
         if ngram_row_ids is not None:
             check_row_ids(self.config, ngram_row_ids, word_embeds, cache)
         elif self.ngram_embeddings is not None:
-            # Before the layers fill the cache: the window is what it held, then this forward's tokens.
+            # Before the layers fill the cache: a window is what the cache holds, then the new tokens.
             visible = attention_mask if ngram_attention_mask is None else ngram_attention_mask
             codes = token_windows(self.config, tokens, visible, position_ids, cache)  # type: ignore[arg-type]
         hidden_states = self.embed(word_embeds, codes, ngram_row_ids) if trunk_embeds is None else trunk_embeds
@@ -224,8 +226,14 @@ class LongCatLiteModel(LongCatLitePreTrainedModel):
     def embed(
         self, word_embeds: torch.Tensor, codes: torch.Tensor | None, row_ids: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Word rows `[B, T, D]` and codes that end with their tokens (for a row, `[B, N - 1 + T]`, or for each token,
-        `[B T, N]`), or row ids `[B, T, S]`, to what the first layer reads, `[B, T, D]`."""
+        """The input of the first layer, `[B, T, D]`.
+
+        Args:
+            word_embeds (`torch.Tensor` of shape `[B, T, D]`): Rows of the word table.
+            codes (`torch.Tensor` of shape `[B, N - 1 + T]` or `[B T, N]`, *optional*):
+                Codes that end with the tokens, for each row or for each token.
+            row_ids (`torch.Tensor` of shape `[B, T, S]`, *optional*): Table rows, in place of codes.
+        """
         if self.ngram_embeddings is not None:
             words = word_embeds
             if codes is not None and codes.shape[0] != word_embeds.shape[0]:
@@ -238,13 +246,13 @@ class LongCatLiteModel(LongCatLitePreTrainedModel):
     ) -> torch.Tensor:
         """[`embed`] for tokens `[B, T]` that end a history of codes, `[B, N - 1 + L]`.
 
-        A mask, `[B, <= L]`, tells which of the L are hidden; what it does not reach is visible.
+        A mask, `[B, <= L]`, marks which of the L are hidden; tokens beyond its width are visible.
         """
         windows = last_windows(self.config, codes, input_ids.shape[1], attention_mask)
         return self.embed(self.embed_tokens(input_ids), windows)
 
     def prefetch_ngram_rows(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None):
-        """Asks for the n-gram rows of a prompt `[B, T]` that are on disk, without waiting for them."""
+        """Starts reading the n-gram rows of a prompt `[B, T]` from disk, without waiting for them."""
         if self.ngram_embeddings is None or self.ngram_embeddings.placement != "disk":
             return
         mask = attention_mask if attention_mask is not None and attention_mask.shape == input_ids.shape else None
@@ -252,8 +260,8 @@ class LongCatLiteModel(LongCatLitePreTrainedModel):
 
     def _cache_with_history(self, cache: Cache | None, use_cache, word_embeds) -> Cache | None:
         if self.gradient_checkpointing and self.training and torch.is_grad_enabled() and cache is not None:
-            # The layers would read it while the loss is computed, and fill it again in backward.
-            raise ValueError(f"Gradient checkpointing cannot train with a cache: pass no `{CACHE}`.")
+            # The layers would read it in the forward pass, and fill it again in the backward pass.
+            raise ValueError(f"Gradient checkpointing cannot train with a cache: do not pass `{CACHE}`.")
         if cache is None and use_cache:
             cache = LongCatLiteDynamicCache(config=self.config)
         if cache is None or self.ngram_embeddings is None:
@@ -267,8 +275,8 @@ class LongCatLiteModel(LongCatLitePreTrainedModel):
 class LongCatLiteForCausalLM(LongCatLitePreTrainedModel, LongCatLiteGenerationMixin):
     """The trunk with a language-model head.
 
-    A checkpoint must hold every tensor of the model. One of the trunk alone is refused, where other models of
-    transformers warn and make a fresh head, which would answer noise: load it with [`LongCatLiteModel`].
+    A checkpoint must hold every tensor of the model. A checkpoint of the trunk alone is refused; load it with
+    [`LongCatLiteModel`]. Other models of transformers warn and create a fresh head, which generates noise.
     """
 
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # noqa: RUF012
@@ -304,9 +312,10 @@ class LongCatLiteForCausalLM(LongCatLitePreTrainedModel, LongCatLiteGenerationMi
 
         Args:
             labels (`torch.LongTensor` of shape `[B, T]`, *optional*): Targets, shifted here; -100 is ignored.
-            logits_to_keep (`int` or `torch.Tensor`, *optional*, defaults to 0): Last positions to score; 0 for all.
-            promised_cache (`Cache`, *optional*):
-                The cache that `generate` has prepared, said once: any other cache that arrives raises a `ValueError`.
+            logits_to_keep (`int` or `torch.Tensor`, *optional*, defaults to 0): Number of last positions that get
+            logits; 0 for all. promised_cache (`Cache`, *optional*):
+                The cache that `generate` prepared, passed at its first step: if another cache arrives as `cache`, a
+                `ValueError` is raised.
 
         ```python
         >>> from transformers import AutoTokenizer
@@ -320,7 +329,7 @@ class LongCatLiteForCausalLM(LongCatLitePreTrainedModel, LongCatLiteGenerationMi
         """
         cache = the_cache(cache, past_key_values)
         if promised_cache is not None and promised_cache is not cache:
-            check_unread_inputs(kwargs)  # which may find it under another name
+            check_unread_inputs(kwargs)  # it may be there under another name
         check_promise(promised_cache, cache)
         outputs = self.model(
             input_ids=input_ids,
@@ -347,10 +356,10 @@ class LongCatLiteForCausalLM(LongCatLitePreTrainedModel, LongCatLiteGenerationMi
         )
 
     def add_draft_head(self):
-        """Gives a model without a draft head a fresh one, to be trained; its word embedding begins as the trunk's."""
+        """Adds a fresh draft head, to be trained. Its word embedding starts as a copy of the trunk's."""
         trunk = self.model
         if trunk.mtp is not None:
-            raise ValueError("This model has a draft head already.")
+            raise ValueError("This model already has a draft head.")
         self.config.num_nextn_predict_layers = trunk.config.num_nextn_predict_layers = 1
         trunk.mtp = LongCatLiteDraftHead(self.config).to(trunk.embed_tokens.weight)
         trunk.mtp.apply(self._init_weights)

@@ -3,10 +3,17 @@
 
     MoE(x) = sum over the selected experts e of g_e(x) * E_e(x)
 
-`g` is the softmax over routed and zero experts together, times `routed_scaling_factor`; a bias that is not part of
-`g` decides which `moe_topk` are selected. Routed experts are MLPs; a zero expert returns its input.
+`g` is the softmax over routed and zero experts together, times `routed_scaling_factor`. The `moe_topk` experts are
+selected by `g` plus a bias, which is not part of the weight. Routed experts are MLPs; a zero expert returns its input.
 
-Shapes: M tokens (batch and time together), D hidden, I expert width, E routed experts, Z zero experts, K top-k.
+An example with 4 routed experts (ids 0 to 3), 2 zero experts (4 and 5) and `moe_topk` 3, for one token x:
+
+    selected ids     2     5     4          of them 2 is routed
+    weights g        0.5   0.3   0.1
+    MoE(x)         = 0.5 E_2(x) + (0.3 + 0.1) x
+
+Shapes: B batch rows, T tokens, M = B T tokens together, D hidden size, F width of an expert, E routed experts,
+Z zero experts, k experts that a token selects.
 """
 
 import torch
@@ -22,14 +29,14 @@ GROUPED_ALIGNMENT = 16  # bytes, of a row of a matrix: `torch.nn.functional.grou
 
 
 class Float32Linear(nn.Linear):
-    """A linear layer computed in float32 whatever its weights are stored in.
+    """A linear layer computed in float32, whatever dtype its weights are stored in.
 
-    Called as a module rather than read as a weight, so that offloading hooks and LoRA take effect.
+    It is called as a module, and its weight is not read from outside, so that offloading hooks and LoRA take effect.
     """
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         bias = None if self.bias is None else self.bias.float()
-        with torch.autocast(x.device.type, enabled=False):  # autocast would take it back to bfloat16
+        with torch.autocast(x.device.type, enabled=False):  # autocast would compute it in bfloat16
             return nn.functional.linear(x.float(), self.weight.float(), bias)
 
 
@@ -44,12 +51,12 @@ class LongCatLiteRouter(nn.Module):
         self.routed_scaling_factor = config.routed_scaling_factor
         self.norm_topk_prob = config.norm_topk_prob
         experts = config.n_routed_experts + config.zero_expert_num
-        # Made in float32 under any default dtype: a model that is not loaded is cast by that alone.
+        # Created in float32 under any default dtype, which is all that casts a model that is not loaded.
         self.classifier = Float32Linear(config.hidden_size, experts, bias=config.router_bias, dtype=torch.float32)
         self.register_buffer("e_score_correction_bias", torch.zeros(experts, dtype=torch.float32))
 
     def forward(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """`[M, D]` states to float32 logits `[M, E + Z]`, gate weights `[M, K]` and expert ids `[M, K]`."""
+        """`[M, D]` states to float32 logits `[M, E + Z]`, gate weights `[M, k]` and expert ids `[M, k]`."""
         logits = self.classifier(hidden_states)
         probabilities = logits.softmax(dim=-1)
         biased = probabilities.detach() + self.e_score_correction_bias
@@ -73,7 +80,7 @@ class StackedExperts(nn.Module):
         self.act_fn = ACT2FN[config.hidden_act]
 
     def forward(self, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor):
-        """`[M, D]` states, `[M, K]` ids and weights to `[M, D]`, expert after expert: the plain form."""
+        """`[M, D]` states, `[M, k]` ids and weights to `[M, D]`, one expert after the other: the plain form."""
         output = torch.zeros_like(hidden_states)
         for expert in top_k_index.unique().tolist():
             if expert >= self.num_experts:
@@ -87,15 +94,15 @@ class StackedExperts(nn.Module):
 
 
 class LongCatLiteExperts(StackedExperts):
-    """[`StackedExperts`] that leave an implementation which cannot take their weights for one that can."""
+    """[`StackedExperts`] that fall back to an implementation which can take their weights."""
 
     config: LongCatLiteConfig
 
     def forward(self, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor):
-        """`[M, D]` states, `[M, K]` ids and weights to `[M, D]`."""
+        """`[M, D]` states, `[M, k]` ids and weights to `[M, D]`."""
         weights = (self.gate_up_proj, self.down_proj)
         if any(is_traceable_wrapper_subclass(w.data) and not isinstance(w.data, DTensor) for w in weights):
-            # Quantized (torchao): the other implementations take rows of a weight, or hand it to a kernel, as it is.
+            # Quantized by torchao: the other implementations index a weight, or pass it to a kernel as it is.
             return StackedExperts.forward.__wrapped__(  # type: ignore[attr-defined]
                 self, hidden_states, top_k_index, top_k_weights
             )
@@ -110,7 +117,7 @@ class LongCatLiteMoE(nn.Module):
 
     def __init__(self, config: LongCatLiteConfig):
         super().__init__()
-        # From the config, not from the experts: expert parallelism rewrites their count to the local one.
+        # From the config and not from the experts, whose count expert parallelism changes to the local one.
         self.n_routed_experts = config.n_routed_experts
         self.zero_experts_add_input = config.zero_expert_type == "identity"
         self.zero_weight_divisor = 1.0 if config.scale_zero_experts else config.routed_scaling_factor
@@ -140,12 +147,12 @@ class LongCatLiteMoE(nn.Module):
             return self.experts(tokens, routed_ids, weights.masked_fill(is_zero, 0.0))
         # Expert parallelism: every id has to name an expert of some process.
         if torch.is_grad_enabled():
-            # Tokens travel to their experts in training, hence a pair each, and none for a zero expert.
-            rows, slots = torch.where(~is_zero)  # [P]
-            results = self.experts(tokens[rows], expert_ids[rows, slots, None], weights[rows, slots, None])  # [P, D]
+            # In training, tokens are sent to their experts: one pair each, and none for a zero expert.
+            rows, slots = torch.where(~is_zero)  # one entry per pair
+            results = self.experts(tokens[rows], expert_ids[rows, slots, None], weights[rows, slots, None])
             return torch.zeros_like(tokens).index_add(0, rows, results)
-        # In inference they mostly stay, and graphs are captured: no shape may depend on a choice. An expert that the
-        # token has chosen anyhow stands in, with weight 0, so that no other one is read.
+        # In inference they mostly stay, and graphs are captured: no shape may depend on the selection. A zero expert
+        # is replaced by a routed one that the token selected anyway, with weight 0, so that no further expert is read.
         stand_in = expert_ids.masked_fill(is_zero, 0).amax(-1, keepdim=True)
         return self.experts(tokens, torch.where(is_zero, stand_in, expert_ids), weights.masked_fill(is_zero, 0.0))
 

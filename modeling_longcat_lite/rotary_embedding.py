@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Rotary position embedding on interleaved pairs (DeepSeek style), plain or YaRN (arXiv 2309.00071).
 
-With the released settings (factor 10, `mscale == mscale_all_dim == 1`) cosine and sine keep their size and the softmax
+With the released settings (factor 10, `mscale == mscale_all_dim == 1`) cosine and sine keep their size; the softmax
 scale of the attention grows by (0.1 ln 10 + 1)**2 = 1.5135 instead.
 
-Shapes: B batch, H heads, T tokens, R rotated width of a head.
+Shapes: B batch rows, H heads, T tokens, Dr rotated width of a head.
 """
 
 import math
@@ -16,7 +16,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS, dynamic_rope_u
 
 
 class LongCatLiteRotaryEmbedding(nn.Module):
-    """Cosines and sines for positions: `[B, T]` ids to two tensors `[B, T, R / 2]`, one angle per pair."""
+    """Cosines and sines for positions: `[B, T]` ids to two tensors `[B, T, Dr / 2]`, one angle per pair."""
 
     inv_freq: torch.Tensor
 
@@ -35,7 +35,7 @@ class LongCatLiteRotaryEmbedding(nn.Module):
 
     @staticmethod
     def compute_default_rope_parameters(config: PreTrainedConfig, device=None, **_) -> tuple[torch.Tensor, float]:
-        """Unscaled inverse frequencies, `theta ** (-2 i / R)`, and cosine factor 1."""
+        """Unscaled inverse frequencies, `theta ** (-2 i / Dr)`, and cosine factor 1."""
         exponents = torch.arange(0, config.qk_rope_head_dim, 2, dtype=torch.float32, device=device)
         return 1.0 / config.rope_parameters["rope_theta"] ** (exponents / config.qk_rope_head_dim), 1.0
 
@@ -48,9 +48,9 @@ class LongCatLiteRotaryEmbedding(nn.Module):
 
 
 def rotate_pairs(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Rotates the pairs `(x0, x1), (x2, x3), ...` of `[B, H, T, R]` by `[B, T, R / 2]` angles.
+    """Rotates the pairs `(x0, x1), (x2, x3), ...` of `[B, H, T, Dr]` by `[B, T, Dr / 2]` angles.
 
-    The result holds all first members, then all second ones, as in transformers: queries and keys agree on that
+    The result holds all first members, then all second ones, as in transformers. Queries and keys agree on this
     order, so their products do not change.
     """
     cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)

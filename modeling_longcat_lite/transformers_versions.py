@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What differs between the supported versions of transformers: the only file that knows.
+"""All that differs between the supported versions of transformers, in one file.
 
     5.16 to 5.22    loading, forward and generation; what trainers and other engines pin
     5.23            everything
     5.24            everything; a cache is called `cache`, which was `past_key_values` before
 
-A name that upstream changes must never be swallowed by `**kwargs`: a cache that arrives under a name that nobody reads
-leaves every step with its own token alone, and the tokens are wrong without an error.
+A name that upstream changes must never disappear into `**kwargs`: if a cache arrives under a name that is not read,
+every step sees only its own token, and the generated tokens are wrong without an error.
 """
 
 import dataclasses
@@ -26,7 +26,7 @@ CACHE_NAMES = ("cache", "past_key_values")
 # What this version calls a cache, in arguments and in outputs.
 CACHE = "cache" if "cache" in inspect.signature(create_causal_mask).parameters else "past_key_values"
 
-# Tensors that trainers, attention functions and tokenizers give along with those that the model reads.
+# Tensors that trainers, attention functions and tokenizers pass along with those that the model reads.
 KNOWN_TENSORS = frozenset(TransformersKwargs.__annotations__) | {
     "cache_position",
     "labels",
@@ -45,23 +45,23 @@ logger = logging.get_logger(__name__)
 
 
 def warn_of_an_unknown_version():
-    """Says once if transformers is newer than what this code was tested with."""
+    """Warns once if transformers is newer than the versions this code was tested with."""
     if tuple(int(number) for number in transformers.__version__.split(".")[:2]) > NEWEST_TESTED:
         newest = ".".join(map(str, NEWEST_TESTED))
         logger.warning_once(
             f"transformers {transformers.__version__} is newer than {newest}, the newest version that LongCat-Lite "
-            "was tested with. Inputs under names that it does not know raise an error."
+            "was tested with. Inputs under unknown names raise an error."
         )
 
 
 def the_cache(cache: Cache | None, past_key_values: Cache | None) -> Cache | None:
-    """The cache, whichever of its two names it came under.
+    """The cache, under whichever of its two names it was passed.
 
     Raises:
-        `ValueError`: if it came under both, or is no `Cache`.
+        `ValueError`: if it was passed under both, or is not a `Cache`.
     """
     if cache is not None and past_key_values is not None and cache is not past_key_values:
-        raise ValueError("`cache` and `past_key_values` are two names of one argument: pass one of them.")
+        raise ValueError("`cache` and `past_key_values` are two names of one argument: pass only one.")
     found = past_key_values if cache is None else cache
     if found is not None and not isinstance(found, Cache):
         raise ValueError(
@@ -71,7 +71,7 @@ def the_cache(cache: Cache | None, past_key_values: Cache | None) -> Cache | Non
 
 
 def check_unread_inputs(unread: Mapping[str, Any]):
-    """Checks the keyword arguments that a forward hands down without reading them.
+    """Checks the keyword arguments that a forward pass hands on without reading them.
 
     Raises:
         `ValueError`: naming an argument that carries a cache or a tensor under an unknown name.
@@ -79,22 +79,22 @@ def check_unread_inputs(unread: Mapping[str, Any]):
     for name, value in unread.items():
         if isinstance(value, Cache):
             raise ValueError(
-                f"A cache arrived as `{name}`, a name that this model does not read, so that generation would go "
-                f"wrong: pass it as `{CACHE}`. transformers {transformers.__version__} is installed; versions up to "
+                f"A cache was passed as `{name}`, a name that this model does not read; the generated tokens would be "
+                f"wrong. Pass it as `{CACHE}`. transformers {transformers.__version__} is installed; versions up to "
                 f"{'.'.join(map(str, NEWEST_TESTED))} were tested."
             )
         if isinstance(value, torch.Tensor) and name not in KNOWN_TENSORS:
             raise ValueError(
-                f"The tensor `{name}` is not an input of this model. Check its name: an input that nobody reads "
-                "would silently change the result."
+                f"The tensor `{name}` is not an input of this model. Check its name: leaving it unread would "
+                "silently change the result."
             )
 
 
 def check_prepared_cache(model_kwargs: Mapping[str, Any], is_wanted: bool) -> Cache | None:
-    """The cache that `generate` has prepared, which it has to keep under the name that this file knows.
+    """The cache that `generate` prepared, which must be under the name `CACHE`.
 
     Raises:
-        `ValueError`: if it has none although one is wanted, or keeps it under another name.
+        `ValueError`: if there is none although one is wanted, or it has another name.
     """
     cache = model_kwargs.get(CACHE)
     check_unread_inputs(
@@ -102,7 +102,7 @@ def check_prepared_cache(model_kwargs: Mapping[str, Any], is_wanted: bool) -> Ca
     )
     if is_wanted and cache is None:
         raise ValueError(
-            f"`generate` of transformers {transformers.__version__} has prepared no cache under the name `{CACHE}`, "
+            f"`generate` of transformers {transformers.__version__} prepared no cache under the name `{CACHE}`, "
             "although `use_cache` is on. Pass `use_cache=False`, or install a version up to "
             f"{'.'.join(map(str, NEWEST_TESTED))}."
         )
@@ -110,7 +110,7 @@ def check_prepared_cache(model_kwargs: Mapping[str, Any], is_wanted: bool) -> Ca
 
 
 def check_promise(promised: Cache | None, used: Cache | None):
-    """Raises a `ValueError` if `generate` has prepared a cache and another one, or none, was used."""
+    """Raises a `ValueError` if `generate` prepared a cache and another one, or none, was used."""
     if promised is not None and used is not promised:
         raise ValueError(
             f"`generate` prepared a {type(promised).__name__}, but the model got "
@@ -119,7 +119,7 @@ def check_promise(promised: Cache | None, used: Cache | None):
 
 
 def reset_dynamic_cache(cache: DynamicCache):
-    """Takes all tokens out of a cache; before 5.23, `DynamicCache.reset` leaves as many tokens of zeros."""
+    """Empties a cache. Before 5.23, `DynamicCache.reset` turns its tokens into zeros instead of removing them."""
     DynamicCache.reset(cache)
     layers: Any = cache.layers
     for layer in layers:
@@ -130,7 +130,7 @@ def reset_dynamic_cache(cache: DynamicCache):
 def output_recorder(module: type[torch.nn.Module], layers_field: str) -> OutputRecorder:
     """An `OutputRecorder` of hidden states whose layers are counted by the config's `layers_field`.
 
-    From 5.23 on; earlier versions count nothing.
+    Earlier versions than 5.23 have no such count.
     """
     options: dict[str, Any] = {"num_hidden_layers_key": layers_field}
     known = {field.name for field in dataclasses.fields(OutputRecorder)}

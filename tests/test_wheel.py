@@ -19,5 +19,6 @@ def test_the_wheel_holds_the_package_alone(tmp_path):
     (wheel,) = tmp_path.glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
     code = {name for name in names if ".dist-info/" not in name}
-    assert code == {f"modeling_longcat_lite/{path.name}" for path in (ROOT / "modeling_longcat_lite").glob("*.py")}
+    package = ROOT / "modeling_longcat_lite"
+    assert code == {f"{package.name}/{path.name}" for path in (*package.glob("*.py"), package / "py.typed")}
     assert any(name.endswith("licenses/LICENSE") for name in names)

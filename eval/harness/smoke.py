@@ -26,7 +26,7 @@ SMOKE_TASKS = Path(__file__).parent / "smoke_tasks"
 ROOT = Path(__file__).parents[2]
 CONVERSATIONS = """
 import json
-from training.conversations import documentation_conversations
+from training.data.documentation import documentation_conversations
 print(json.dumps([(conversation.name, conversation.turns) for conversation in documentation_conversations()]))
 """
 WRONG_CHOICES = 3

@@ -96,7 +96,7 @@ def test_a_case_that_fails_says_why(tmp_path, monkeypatch):
     program.write_text("#!/bin/sh\necho the table is gone >&2\nexit 3\n")
     program.chmod(0o755)
     monkeypatch.setattr(table_placement.sys, "executable", str(program))
-    with pytest.raises(RuntimeError, match=r"(?s)placement_run ended with 3.*the table is gone"):
+    with pytest.raises(RuntimeError, match=r"(?s)placement.run ended with 3.*the table is gone"):
         table_placement.launch([])
 
 

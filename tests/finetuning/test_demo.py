@@ -87,7 +87,9 @@ def test_measurement_package_and_card_are_asked_for_with_options_that_exist(outp
     monkeypatch.setattr(demo, "run_module", lambda module, *arguments: ran.append((module, list(map(str, arguments)))))
     for stage in (demo.measure, demo.package, demo.write_card):
         stage()
-    parsed = [importlib.import_module(module).make_parser().parse_args(arguments) for module, arguments in ran]
+    mains = {"eval.losses": "eval.losses.__main__"}
+    parsers = [importlib.import_module(mains.get(module, module)).make_parser() for module, _ in ran]
+    parsed = [parser.parse_args(arguments) for parser, (_, arguments) in zip(parsers, ran, strict=True)]
     measured, package, card = parsed
     assert measured.output / "held_out_answers.json" == package.results[0] == card.results[0]
     assert (package.output, package.facts) == (card.folder, card.facts) == (output / "package", demo.FACTS)
