@@ -111,12 +111,12 @@ def validate_fields(config: PreTrainedConfig):
         value = getattr(config, name)
         if value not in allowed or isinstance(value, bool | float):  # True and 1.0 are equal to 1
             raise ValueError(f"`{name}` must be one of {allowed}, got {value!r}.")
-    table_rows = row_format and row_format(config.ngram_table_bits)
+    table_rows = None if row_format is None else row_format(config.ngram_table_bits)
     _validate_activation(config.hidden_act)
     validate_rope_numbers(config.rope_parameters)
     if config.use_ngram_embedding:
         _validate_ngram(config)
-        if table_rows:
+        if table_rows is not None:
             table_rows.check_width(config.subtable_width)
     elif config.mtp_use_ngram_embedding:
         raise ValueError("`mtp_use_ngram_embedding` needs n-gram tables, but `use_ngram_embedding` is False.")

@@ -1,12 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Token history beside the latent KV: what an n-gram needs of the past, in every cache that `generate` can ask for.
+"""Caches of latents with the history of tokens that n-grams look back to, in every form that `generate` asks for.
 
-The whole history is kept, 8 bytes a token, rather than the last N-1 ids: cropping by any length (prompt lookup,
-assisted decoding), reordering (beams) and repeating (prefix reuse) are then plain tensor operations. The first N-1
-columns stand for the time before the sequence, so that a window never has to be padded.
+The cache keeps all tokens, 8 bytes each, and not only the last N - 1. Cropping by any length (prompt lookup, assisted
+decoding), reordering (beams) and repeating (prefix reuse) are then plain tensor operations. The first N - 1 columns
+are the time before the sequence, so a window never has to be padded. With N = 3, one row and `_` for that time:
 
-The cache does not know the model: it stores the codes of `ngram_hashing.encode_tokens` as they come. Whether cache and
-model fit is asked before either changes, by `check_fits`.
+    tokens 4 7 5 6        token_history [_, _, 4, 7, 5, 6]        window of the last two [4, 7, 5, 6]
+    crop(-3)              token_history [_, _, 4]
+    token 9               token_history [_, _, 4, 9]              window [_, 4, 9]: its 3-gram is `_ 4 9`
+
+The cache does not know the model: it stores the codes of `ngram_hashing.encode_tokens` as they are. `check_fits`
+checks that cache and model fit before either changes.
+
+Shapes: B batch, T tokens of this forward, N highest n-gram order.
 """
 
 import functools
@@ -22,7 +28,7 @@ BEFORE_SEQUENCE = ~0  # `ngram_hashing.HIDDEN`: counts as token 0, and nothing l
 
 
 class CacheLayout(NamedTuple):
-    """The fields of a configuration that its caches depend on."""
+    """The fields of a config that its caches depend on."""
 
     num_hidden_layers: int
     kv_lora_rank: int
@@ -31,24 +37,24 @@ class CacheLayout(NamedTuple):
 
     @classmethod
     def of(cls, config: Any) -> "CacheLayout":
-        """That of a [`LongCatLiteConfig`]."""
+        """The layout of a [`LongCatLiteConfig`]."""
         return cls(config.num_hidden_layers, config.kv_lora_rank, config.qk_rope_head_dim, config.emb_neighbor_num)
 
 
 class TokenHistoryMixin(Cache):
-    """Adds `token_history`, `[B, N-1 + tokens]` int64, to a cache class; grows by concatenation."""
+    """Adds `token_history`, `[B, N - 1 + tokens]` int64, to a cache class; it grows by concatenation."""
 
-    # Class-level defaults, so that an empty cache can be upgraded in place.
+    # Defaults of the class, so that an empty cache of another class can become one of this class.
     token_history: torch.Tensor | None = None
     # `CacheLayout` of the model that fills it, as a plain tuple, which `torch.export` can take apart and rebuild.
     layout: tuple[int, ...] | None = None
     other_rows = "use `batch_repeat_interleave` or `batch_select_indices` on the cache, or a fresh one"
 
     def append_tokens(self, codes: torch.Tensor, lookback: int) -> torch.Tensor:
-        """Appends `codes` (`[B, T]` int64) and returns them behind the `lookback` codes before: `[B, lookback + T]`.
+        """Appends `codes` (`[B, T]` int64) and returns them after the `lookback` codes before: `[B, lookback + T]`.
 
         Raises:
-            `ValueError`: if the cache holds keys and values but no tokens, or rows of another batch.
+            `ValueError`: if the cache has keys and values but no tokens, or another number of rows.
         """
         self._check_appendable(codes)
         if self.token_history is None:
@@ -57,11 +63,11 @@ class TokenHistoryMixin(Cache):
         return self.token_history[:, -(lookback + codes.shape[1]) :]
 
     def num_tokens(self, lookback: int) -> int | torch.Tensor:
-        """Tokens in the history; `lookback` columns of it are the time before."""
+        """Tokens in the history, without the `lookback` columns before the sequence."""
         return 0 if self.token_history is None else self.token_history.shape[1] - lookback
 
     def next_slots(self, length: int, lookback: int, device: torch.device) -> torch.Tensor:
-        """Where the next `length` tokens will be in the history, the first token of all at 0: `[length]` int64."""
+        """Where the next `length` tokens will be in the history, counted from its first token: `[length]` int64."""
         return torch.arange(length, device=device) + self.num_tokens(lookback)
 
     def _check_appendable(self, codes: torch.Tensor):
@@ -92,7 +98,7 @@ class TokenHistoryMixin(Cache):
             )
         length = self.get_seq_length()
         if length == 0:
-            return  # nothing to take back, which some versions trip over
+            return  # some versions of transformers fail on an empty cache
         super().crop(tokens_to_remove)
         removed = length - self.get_seq_length()
         if removed:
@@ -117,7 +123,7 @@ class LongCatLiteDynamicCache(TokenHistoryMixin, DynamicCache):
 
     def reset(self):
         reset_dynamic_cache(self)
-        if self.layer_class_to_replicate is not None:  # made one by one: a forward that failed has made a few
+        if self.layer_class_to_replicate is not None:  # layers are made lazily: a failed forward has made some
             self.layers.clear()
         self.token_history = self.layout = None
 
@@ -141,7 +147,7 @@ class LongCatLiteStaticCache(TokenHistoryMixin, StaticCache):
     """[`StaticCache`] with token history in a preallocated buffer, written in place for compiled decoding."""
 
     token_history: torch.Tensor = None  # type: ignore[assignment]
-    # Scalar int64: a Python int would be a guard of the compiled graph.
+    # A scalar int64 tensor, because a compiled graph would be guarded by a Python int.
     token_count: torch.Tensor = None  # type: ignore[assignment]
     other_rows = "a static cache keeps its batch size, also through `reset`; start from a fresh one"
 
@@ -164,7 +170,7 @@ class LongCatLiteStaticCache(TokenHistoryMixin, StaticCache):
         self.token_history = codes.new_full(shape, BEFORE_SEQUENCE)
         self.token_count = torch.zeros((), dtype=torch.int64, device=codes.device)
         if not torch.compiler.is_compiling():
-            # As `StaticLayer` does with its buffers: CUDA graphs need fixed addresses.
+            # As `StaticLayer` does with its buffers, because CUDA graphs need fixed addresses.
             torch._dynamo.mark_static_address(self.token_history)
             torch._dynamo.mark_static_address(self.token_count)
 
@@ -189,7 +195,7 @@ class LongCatLiteStaticCache(TokenHistoryMixin, StaticCache):
 
 
 def cache_leaves(cache: LongCatLiteDynamicCache) -> tuple[list[torch.Tensor | None], tuple[int, ...] | None]:
-    """The tensors of a cache, its history first, and its layout: what `torch.export` takes a cache apart into."""
+    """The tensors of a cache, its history first, and its layout: the parts that `torch.export` takes it apart into."""
     layers: Any = cache.layers
     states = [states for layer in layers for states in (layer.keys, layer.values)]
     return [cache.token_history, *states], cache.layout
@@ -210,8 +216,8 @@ def cache_of_leaves(leaves: Iterable[torch.Tensor | None], layout: tuple[int, ..
 def allow_export():
     """Lets `torch.export` take a cache apart.
 
-    Not before that is wanted: what maps a function over all tensors of a call, as mixed precision does, would hand a
-    copy of the cache to the model.
+    Called only when a model is exported: code that maps a function over all tensors of a call, such as mixed
+    precision, would otherwise give the model a copy of the cache.
     """
     torch.utils._pytree.register_pytree_node(
         LongCatLiteDynamicCache,
@@ -232,7 +238,7 @@ HISTORY_CACHES: dict[type[Cache], type[Cache]] = {
 
 
 def check_has_no_past(cache: Cache):
-    """Raises a `ValueError` if `cache` holds keys and values, whose tokens are then unknown."""
+    """Raises a `ValueError` if `cache` has keys and values, because their tokens are unknown."""
     if int(cache.get_seq_length()) > 0:
         raise ValueError(
             f"`{CACHE}` is a {type(cache).__name__} with keys and values but without the tokens that made "
@@ -241,16 +247,16 @@ def check_has_no_past(cache: Cache):
 
 
 def check_fits(cache: Cache, layout: CacheLayout, rows: int, length: int = 0, new_tokens: int = 0):
-    """Raises a `ValueError` if a model cannot go on with `cache`, which is only read. Never inside a compiled region.
+    """Raises a `ValueError` if a model cannot continue with `cache`, which is only read. Not for compiled regions.
 
     Args:
         layout (`CacheLayout`): Of the model.
-        rows (`int`): Of the input.
+        rows (`int`): Rows of the input.
         length (`int`, *optional*, defaults to 0): Tokens that the cache has to hold in the end.
-        new_tokens (`int`, *optional*, defaults to 0): Tokens that the cache has to hold beside those that it holds.
+        new_tokens (`int`, *optional*, defaults to 0): Tokens that will be added to those in the cache.
     """
     check_is_supported(cache)
-    if len(cache.layers) not in (0, layout.num_hidden_layers):  # 0: it makes them when it is filled
+    if len(cache.layers) not in (0, layout.num_hidden_layers):  # 0: layers are made lazily
         raise ValueError(
             f"`{CACHE}` has {len(cache.layers)} layers, but this model has {layout.num_hidden_layers} "
             "attention sublayers: make the cache with this model's `config`."
@@ -270,13 +276,13 @@ def check_fits(cache: Cache, layout: CacheLayout, rows: int, length: int = 0, ne
 
 
 def can_be_counted(cache: StaticCache, new_tokens: int) -> bool:
-    """Whether the tokens in a cache may be counted: decoding on an accelerator does not wait for that."""
+    """Whether to count the tokens in a cache. Decoding on an accelerator does not: counting would synchronize."""
     seen = cache.get_seq_length()
     return isinstance(seen, int) or seen.device.type == "cpu" or new_tokens > 1
 
 
 def check_is_whole(cache: TokenHistoryMixin, lookback: int):
-    """Raises a `ValueError` if a forward failed midway, so that some layers lack tokens that others hold."""
+    """Raises a `ValueError` if a forward failed midway and some layers lack tokens that others have."""
     held = {int(cache.get_seq_length()), int(cache.get_seq_length(max(0, len(cache.layers) - 1)))}
     if cache.token_history is not None:
         held.add(int(cache.num_tokens(lookback)))
@@ -288,7 +294,7 @@ def check_is_whole(cache: TokenHistoryMixin, lookback: int):
 
 
 def check_room(cache: StaticCache, length: int, new_tokens: int):
-    """Raises a `ValueError` if `length` tokens, or `new_tokens` more than there are, are more than `cache` holds."""
+    """Raises a `ValueError` if `cache` has no room for `length` tokens in all, or for `new_tokens` more."""
     if can_be_counted(cache, new_tokens):
         length = max(length, int(cache.get_seq_length()) + new_tokens)
     if length > cache.get_max_length():
@@ -299,7 +305,7 @@ def check_room(cache: StaticCache, length: int, new_tokens: int):
 
 
 def check_is_supported(cache: Cache):
-    """Raises a `ValueError` if `cache` is neither of a class with token history nor an empty one that can get it."""
+    """Raises a `ValueError` unless `cache` has a token history, or is empty and of a class that can get one."""
     if isinstance(cache, TokenHistoryMixin):
         return
     if type(cache) not in HISTORY_CACHES:
@@ -309,10 +315,10 @@ def check_is_supported(cache: Cache):
 
 
 def with_token_history(cache: Cache, layout: CacheLayout | None = None) -> Cache:
-    """Gives an empty stock cache a token history, in place: the caller's object stays the one that fills up.
+    """Gives an empty cache of transformers a token history, in place: the model then fills the caller's object.
 
     Raises:
-        `ValueError`: if `cache` already holds keys and values, or is of a class that has no counterpart here.
+        `ValueError`: if `cache` already has keys and values, or is of a class without a counterpart here.
     """
     check_is_supported(cache)
     if not isinstance(cache, TokenHistoryMixin):

@@ -21,21 +21,21 @@ from .ngram_tables import NgramTables, gather_rows
 from .plain_weights import plain_weight
 
 
-def looked_up(tables: Iterable[nn.Module], ids: torch.Tensor, device: torch.device) -> list[torch.Tensor]:
-    """The rows `ids` `[S, B, T]` of each table, `[B, T, W]`. A device map may have spread the tables over devices."""
+def lookup(tables: Iterable[nn.Module], ids: torch.Tensor, device: torch.device) -> list[torch.Tensor]:
+    """The rows `ids` `[S, B, T]` of each table, `[B, T, W]` on `device`; a device map may have spread the tables."""
     return [table(rows).to(device) for table, rows in zip(tables, ids.unbind(), strict=True)]
 
 
-# A sparse gradient is no graph: under `torch.compile` these lookups stand between two graphs.
-looked_up_by_rows = torch.compiler.disable(looked_up)
+# `torch.compile` cannot trace a sparse gradient: these lookups run between two graphs.
+lookup_by_rows = torch.compiler.disable(lookup)
 
 
 class NgramEmbedding(nn.Module):
-    """Sub-tables and their projections. The projections are one matrix, `[D, S * W]`, the columns table by table.
+    """Sub-tables and their projections. The projections are one matrix, `[D, S * W]`, with the columns table by table.
 
-    With a `placement` other than `"resident"` the tables are no parameters: `tables` is opened when a checkpoint is
-    loaded, see [`NgramTables`]. A `row_filter` is given the rows of a forward, `[B, T, S * W]`, wherever they lay, and
-    what it returns is projected in their place: what tables are worth is measured so, without a second copy of them.
+    With a `placement` other than `"resident"` the tables are not parameters: loading a checkpoint opens `tables`, see
+    [`NgramTables`]. A `row_filter` gets the rows of a forward, `[B, T, S * W]`, in every placement, and its result is
+    projected instead: evaluations change rows with it, without a second copy of the tables.
     """
 
     residues: torch.Tensor
@@ -60,7 +60,7 @@ class NgramEmbedding(nn.Module):
 
     @staticmethod
     def hash_constants(config: LongCatLiteConfig) -> dict[str, torch.Tensor]:
-        """`residues` `[N - 1, S]` and `sizes` `[S]`, int64: what [`ngram_ids`] needs of the config."""
+        """`residues` `[N - 1, S]` and `sizes` `[S]`, int64: the constants of a config that [`ngram_ids`] needs."""
         residues = power_residues(config.ngram_base_vocab_size, config.subtable_sizes, config.max_ngram_order)
         return {"residues": torch.tensor(residues), "sizes": torch.tensor(config.subtable_sizes)}
 
@@ -72,7 +72,7 @@ class NgramEmbedding(nn.Module):
     def forward(
         self, word_embeds: torch.Tensor, codes: torch.Tensor | None, row_ids: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """`[B, T, D]` word rows and `[B, N - 1 + T]` codes, or `[B, T, S]` row ids in their place, to `[B, T, D]`."""
+        """`[B, T, D]` word rows and `[B, N - 1 + T]` codes, or else `[B, T, S]` row ids, to `[B, T, D]`."""
         rows = self._rows(word_embeds, codes, row_ids)  # [B, T, S * W]
         if self.row_filter is not None:
             rows = self.row_filter(rows)
@@ -87,7 +87,7 @@ class NgramEmbedding(nn.Module):
         return (projected + word_embeds).div_(self.num_terms)
 
     def prefetch(self, codes: torch.Tensor):
-        """Asks for the rows of `[B, N - 1 + T]` codes, if they are on disk, without waiting for them."""
+        """Asks for the rows of `[B, N - 1 + T]` codes without waiting for them, if the tables are on disk."""
         if self.tables is not None:
             self.tables.prefetch(self.ids(codes))
 
@@ -108,9 +108,9 @@ class NgramEmbedding(nn.Module):
             return self._gathered(word_embeds, ids)
         if tables is None:
             by_rows = any(isinstance(table, nn.Embedding) and table.sparse for table in self.embedders)
-            each = (looked_up_by_rows if by_rows else looked_up)(self.embedders, ids, word_embeds.device)
+            each = (lookup_by_rows if by_rows else lookup)(self.embedders, ids, word_embeds.device)
             return self.row_format.side_by_side(each, word_embeds.dtype)
-        # One lookup a table: as separate tensors they stay memory-mapped, without a copy of 58 GiB.
+        # One lookup for each table: as separate tensors they stay memory-mapped, without a copy of 58 GiB.
         return torch.cat(list(map(torch.embedding, tables, ids.unbind())), dim=-1)
 
     def _gathered(self, word_embeds: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
@@ -123,9 +123,9 @@ class NgramEmbedding(nn.Module):
         return self.tables.gather(ids, word_embeds.device, word_embeds.dtype)
 
     def _plain_weights(self, modules: Iterable[nn.Module], like: torch.Tensor) -> list[torch.Tensor] | None:
-        """The modules' weights, where reading them is the same as calling the modules, at a third of the time.
+        """The weights of the modules if reading them equals calling the modules, which takes three times as long.
 
-        Not in training, nor with weights on another device or of another dtype.
+        `None` in training, and for weights on another device or of another dtype.
         """
         device, dtype = like.device, like.dtype
         if torch.is_grad_enabled() or torch.is_autocast_enabled(device.type):
@@ -146,7 +146,7 @@ class NgramEmbedding(nn.Module):
 
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
         if self.placement != "resident":
-            # They stay those of the checkpoint that was opened.
+            # The tables stay those of the checkpoint that was opened.
             for name in [name for name in state_dict if name.startswith(f"{prefix}embedders.")]:
                 del state_dict[name]
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
@@ -167,9 +167,9 @@ def ngram_tokens(
 def ngram_row_ids(
     config: LongCatLiteConfig, input_ids: torch.Tensor, position_ids: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """The row that each token of whole sequences reads of each sub-table: `[S, B, T]` int64 from `[B, T]`.
+    """The row of each sub-table that each token of whole sequences reads: `[S, B, T]` int64 from `[B, T]`.
 
-    A function of config, tokens and, where documents are packed, positions: no table and no weight is made.
+    Depends on the config, the tokens and, where documents are packed, the positions; needs no table or weight.
     """
     return ngram_ids(ngram_tokens(config, input_ids, position_ids), **NgramEmbedding.hash_constants(config))
 

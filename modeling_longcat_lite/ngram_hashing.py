@@ -17,10 +17,10 @@ it from one forward to the next:
 
     token >= 0              continues the token before it
     ~token < 0              first of a segment: cannot look back
-    HIDDEN                  not a token (padding, or before the sequence): counts as 0, and nothing looks past it,
-                            which is to say a token 0 that begins a segment
+    HIDDEN                  not a token (padding, or before the sequence): counts as 0, and nothing looks past it, so
+                            it is the code of a token 0 that begins a segment
 
-Shapes: B batch, T tokens, N highest n-gram order, S sub-tables.
+Shapes: B batch, T tokens, P past length, N highest n-gram order, S sub-tables.
 """
 
 from collections.abc import Sequence
@@ -35,8 +35,8 @@ HIDDEN = ~0
 def power_residues(base: int, sizes: Sequence[int], order: int) -> list[list[int]]:
     """`V**d mod rows` for d = 1..order-1 and every sub-table: `[order - 1][S]` exact Python integers.
 
-    Reduced before they meet a token, so that an id fits int64 at any order (paper, footnote to equation 2). Orders
-    that a sub-table does not reach have residue 0, which lets one pass serve all sub-tables.
+    Reduced before they are multiplied with a token, so that an id fits int64 at any order (paper, footnote to
+    equation 2). Orders above that of a sub-table have residue 0, so that one pass serves all sub-tables.
     """
     per_order = len(sizes) // (order - 1)
     orders = [2 + i // per_order for i in range(len(sizes))]
@@ -58,7 +58,7 @@ def encode_tokens(
         position_ids (`torch.Tensor` of shape `[B, T]` or `[1, T]`, *optional*): Positions; restarts begin a segment.
         visible (`torch.Tensor` of shape `[B, T]`, *optional*): False (or 0) where a token is padding.
         previous (`torch.Tensor` of shape `[B, T]`, *optional*):
-            Index of the visible token before each, below 0 if there is none; by default as `visible` says.
+            Index of the visible token before each, below 0 if there is none; derived from `visible` by default.
     """
     codes = input_ids.long()
     if previous is None and visible is not None:
@@ -71,17 +71,17 @@ def encode_tokens(
 
 
 def visible_windows(history: torch.Tensor, slots: torch.Tensor, earlier: torch.Tensor) -> torch.Tensor:
-    """The codes that each token's n-grams may read, hidden tokens left out: `[B * T, N]`, farthest first.
+    """The codes that each token's n-grams may read, without hidden tokens: `[B * T, N]`, farthest first.
 
-    One window a token, in the form of a history of N - 1 codes and one token, as [`ngram_contexts`] takes it. Of
-    padding nothing is read, not even itself.
+    One window for each token, in the form of a history of N - 1 codes and one token, as [`ngram_contexts`] takes it.
+    The window of a padding token is all `HIDDEN`.
 
         history         HIDDEN  HIDDEN  4  7  HIDDEN  5        N = 3; the fifth is a token that the mask hides
         window of 5                     4  7          5
 
     Args:
-        history (`torch.Tensor` of shape `[B, N - 1 + L]`): `HIDDEN` for the time before the row, then its codes.
-        slots (`torch.Tensor` of shape `[T]`): Where the tokens are among the L.
+        history (`torch.Tensor` of shape `[B, N - 1 + P + T]`): `HIDDEN` for the time before the row, then its codes.
+        slots (`torch.Tensor` of shape `[T]`): Places of the tokens among the P + T.
         earlier (`torch.Tensor` of shape `[B, T, N - 1]`): From [`lookback_slots`].
     """
     lookback = earlier.shape[-1]
@@ -93,25 +93,25 @@ def visible_windows(history: torch.Tensor, slots: torch.Tensor, earlier: torch.T
 
 
 def ngram_contexts(codes: torch.Tensor, order: int, eos_token_ids: Sequence[int]) -> torch.Tensor:
-    """The tokens an n-gram may see, 0 where nothing may be seen: `[B, N, T]`, farthest first, the token itself last.
+    """The tokens that an n-gram may see, 0 where it may see none: `[B, N, T]`, farthest first, the token itself last.
 
     Args:
-        codes (`torch.Tensor` of shape `[B, order - 1 + T]`): History (`HIDDEN` where there is none), then tokens.
+        codes (`torch.Tensor` of shape `[B, order - 1 + T]`): History (`HIDDEN` before the sequence), then tokens.
         order (`int`): Highest n-gram order.
-        eos_token_ids (`Sequence[int]`): Tokens that close a segment. They belong to the segment that they close.
+        eos_token_ids (`Sequence[int]`): Tokens that close a segment; they belong to the segment that they close.
     """
     length = codes.shape[1] - (order - 1)
     tokens = codes ^ (codes >> 63)  # ~token back to token
     begins = codes < 0
     for eos in eos_token_ids:
         begins[:, 1:].logical_or_(tokens[:, :-1] == eos)
-    # A token sees those with its own segment number. `unfold`: N overlapping windows of T, without a copy.
+    # A token sees tokens of its own segment. `unfold` gives N overlapping windows of T without a copy.
     segments = begins.cumsum(dim=1).unfold(1, length, 1)  # [B, N, T]
     return tokens.unfold(1, length, 1) * (segments == segments[:, -1:])
 
 
 def ngram_ids(contexts: torch.Tensor, residues: torch.Tensor, sizes: torch.Tensor) -> torch.Tensor:
-    """Row of every sub-table for every token: `[S, B, T]` int64, all sub-tables in one pass.
+    """The row of every sub-table for every token: `[S, B, T]` int64, all sub-tables in one pass.
 
     Args:
         contexts (`torch.Tensor` of shape `[B, N, T]`): From [`ngram_contexts`].

@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """One launch from encoded tokens to sub-table rows, for CUDA (arXiv 2601.21204, sections 2 and 4).
 
-The plain path of `ngram_embedding` launches some ten small integer kernels and one lookup per sub-table, which at
-one token a step costs more than the rows do. Here one program computes one id and copies that row to its place:
+The plain path of `ngram_embedding` launches about ten small integer kernels and one lookup per sub-table. At one token
+per step that costs more than reading the rows. Here one program computes one id and copies its row into place:
 
     rows[b, t, i * W : (i + 1) * W] = table_i[id_i[b, t]]
 
-The ids are those of `ngram_hashing`, and the rows are copied, so both paths agree bit by bit. A code below 0 is
-`~token` and begins a segment.
+The ids are those of `ngram_hashing` and the rows are copies, so both paths are bit-equal. A code below 0 is `~token`
+and begins a segment.
 
-Shapes: B batch, T tokens, N highest n-gram order, S sub-tables, W width of a sub-table.
+Shapes: B batch, T tokens, N highest n-gram order, S sub-tables, W width of a table row.
 """
 
 import math
@@ -21,7 +21,7 @@ import torch
 try:
     import triton
     import triton.language as tl
-except ImportError:  # not on every platform
+except ImportError:  # Triton does not exist for every platform
     triton = None
 
 if triton is not None:
@@ -43,7 +43,7 @@ if triton is not None:
     ):
         position = tl.program_id(0).to(tl.int64)  # of B * T
         table = tl.program_id(1)
-        # Every row of codes before this one is ORDER - 1 longer than its row of tokens.
+        # Every row of codes up to this one is ORDER - 1 longer than its row of tokens.
         here = codes + position + (position // length + 1) * (ORDER - 1)
 
         code = tl.load(here)
@@ -56,10 +56,10 @@ if triton is not None:
                 reachable = reachable & (token != EOS[i])
             residue = tl.load(residues + (distance - 1) * NUM_TABLES + table)
             total += tl.where(reachable, token, 0) * residue
-            reachable = reachable & (code >= 0)  # a first token may be seen, but not past
+            reachable = reachable & (code >= 0)  # a first token may be seen, but nothing before it
         row = total % tl.load(sizes + table)
 
-        # Without a word on alignment an address read from memory would be loaded through one element at a time.
+        # Without this hint, rows at an address that was read from memory would load one element at a time.
         source = tl.load(addresses + table).to(tl.pointer_type(rows.dtype.element_ty))
         source = tl.multiple_of(source, ALIGNMENT) + row * WIDTH
         target = rows + (position * NUM_TABLES + table) * WIDTH
@@ -69,9 +69,9 @@ if triton is not None:
 
 
 def kernel_applies(codes: torch.Tensor, tables: Sequence[torch.Tensor]) -> bool:
-    """Whether [`gather_ngram_rows`] can stand in for the plain path.
+    """Whether [`gather_ngram_rows`] can replace the plain path.
 
-    Not under `torch.compile`, which fuses the plain path itself, and not where a table wants a gradient.
+    Not under `torch.compile`, which fuses the plain path itself, and not where a table needs a gradient.
     """
     if torch.compiler.is_compiling() or triton is None or not codes.is_cuda or not tables:
         return False
@@ -80,7 +80,7 @@ def kernel_applies(codes: torch.Tensor, tables: Sequence[torch.Tensor]) -> bool:
     device, dtype, width = codes.device, tables[0].dtype, tables[0].shape[-1]
     needs_grad = torch.is_grad_enabled()
     return dtype in (torch.float32, torch.bfloat16, torch.float16) and all(
-        # A subclass (sharded, quantized) may hold something else than rows behind its pointer.
+        # The pointer of a subclass (sharded, quantized) may not point to rows.
         type(table) in (torch.Tensor, torch.nn.Parameter)
         and table.device == device
         and table.dtype == dtype
@@ -94,7 +94,7 @@ def kernel_applies(codes: torch.Tensor, tables: Sequence[torch.Tensor]) -> bool:
 
 @lru_cache(maxsize=64)
 def address_tensor(addresses: tuple[int, ...], device: torch.device) -> torch.Tensor:
-    """`[S]` int64. Kept: a copy to the device at every step would add to its time and forbid CUDA graphs."""
+    """`[S]` int64. Cached, because a copy to the device in every step takes time and forbids CUDA graphs."""
     return torch.tensor(addresses, dtype=torch.int64, device=device)
 
 

@@ -76,7 +76,7 @@ class RowFormat:
         """One token's rows of all S tables, `[..., C]` each, to `[..., S * W]`; packed ones become `dtype`."""
         return torch.cat(list(stored), dim=-1)
 
-    def describe(self, dtype: torch.dtype) -> str:
+    def describe(self, dtype: torch.dtype | str | None) -> str:
         """For a reader, as in "tables in bfloat16" or "tables in 8 bits"."""
         return str(dtype).removeprefix("torch.")
 
@@ -101,7 +101,7 @@ class PackedRows(RowFormat):
     def side_by_side(self, stored: Sequence[torch.Tensor], dtype: torch.dtype) -> torch.Tensor:
         return self.unpack(torch.stack(list(stored), dim=-2), dtype).flatten(-2)  # all tables at once
 
-    def describe(self, dtype: torch.dtype) -> str:
+    def describe(self, dtype: torch.dtype | str | None) -> str:
         return f"{self.bits} bits" if isinstance(self.bits, int) else self.bits
 
 

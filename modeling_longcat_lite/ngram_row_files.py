@@ -1,15 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The rows of the n-gram tables that a training changed, as a safetensors file of megabytes beside 58.5 GiB.
+"""Two safetensors files about rows of the n-gram tables: rows that training changed, and rows that are read most.
+
+A row delta has megabytes instead of the 58.5 GiB of all tables:
 
     table_{i}.row_ids     [n_i] int64: sorted, distinct
     table_{i}.rows        [n_i, W]: their new values
-    metadata              what row ids depend on (`hash_metadata`), `subtable_width`, and `base_model`, its name
+    metadata              what row ids depend on (`hash_metadata`), `subtable_width`, and the name of the `base_model`
 
-Tables of which nothing changed may be left out. A delta belongs to one base model; of several, the later one wins
-where both have a row. Configs of many models are equal, so the metadata also hold some weights of the base,
-`base_sample.*`, by which another model is recognised. Files without them, of earlier versions, are read too.
+Tables without changed rows may be left out. A delta belongs to one base model. Of several deltas the last one that has
+a row wins. Because many models have the same config, the metadata also hold some weights of the base, `base_sample.*`,
+which tell it from another model. Files of earlier versions do not have them; they are read too.
 
-Shapes: S tables, W row width.
+A file of hot rows lists the rows to keep where the model reads them:
+
+    table_{i}             [n_i] int64: row ids, the most-read one first
+    metadata              `hash_metadata`, and `tokens_counted`
+
+Shapes: T tokens, S sub-tables, W row width.
 """
 
 import base64
@@ -33,13 +40,12 @@ ROW_DELTA_FILE = "ngram_row_delta.safetensors"
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(?<!\.safetensors)")
 
-# Of one table: sorted row ids `[n]` int64, and their values `[n, W]`.
-TableRows: TypeAlias = tuple[torch.Tensor, torch.Tensor]
-
-
-# What is sampled of a base model: rows spread evenly over each table and over the words, some columns of each.
+# The sample of a base model: rows spread evenly over each table and over the words, some columns of each.
 SAMPLE_PREFIX = "base_sample."
 SAMPLED_ROWS, SAMPLED_COLUMNS = 4, 4
+
+# Of one table: sorted row ids `[n]` int64, and their values `[n, W]`.
+TableRows: TypeAlias = tuple[torch.Tensor, torch.Tensor]
 
 
 def write_row_delta(
@@ -49,11 +55,11 @@ def write_row_delta(
     base_model: str,
     base_sample: Mapping[str, torch.Tensor] | None = None,
 ):
-    """Writes the changed rows of all tables, one entry each. Next to its place first, then renamed.
+    """Writes the changed rows of all tables, one entry for each table; the file is never seen in part.
 
     Args:
         base_model (`str`): Name or folder of the model whose rows changed, for readers.
-        base_sample (`Mapping[str, torch.Tensor]`, *optional*): Of [`sample_base`], to recognise that model by.
+        base_sample (`Mapping[str, torch.Tensor]`, *optional*): From [`sample_base`], to recognise that model.
     """
     tensors = dict[str, torch.Tensor]()
     for i, (row_ids, rows) in enumerate(tables):
@@ -73,11 +79,11 @@ def write_row_delta(
 
 
 def sample_base(config: LongCatLiteConfig, read: Callable[[str, torch.Tensor], torch.Tensor | None]):
-    """Some weights of a model without changed rows, by which it is recognised: a vector for each part.
+    """Some weights of a model without changed rows, to recognise it: a vector for the words and one for the tables.
 
     Args:
-        read (`Callable`): Gives rows `[n, any]` of `"words"` or `"table_{i}"` by ids `[n]`, or `None` if they cannot
-            be read.
+        read (`Callable`): Takes `"words"` or `"table_{i}"` and ids `[n]`; returns the rows `[n, any]`, or `None` if
+            they cannot be read.
     """
     sizes = {"words": config.ngram_base_vocab_size}
     sizes |= {f"table_{i}": size for i, size in enumerate(config.subtable_sizes)}
@@ -91,16 +97,16 @@ def sample_base(config: LongCatLiteConfig, read: Callable[[str, torch.Tensor], t
 
 
 def other_base(path: str | os.PathLike, base_sample: Mapping[str, torch.Tensor]) -> str | None:
-    """What to tell if a delta was made from a model other than the one of a sample; `None` if nothing says so."""
+    """A warning if a delta was made from another model than a sample; `None` if nothing says so."""
     path = delta_file(path)
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata() or {}
     for part, values in base_sample.items():
         stored = base64.b64decode(metadata.get(SAMPLE_PREFIX + part, ""))
         if len(stored) != 4 * len(values):
-            continue  # an earlier version, or tables of other bits
+            continue  # written by an earlier version, or with another row format
         theirs = torch.frombuffer(bytearray(stored), dtype=torch.float32)
-        # Either may have been read in a dtype to which the other has to be rounded.
+        # One of them may have been read in a dtype that rounds it.
         if not any(torch.equal(theirs.to(dtype), values.to(dtype)) for dtype in FLOATS):
             what = "word embedding" if part == "words" else "n-gram tables"
             return (
@@ -111,15 +117,24 @@ def other_base(path: str | os.PathLike, base_sample: Mapping[str, torch.Tensor])
 
 
 def delta_file(path: str | os.PathLike) -> Path:
-    """The file itself; of a folder, the one in it."""
+    """The path itself, or for a folder the file in it."""
     return Path(path) / ROW_DELTA_FILE if Path(path).is_dir() else Path(path)
 
 
+def _read_tensors(path: str | os.PathLike, what: str) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
+    """Metadata and tensors of a file; a `ValueError` that names it if it cannot be read."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{path}: not a file of {what} ({error})") from error
+
+
 def find_row_delta(delta: str | os.PathLike, **hub_arguments) -> str | os.PathLike:
-    """A file or folder as it is named; of a repository on the Hub, `user/name`, the downloaded file.
+    """A file or folder as given; for a repository on the Hub, `user/name`, the downloaded file.
 
     Raises:
-        `ValueError`: when neither there nor here is anything of that name.
+        `ValueError`: when there is no such file, folder or repository.
     """
     if Path(delta).exists() or not HUB_NAME.fullmatch(str(delta)):
         return delta
@@ -132,18 +147,13 @@ def find_row_delta(delta: str | os.PathLike, **hub_arguments) -> str | os.PathLi
 
 
 def read_row_delta(path: str | os.PathLike, config: LongCatLiteConfig) -> list[TableRows]:
-    """The changed rows, one entry a table; of a folder, those of the delta in it.
+    """The changed rows of a file, or of the file in a folder: one entry for each table.
 
     Raises:
-        `ValueError`: naming the file, and the field, table or row, when the file is not of this config.
+        `ValueError`: naming the file, and the field, table or row, when it does not belong to this config.
     """
     path = delta_file(path)
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
-        raise ValueError(f"{path}: not a file of changed rows ({error})") from error
+    metadata, tensors = _read_tensors(path, "changed rows")
     for field, expected in {**hash_metadata(config), "subtable_width": str(config.subtable_width)}.items():
         if metadata.get(field) != expected:
             raise ValueError(
@@ -153,20 +163,20 @@ def read_row_delta(path: str | os.PathLike, config: LongCatLiteConfig) -> list[T
     kinds = ("row_ids", "rows")
     known = {f"table_{i}.{kind}" for i in range(config.num_subtables) for kind in kinds}
     if tensors.keys() - known:
-        raise ValueError(f"{path}: `{min(tensors.keys() - known)}` is no tensor of changed rows")
+        raise ValueError(f"{path}: `{min(tensors.keys() - known)}` is not a tensor of changed rows")
     found: list[Any] = []
     for i, size in enumerate(config.subtable_sizes):
-        of_table = [tensors.get(f"table_{i}.{kind}") for kind in kinds]
-        if of_table == [None, None]:
-            of_table = [torch.empty(0, dtype=torch.int64), torch.empty(0, config.subtable_width)]
+        row_ids, rows = (tensors.get(f"table_{i}.{kind}") for kind in kinds)
+        if row_ids is None and rows is None:
+            row_ids, rows = torch.empty(0, dtype=torch.int64), torch.empty(0, config.subtable_width)
         else:
-            check_table(path, i, size, config.subtable_width, *of_table)
-        found.append(tuple(of_table))
+            check_table(path, i, size, config.subtable_width, row_ids, rows)
+        found.append((row_ids, rows))
     return found
 
 
 def changed_rows_by_order(path: str | os.PathLike, config: LongCatLiteConfig) -> dict[int, int]:
-    """How many rows a delta changes, by the number of tokens of their n-grams. Raises as [`read_row_delta`]."""
+    """How many rows a delta changes, by n-gram order. Raises as [`read_row_delta`]."""
     counts = [len(row_ids) for row_ids, _ in read_row_delta(path, config)]
     each = config.num_subtables_per_order
     begins = range(0, len(counts), each)
@@ -176,7 +186,7 @@ def changed_rows_by_order(path: str | os.PathLike, config: LongCatLiteConfig) ->
 def check_table(
     path: Path, table: int, size: int, width: int, row_ids: torch.Tensor | None, rows: torch.Tensor | None
 ) -> None:
-    """Raises a `ValueError` for what cannot be rows of a table `[size, width]`."""
+    """Raises a `ValueError` unless these can be rows of a table `[size, width]`."""
     name = f"{path}: `table_{table}"
     if row_ids is None or rows is None:
         raise ValueError(f"{name}` lacks its {'row ids' if row_ids is None else 'rows'}")
@@ -200,7 +210,7 @@ def check_table(
 
 
 def hash_metadata(config: LongCatLiteConfig) -> dict[str, str]:
-    """All that the ids of a token stream depend on, as metadata of a safetensors file."""
+    """Everything that row ids depend on, as metadata of a safetensors file."""
     return {
         "model_type": config.model_type,
         "subtable_sizes": json.dumps(config.subtable_sizes),
@@ -211,32 +221,22 @@ def hash_metadata(config: LongCatLiteConfig) -> dict[str, str]:
 
 
 def write_hot_rows(path: str | os.PathLike, config: LongCatLiteConfig, row_ids: torch.Tensor, count: int):
-    """Writes the up to `count` most used rows of each table, of the reads `row_ids` `[S, T]` (see `ngram_row_ids`).
-
-    Beside its place first, then renamed: a file of that name is always whole.
-    """
-    path, tables = Path(path), {}
+    """Writes the `count` most-read rows of each table, given reads `[S, T]` (from `ngram_row_ids`)."""
+    tables = {}
     for i, reads in enumerate(row_ids):
         rows, counts = reads.unique(return_counts=True)
         tables[f"table_{i}"] = rows[counts.argsort(descending=True, stable=True)[:count]]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(path.name + ".partial")
-    save_file(tables, beside, metadata={**hash_metadata(config), "tokens_counted": str(row_ids.shape[1])})
-    beside.replace(path)
+    with whole_file(path) as beside:
+        save_file(tables, beside, metadata={**hash_metadata(config), "tokens_counted": str(row_ids.shape[1])})
 
 
 def read_hot_rows(path: str | os.PathLike, config: LongCatLiteConfig) -> list[torch.Tensor]:
-    """The rows of each table, most used first: `[S]` tensors of int64.
+    """The row ids of each table, the most-read one first: S int64 tensors.
 
     Raises:
-        `ValueError`: naming the file, and the field or tensor, when the file is not of this config.
+        `ValueError`: naming the file, and the field or tensor, when it does not belong to this config.
     """
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tables = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
-        raise ValueError(f"{path}: not a file of hot rows ({error})") from error
+    metadata, tables = _read_tensors(path, "hot rows")
     for field, expected in hash_metadata(config).items():
         if metadata.get(field) != expected:
             raise ValueError(f"{path}: `{field}` is {metadata.get(field)}, but {expected} in the config")

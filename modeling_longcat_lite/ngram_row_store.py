@@ -1,13 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rows that stand in for those of tables which are only read: what fine-tuning changed of tables on host or disk.
+"""Rows by key, in front of tables that are only read: changed rows in an overlay, often-read rows in a cache.
 
-A row is known by its key, a number for table and row id; rows lie in the order they came in, with an index of sorted
-keys beside. Adding rows moves the index, 16 bytes a row, and the rows themselves only when their buffer doubles.
+A key is a number for table and row id (`ngram_tables`). An overlay holds rows that fine-tuning changed, and wins over
+the tables. Rows stay in the order in which they came, with an index of sorted keys:
 
-For training, `trained` is a parameter in whose place the rows are looked up: as tall as keys go, and of one number.
-Its gradient is sparse, `[keys, W]`, and holds what the batch read, as that of `nn.Embedding(sparse=True)` does.
+    the tables have        key   3   5   7   9
+                           row  A3  A5  A7  A9
+    put [9, 5], [B9, B5]   keys [5, 9]      slots [1, 0]      rows [B9, B5]
+    put [7, 9], [C7, C9]   keys [5, 7, 9]   slots [1, 2, 0]   rows [C9, B5, C7]
+    over [3, 5, 7, 9]      [A3, B5, C7, C9]
 
-Shapes: U distinct rows, M reads, W row width.
+Adding rows moves the index, 16 bytes per row; the rows themselves move only when their buffer doubles.
+
+A cache holds rows that are read often, as the tables store them, on the device that reads them. It answers what it has
+and reads the rest:
+
+    cache of keys [5, 9]   wanted [3, 5, 9]   reads [3] from the tables   gives [A3, A5, A9]
+
+For training, an overlay's `trained` is a parameter that represents all rows: as tall as there are keys, but one number
+in memory. Its gradient is sparse, `[keys, W]`, and holds the rows that the batch read, like that of
+`nn.Embedding(sparse=True)`.
+
+Shapes: U distinct rows, M reads of rows, W row width, C stored columns, H rows in a cache.
 """
 
 from collections.abc import Callable
@@ -18,18 +32,18 @@ from torch import nn
 
 
 class RowOverlay:
-    """Rows by key.
+    """Changed rows by key, on the host.
 
     Args:
         width (`int`): W.
-        dtype (`torch.dtype`): Of the rows, which lie on the host.
+        dtype (`torch.dtype`): Of the rows.
     """
 
     trained: nn.Parameter | None = None
 
     def __init__(self, width: int, dtype: torch.dtype):
         self.keys = torch.empty(0, dtype=torch.int64)  # sorted
-        self.slots = torch.empty(0, dtype=torch.int64)  # where each key's row lies
+        self.slots = torch.empty(0, dtype=torch.int64)  # of each key, the place of its row
         self._buffer = torch.empty(0, width, dtype=dtype)
 
     def __len__(self) -> int:
@@ -41,11 +55,11 @@ class RowOverlay:
 
     @property
     def rows(self) -> torch.Tensor:
-        """By slot, `[len, W]`: a view."""
+        """The rows by slot, `[len, W]`: a view."""
         return self._buffer[: len(self)]
 
     def find(self, wanted: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Of keys `[U]`: which are here `[U]` bool, and the slots of those."""
+        """Which of the keys `[U]` are here, `[U]` bool, and the slots of those."""
         places = torch.searchsorted(self.keys, wanted)
         is_here = places < len(self)
         is_here[is_here.clone()] = self.keys[places[is_here]] == wanted[is_here]
@@ -66,7 +80,7 @@ class RowOverlay:
         return slots
 
     def over(self, keys: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-        """Rows `[U, W]` of keys `[U]` from below, with those that are here in their place."""
+        """Rows `[U, W]` of keys `[U]` as the tables have them, with those replaced that are here."""
         is_here, slots = self.find(keys)
         if not len(slots):
             return rows
@@ -77,48 +91,48 @@ class RowOverlay:
         return self.keys, self.rows[self.slots]
 
     def clear(self):
-        """Takes all rows out."""
+        """Removes all rows."""
         self.keys = self.slots = torch.empty(0, dtype=torch.int64)
 
     def __getstate__(self) -> dict[str, Any]:
-        # A copy is not trained, and the parameter could not be copied: it would become as large as it looks.
+        # A copy is not trained. The parameter cannot be copied: the copy would be as large as its shape says.
         return {name: value for name, value in self.__dict__.items() if name != "trained"}
 
     def train(self, num_keys: int) -> nn.Parameter:
-        """Has lookups keep a gradient for `trained`, which is returned; `num_keys` is above every key."""
+        """Makes lookups keep a gradient for `trained`, and returns it; `num_keys` is larger than every key."""
         self.trained = nn.Parameter(torch.zeros((), dtype=self.dtype).expand(num_keys, self._buffer.shape[1]))
         return self.trained
 
     def look_up(self, rows: torch.Tensor, places: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
-        """Rows `[U, W]` at places `[M]`: `[M, W]`, with a gradient by `keys` `[U]` if they are trained."""
+        """Rows `[U, W]` at places `[M]`: `[M, W]`, with a gradient for `keys` `[U]` if rows are trained."""
         if self.trained is None or not torch.is_grad_enabled():
             return rows.index_select(0, places)
         return LookUp.apply(self.trained, rows, places, keys)
 
 
 class LookUp(torch.autograd.Function):
-    """Rows of a batch, whose gradient goes to the parameter that stands for all rows."""
+    """Rows of a batch, whose gradient goes to the parameter that represents all rows."""
 
     @staticmethod
     def forward(ctx: Any, trained: torch.Tensor, rows: torch.Tensor, places: torch.Tensor, keys: torch.Tensor):
         ctx.save_for_backward(places, keys)
-        ctx.stands_for, ctx.dtype = trained.shape, trained.dtype
+        ctx.all_rows, ctx.dtype = trained.shape, trained.dtype
         return rows.index_select(0, places)
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor):
         places, keys = ctx.saved_tensors
         (gradient,) = gradients  # [M, W]
-        # Added in float32, in the order of the reads: the bits of a table in memory, whose reads are summed so too.
+        # Added in float32, in the order of the reads: bit-equal to a resident table, whose reads are summed like that.
         sums = gradient.new_zeros(len(keys), gradient.shape[1], dtype=torch.float32)
         sums.index_add_(0, places, gradient.float())
         values = sums.to("cpu", ctx.dtype)
-        sparse = torch.sparse_coo_tensor(keys[None], values, ctx.stands_for, is_coalesced=True, check_invariants=False)
+        sparse = torch.sparse_coo_tensor(keys[None], values, ctx.all_rows, is_coalesced=True, check_invariants=False)
         return sparse, None, None, None
 
 
 def grown(buffer: torch.Tensor, count: int) -> torch.Tensor:
-    """A buffer with room for `count` entries, the old ones kept; it doubles, so that it rarely has to grow."""
+    """The buffer, or a larger one with the same entries if `count` do not fit; it doubles, so that it rarely grows."""
     if count <= len(buffer):
         return buffer
     larger = buffer.new_zeros(max(count, 2 * len(buffer)), *buffer.shape[1:])
@@ -127,11 +141,11 @@ def grown(buffer: torch.Tensor, count: int) -> torch.Tensor:
 
 
 class RowCache:
-    """Rows by key.
+    """Rows by key that do not have to be read from the tables.
 
     Args:
         keys (`torch.Tensor` of shape `[H]`, int64): Sorted, distinct, on the host.
-        rows (`torch.Tensor` of shape `[H, C]`): On the device that reads them.
+        rows (`torch.Tensor` of shape `[H, C]`): As stored, on the device that reads them.
     """
 
     def __init__(self, keys: torch.Tensor, rows: torch.Tensor):
@@ -148,7 +162,7 @@ class RowCache:
     ) -> torch.Tensor:
         """The rows of sorted distinct keys `[U]`, from here or else through `read`: `[U, C]`.
 
-        `places` says which of the keys each read of the batch is, for the hit rate.
+        `places` has for each read of the batch the index of its key, for the hit rate.
         """
         slots = torch.searchsorted(self.keys, wanted).clamp_max(len(self.keys) - 1)  # [U]
         is_here = self.keys[slots] == wanted

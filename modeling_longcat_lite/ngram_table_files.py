@@ -1,5 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""."""
+"""N-gram tables in safetensors files: where they are, and their rows as bytes through a memory map.
+
+    stored = find_tables(files, names, rows=[1793, 1795], width=16)    from the headers; nothing is read
+    table = MappedTable(stored[0])
+    table.ask_for(row_ids)                                             the kernel starts to read pages
+    table.rows[row_ids]                                                `[U, bytes of a row]` uint8
+
+A map reads pages of 4 KiB, not rows. Rows of 512 bytes from byte 1,000 on, with row ids 2, 3 and 20, are asked for
+as two ranges of pages: rows 2 and 3 are bytes 2,024 to 3,047, in page 0; row 20 is bytes 11,240 to 11,751, in page 2.
+
+Shapes: R rows of a table, C stored columns, U distinct rows that are wanted.
+"""
 
 import mmap
 import os
@@ -14,18 +25,17 @@ from .checkpoint_header import Contradiction, raise_first, read_safetensors_head
 from .ngram_quantization import row_format
 
 PAGE = mmap.PAGESIZE
-
-CHUNK = 64 * 2**20  # bytes read at a time into host memory
+CHUNK = 64 * 2**20  # bytes that are read at a time into host memory
 
 
 class StoredTable(NamedTuple):
-    """Where a table lies in a safetensors file."""
+    """A table `[R, C]` in a safetensors file; `offset` is the first byte of its first row in the file."""
 
     path: str
     name: str
     dtype: torch.dtype
     shape: tuple[int, ...]
-    offset: int  # bytes, of its first row in the file
+    offset: int
 
     @property
     def row_bytes(self) -> int:
@@ -39,11 +49,17 @@ class StoredTable(NamedTuple):
 def find_tables(
     files: Sequence[str], names: Sequence[str], rows: Sequence[int], width: int, bits: int | str = 16
 ) -> list[StoredTable]:
-    """The tables called `names`, `[rows, columns]`, in safetensors `files`, from the headers alone.
+    """Finds tables in safetensors files, by the headers alone.
+
+    Args:
+        names (`Sequence[str]`): Of the tables' tensors.
+        rows (`Sequence[int]`): R of each table.
+        width (`int`): W, the values of a row.
+        bits (`int` or `str`, *optional*, defaults to 16): `ngram_table_bits` of the config.
 
     Raises:
-        `ValueError`: naming file and table: missing, of another shape or dtype, or cut off; or what else contradicts
-            itself in a header.
+        `ValueError`: naming file and table, if one is missing, truncated, or of another shape or dtype; or if anything
+            else in a header contradicts itself.
     """
     stored_as = row_format(bits)
     found, dtypes, columns = {}, stored_as.dtypes, stored_as.columns(width)
@@ -64,21 +80,21 @@ def find_tables(
         if found[name].shape != (count, columns):
             shape, path = list(found[name].shape), found[name].path
             raise ValueError(f"`{name}` in {path} has shape {shape}, but the config asks for {[count, columns]}.")
-    for path, of_file in contradictions.items():  # last: what is said of a table is plainer
-        raise_first(of_file, path)
+    for path, in_file in contradictions.items():  # last, because the errors above are plainer
+        raise_first(in_file, path)
     return [found[name] for name in names]
 
 
 class MappedTable:
-    """A table in its file: rows as bytes `[rows, row_bytes]`, and the check that the file is still that one."""
+    """A table in its file: `rows` as bytes `[R, bytes of a row]` uint8, and a check that the file has not changed."""
 
     def __init__(self, stored: StoredTable):
         self.stored = stored
-        # Unbuffered: the descriptor is for the kernel, the bytes come through the mapping.
-        self.file = Path(stored.path).open("rb", buffering=0)  # noqa: SIM115 (as long as the table is)
+        # Unbuffered: the kernel needs the descriptor, and the bytes come through the map.
+        self.file = Path(stored.path).open("rb", buffering=0)  # noqa: SIM115 (open as long as the table is)
         self.identity = self._identify()
         self.mapping = mmap.mmap(self.file.fileno(), 0, access=mmap.ACCESS_READ)
-        # A fault brings its own page alone, not its neighbours, of which no row is wanted.
+        # A page fault then reads one page and not its neighbours, whose rows are not wanted.
         self.mapping.madvise(mmap.MADV_RANDOM)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="The given buffer is not writable")
@@ -90,7 +106,7 @@ class MappedTable:
         return by_path.st_dev, by_path.st_ino, by_descriptor.st_size, by_descriptor.st_mtime_ns
 
     def check(self):
-        """Raises a `ValueError` if the file has changed, before a read beyond its end could kill the process."""
+        """Raises a `ValueError` if the file has changed, before a read past its end kills the process."""
         try:
             unchanged = self._identify() == self.identity
         except FileNotFoundError:
@@ -102,10 +118,10 @@ class MappedTable:
             )
 
     def ask_for(self, row_ids: torch.Tensor):
-        """Has the kernel read the pages of sorted distinct rows `[U]`, and returns without waiting for them."""
+        """Asks the kernel for the pages of sorted distinct rows `[U]`, and returns without waiting for them."""
         begins = row_ids * self.stored.row_bytes + self.stored.offset
         firsts, lasts = begins // PAGE, (begins + self.stored.row_bytes - 1) // PAGE
-        # One request for pages that touch or overlap.
+        # One request for each range of pages that touch or overlap.
         starts = torch.ones_like(firsts, dtype=torch.bool)
         starts[1:] = firsts[1:] > lasts[:-1] + 1
         ends = torch.cat([starts[1:], starts[:1]])
@@ -114,7 +130,7 @@ class MappedTable:
             os.posix_fadvise(descriptor, first * PAGE, (last - first + 1) * PAGE, os.POSIX_FADV_WILLNEED)
 
     def read_all(self) -> torch.Tensor:
-        """The table in memory, as bytes."""
+        """Reads the table into memory, as bytes `[R, bytes of a row]`."""
         rows = torch.empty(self.stored.shape[0], self.stored.row_bytes, dtype=torch.uint8)
         buffer = memoryview(rows.numpy().data).cast("B")
         self.file.seek(self.stored.offset)

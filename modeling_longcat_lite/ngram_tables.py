@@ -1,19 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sub-tables that do not need the accelerator: in host memory, or left on disk (arXiv 2601.21204, section 4).
+"""Sub-tables that are not on the accelerator: in host memory, or left on disk (arXiv 2601.21204, section 4).
 
-A token reads one row of each sub-table, 12 x 512 bytes of 58.5 GiB in the released model. Rows are gathered on the
-host, each once per call, and only they move:
+A token reads one row of each sub-table: 12 x 512 bytes out of 58.5 GiB in the released model. The host gathers the
+rows of a call, each distinct row once, and only those rows move to the accelerator:
 
     "host"    the tables are read into memory once
-    "disk"    the safetensors files stay where they are, mapped; the kernel is asked for all rows before the first is
-              touched, so that a drive reads them side by side instead of one page fault after another
+    "disk"    the safetensors files are mapped; the kernel is asked for all rows before the first one is touched, so
+              that a drive reads them in parallel instead of one page fault at a time
 
-Neither is a parameter: nothing moves them with `.to()`, plans memory for them or trains them. They are part of the
-state dict all the same, as views of the file, which saving streams. Rows of few bits (`ngram_quantization.py`) move
-packed, and are unpacked where they are used. Rows that fine-tuning changed lie in an overlay above the tables
-(`ngram_row_store.py`), which themselves are never written.
+These tables are not parameters: `.to()` does not move them, device maps do not count them, optimizers do not train
+them. They are part of the state dict as views of the files, which saving streams. Packed rows
+(`ngram_quantization.py`) move packed and are unpacked where they are used. Changed rows are in an overlay
+(`ngram_row_store.py`); the tables themselves are never written.
 
-Shapes: B batch, T tokens, S sub-tables, W row width, U distinct rows, C stored columns: W, or bytes of packed rows.
+A row is known by one number, its key, so that one pass finds the distinct rows of all tables:
+
+    key = table * 2**40 + row id        row 7 of table 2: 2 * 2**40 + 7
+
+Shapes: B batch, T tokens, S sub-tables, W row width, U distinct rows, C stored columns (W, or bytes of packed rows).
 """
 
 import functools
@@ -30,11 +34,11 @@ from .ngram_row_store import RowCache, RowOverlay
 from .ngram_table_files import MappedTable, StoredTable
 
 PLACEMENTS = ("resident", "host", "disk")
-KEY_BITS = 40  # of a row's key, for its id; the table's number lies above
+KEY_BITS = 40  # bits of a key that hold the row id
 
 
 class NgramTables:
-    """All sub-tables outside the model: ids in, rows out.
+    """All sub-tables of a model whose tables are not parameters: ids in, rows out.
 
     Args:
         placement (`str`): `"host"` or `"disk"`.
@@ -64,14 +68,14 @@ class NgramTables:
         OPEN[self.handle] = self
 
     def follow(self, tables: Sequence[StoredTable]):
-        """Goes on with the same rows in other files, into which they were written: those in memory are not read."""
+        """Continues with other files that hold the same rows; rows in host memory are not read again."""
         self.stored = list(tables)
         if self.placement == "disk":
             self.mapped = [MappedTable(table) for table in self.stored]
             self.rows = [table.rows for table in self.mapped]
 
     def __getstate__(self) -> dict[str, Any]:
-        # Another process maps the file for itself; the pages are shared through the kernel's cache.
+        # Another process maps the files itself; the kernel's page cache is shared.
         return {
             "placement": self.placement,
             "tables": self.stored,
@@ -85,34 +89,33 @@ class NgramTables:
         self.overlay = overlay
 
     def tensors(self) -> list[torch.Tensor]:
-        """The tables themselves `[rows, C]`, to be saved; on disk, views of the file."""
+        """The tables `[R, C]` as they are saved, without the overlay; on disk, views of the files."""
         self.check()
         return [rows.view(self.dtype) for rows in self.rows]
 
     def check(self):
-        """Raises a `ValueError` that names the file and the table if one has changed on disk."""
+        """Raises a `ValueError` that names file and table if a file has changed."""
         for table in self.mapped:
             table.check()
 
     def prefetch(self, ids: torch.Tensor):
-        """Asks for the rows of `[S, B, T]` ids without waiting; nothing to do in host memory."""
+        """Asks for the rows of `[S, B, T]` ids without waiting for them; does nothing in host memory."""
         self.check()
-        for table, of_table in zip(self.mapped, ids.cpu().unbind(), strict=False):
-            table.ask_for(of_table.unique())
+        for table, row_ids in zip(self.mapped, ids.cpu().unbind(), strict=False):
+            table.ask_for(row_ids.unique())
 
     def gather(self, ids: torch.Tensor, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
-        """Rows of `[S, B, T]` ids side by side: `[B, T, S * W]` on `device`, each distinct row moved once."""
+        """Rows of `[S, B, T]` ids side by side: `[B, T, S * W]` on `device`. Each distinct row moves once."""
         self.check()
         batch, length = ids.shape[1:]
-        # One number per table and row, so that one pass finds the distinct ones, table by table.
         firsts = torch.arange(len(ids)) << KEY_BITS
         distinct, places = (ids.cpu().flatten(1) + firsts[:, None]).unique(return_inverse=True)  # [U], [S, B T]
         if self.kept is None:
             moved = self.read(distinct, device)  # [U, C]
-        else:  # on the device of a model that may have moved since
+        else:  # they are where the model was when they were kept
             kept = self.kept
             moved = kept.complete(distinct, places, lambda keys: self.read(keys, kept.rows.device)).to(device)
-        # From [S, B T] to the token's rows one behind another.
+        # From [S, B T] to the S rows of each token in a row.
         order = places.t().reshape(-1).to(device, non_blocking=True)
         values = self.row_format.unpack(moved, dtype)  # [U, W]
         if self.overlay is None:
@@ -121,7 +124,7 @@ class NgramTables:
 
     @property
     def num_bytes(self) -> int:
-        """What the tables take where they lie."""
+        """Bytes of all tables, in host memory or on disk."""
         return sum(table.num_bytes for table in self.stored)
 
     def rows_of(self, table: int, row_ids: torch.Tensor) -> torch.Tensor:
@@ -129,33 +132,36 @@ class NgramTables:
         return self.rows_at(self.keys(table, row_ids), torch.float32)
 
     def rows_at(self, keys: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        """The rows of sorted keys `[U]`, changed ones as they are now: `[U, W]` on the host."""
+        """The rows of sorted keys `[U]`, with the changed rows of the overlay: `[U, W]` on the host."""
         rows = self.below_at(keys, dtype)
         return rows if self.overlay is None else self.overlay.over(keys, rows)
 
     def below_at(self, keys: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        """As [`rows_at`], but as they are in the tables, whatever lies over them."""
+        """As [`rows_at`], but without the overlay."""
         self.check()
         return self.row_format.unpack(self.read(keys, torch.device("cpu")), dtype)
 
     def keys(self, table: int, row_ids: torch.Tensor) -> torch.Tensor:
-        """What rows of one table, by ids `[R]`, are called among those of all."""
+        """Keys of the rows `[any]` of one table."""
         return row_ids + (table << KEY_BITS)
 
     @property
     def num_keys(self) -> int:
-        """Above the key of every row."""
+        """One more than the largest key that a row can have."""
         return len(self.stored) << KEY_BITS
 
     def lay_over(self, width: int, dtype: torch.dtype) -> RowOverlay:
-        """The overlay for rows of `dtype`; the one that is there already has its rows in it."""
+        """Replaces the overlay by one of `dtype` with the same rows, and returns it."""
         below, self.overlay = self.overlay, RowOverlay(width, dtype)
         if below is not None:
             self.overlay.put(*below.by_key())
         return self.overlay
 
     def change_rows(self, changed: Sequence[tuple[torch.Tensor, torch.Tensor]], width: int):
-        """Lays rows over the tables, ids `[n]` and values `[n, W]` for each; in the widest dtype of all so far."""
+        """Puts rows into the overlay: ids `[n]` and values `[n, W]` for each table, in the widest dtype of all so far.
+
+        Rows that are there already are replaced. `ngram_row_store` shows an example.
+        """
         rows = [values for row_ids, values in changed if len(row_ids)]
         dtypes = {values.dtype for values in rows} | ({self.overlay.dtype} if self.overlay else set())
         if not rows:
@@ -166,7 +172,7 @@ class NgramTables:
             overlay.put(self.keys(table, row_ids), values)
 
     def changed_rows(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """What is laid over each table: sorted ids `[n]` and values `[n, W]`; none without an overlay."""
+        """The overlay by table: sorted ids `[n]` and values `[n, W]` for each; empty without an overlay."""
         if self.overlay is None:
             return []
         keys, rows = self.overlay.by_key()
@@ -174,17 +180,20 @@ class NgramTables:
         return [(ids, rows[a:b]) for ids, (a, b) in zip(wanted, itertools.pairwise(bounds), strict=True)]
 
     def by_table(self, keys: torch.Tensor) -> tuple[list[torch.Tensor], list[int]]:
-        """Sorted keys as row ids of each table, and where each table begins among them, with the end behind."""
+        """Splits sorted keys by table: row ids for each, and S + 1 bounds of the tables among the keys.
+
+        keys [3, 9, 2**40 + 4] of 3 tables    gives    ids [3, 9], [4], []    and bounds [0, 2, 3, 3]
+        """
         firsts = torch.arange(len(self.stored) + 1) << KEY_BITS
         bounds = torch.searchsorted(keys, firsts).tolist()
         return [keys[a:b] - (i << KEY_BITS) for i, (a, b) in enumerate(itertools.pairwise(bounds))], bounds
 
     def read(self, keys: torch.Tensor, device: torch.device) -> torch.Tensor:
-        """The rows of sorted keys `[U]` as they are stored: `[U, C]` on `device`."""
+        """The rows of sorted keys `[U]` as stored, without the overlay: `[U, C]` on `device`."""
         wanted, bounds = self.by_table(keys)
-        for table, row_ids in zip(self.mapped, wanted, strict=False):  # none in host memory
+        for table, row_ids in zip(self.mapped, wanted, strict=False):  # `mapped` is empty in host memory
             table.ask_for(row_ids)
-        # Fresh memory, aligned whatever the file's offsets are; pinned, so that the copy runs beside computation.
+        # New memory, because offsets in a file may be unaligned; pinned, so that the copy overlaps computation.
         row_bytes = self.columns * self.dtype.itemsize
         staging = torch.empty(len(keys), row_bytes, dtype=torch.uint8, pin_memory=device.type == "cuda")
         for rows, row_ids, (a, b) in zip(self.rows, wanted, itertools.pairwise(bounds), strict=True):
@@ -192,7 +201,7 @@ class NgramTables:
         return staging.view(self.dtype).to(device, non_blocking=True)
 
     def keep(self, row_ids: Sequence[torch.Tensor], device: torch.device) -> RowCache:
-        """Keeps some rows of each table, `[any]` ids each, on `device`: they are read no more."""
+        """Keeps some rows of each table, `[any]` ids each, on `device`, from where they are read from now on."""
         keys = torch.cat([self.keys(table, ids.cpu()) for table, ids in enumerate(row_ids)]).unique()
         self.check()
         self.kept = RowCache(keys, self.read(keys, device))
@@ -200,17 +209,17 @@ class NgramTables:
 
 
 HANDLES = itertools.count()
-# A compiled graph holds numbers and tensors, no objects: it names the tables by number.
+# A compiled graph holds only numbers and tensors, so it refers to the tables by number.
 OPEN: WeakValueDictionary[int, NgramTables] = WeakValueDictionary()
 
 
-# Named after the module: as remote code it can be loaded more than once, each time with its own tables. torch takes
-# only ASCII letters, digits and `_`; a folder's name, which is part of the module's, may hold any character.
+# Named after the module, because remote code can be loaded more than once, each time with its own tables. torch takes
+# only ASCII letters, digits and `_`, but the module's name contains a folder's, which may have any character.
 OPERATION = re.sub(r"[^\w.]", lambda found: f"_{ord(found[0]):x}_", __name__, flags=re.ASCII)
 OPERATION = OPERATION.replace(".", "_") + "::gather_rows"
 
 
-# The lookup leaves the device: a CUDA graph has to end before it and begin again behind it.
+# The lookup leaves the device, so a CUDA graph has to end before it and another begin after it.
 @torch.library.custom_op(OPERATION, mutates_args=(), tags=(torch.Tag.cudagraph_unsafe,))
 def gather_rows(ids: torch.Tensor, like: torch.Tensor, handle: int) -> torch.Tensor:
     """[`NgramTables.gather`] as one operation of a graph, in the dtype and on the device of `like` `[B, T, S * W]`."""

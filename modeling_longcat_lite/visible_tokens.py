@@ -1,17 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which earlier tokens a token sees: padding anywhere in a row, packed documents, branches of a 4D mask.
 
-Attention and n-grams ask the same questions and have to get the same answers. A slot is a token's place in its row,
-counted from the first token in the cache; hidden tokens have slots too.
+Attention and n-grams both use these functions, because they must agree. A slot is a token's place in its row, counted
+from the first token in the cache; hidden tokens have slots too.
 
-Shapes: B batch, T tokens of this forward, L tokens with history, N highest n-gram order.
+Shapes: B batch, T tokens of this forward, P past length, N highest n-gram order.
 """
 
 import torch
 
 
 def previous_visible(visible: torch.Tensor) -> torch.Tensor:
-    """The last visible slot before each slot, -1 where there is none: `[B, L]` int64 from `[B, L]` bool.
+    """The last visible slot before each slot, -1 where there is none: `[B, P + T]` int64 from `[B, P + T]` bool.
 
     visible     1  1  0  1        gives     -1  0  1  1
     """
@@ -23,8 +23,8 @@ def previous_visible(visible: torch.Tensor) -> torch.Tensor:
 def document_starts(position_ids: torch.Tensor, previous: torch.Tensor | None = None) -> torch.Tensor:
     """Where a document begins inside a row: `[B, T]` bool.
 
-    Without a mask, at position 0 and at any step other than +1, as in transformers. With one, only where positions do
-    not grow: the mask says that the tokens belong together, and skipped positions (PoSE) do not contradict it.
+    Without a mask, at position 0 and at any step other than +1, as in transformers. With a mask, only where positions
+    do not grow: the mask says that the tokens belong together, and skipped positions (PoSE) do not contradict it.
 
         positions            0  1  2  0  1  9  10
         without a mask       1  0  0  1  0  1  0
@@ -66,10 +66,10 @@ def document_indices(position_ids: torch.Tensor, visible: torch.Tensor | None) -
 
 
 def visible_keys(attention_mask: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-    """What a mask shows, as booleans: `[B, L]` of a 2D mask, `[B, T, L]` of a 4D mask (its first head).
+    """The visible tokens of a mask as booleans: `[B, P + T]` if 2D, `[B, T, P + T]` if 4D (its first head).
 
-    A 4D mask of numbers is added to attention scores; a number that takes a key out is far below any score. `tokens`,
-    `[B, T]`, tell the batch size and the device; a mask may have one row for all.
+    A 4D mask of numbers is added to attention scores; a number that hides a key is far below any score. `tokens`
+    `[B, T]` give the batch size and the device; a mask may have one row for the whole batch.
     """
     keys = attention_mask.to(tokens.device)
     if keys.ndim == 4:
@@ -88,19 +88,19 @@ def lookback_slots(visible: torch.Tensor, slots: torch.Tensor, count: int) -> to
     """The last `count` visible slots before each token, nearest first, -1 where there are no more: `[B, T, count]`.
 
     Args:
-        visible (`torch.Tensor` of shape `[B, L]` or `[B, T, L]`, bool): See [`visible_keys`].
+        visible (`torch.Tensor` of shape `[B, P + T]` or `[B, T, P + T]`, bool): See [`visible_keys`].
         slots (`torch.Tensor` of shape `[T]`, int64): The slots of this forward's tokens.
         count (`int`): N - 1.
     """
     if visible.ndim == 2 and len(slots) > 1:
-        # The mask is the same for all tokens: from each slot to the one before it, and on from there.
+        # All tokens share the mask: go from each slot to the visible one before it, `count` times.
         previous, found = previous_visible(visible), []
         slot = slots.expand(visible.shape[0], -1)  # [B, T]
         for _ in range(count):
             slot = torch.where(slot >= 0, previous.gather(1, slot.clamp(min=0)), -1)
             found.append(slot)
         return torch.stack(found, dim=-1)
-    rows = visible[:, None] if visible.ndim == 2 else visible  # [B, T, L]
+    rows = visible[:, None] if visible.ndim == 2 else visible  # [B, T, P + T]
     keys = torch.arange(rows.shape[-1], device=rows.device)
     earlier = torch.where(rows & (keys < slots[:, None]), keys, -1)
     return torch.nn.functional.pad(earlier, (count, 0), value=-1).topk(count, dim=-1).values

@@ -136,7 +136,7 @@ ROOMS_MAY_IMPORT = {
         "training/data",
     },
     "eval/fit": {"eval/checkpoints", "eval/reports"},
-    "eval/fit/training": {"eval/reports", "training/context"},
+    "eval/fit/training": {"eval/fit", "eval/reports", "training/context"},
     "eval/long_context/ruler": set(),
     "eval/long_context": {
         "eval/checkpoints",

@@ -55,6 +55,8 @@ def arguments_to_paste(model: Model, run: Workload, plan: Plan) -> list[str]:
     rows, stored = checkpoint.rows(None)
     if run.bits and row_format(run.bits).is_packed and model.row_bytes < rows.row_bytes(config.subtable_width, stored):
         lines.insert(0, f"# after: python -m eval.checkpoints.quantize --model {name} --output ... --bits {run.bits}")
+    if checkpoint.experts.name != dtype:
+        lines.insert(0, f"# with a checkpoint whose routed experts are stored in {checkpoint.experts.name}")
     if run.prefill_tokens < run.context:
         lines.append(f"model.generate(**inputs, prefill_chunk_size={run.chunk})")
     return lines

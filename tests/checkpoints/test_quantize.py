@@ -6,6 +6,7 @@ import resource
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,9 +15,10 @@ from quantized_tables import convert
 from safetensors.torch import load_file, save_file
 from tiny_chat import write_tiny_chat
 
+from eval.checkpoints import quantize
 from eval.fit import __main__ as fit
 from eval.ngrams import quantization as quantization_report
-from modeling_longcat_lite import LongCatLiteForCausalLM
+from modeling_longcat_lite import LongCatLiteForCausalLM, ngram_quantization
 from modeling_longcat_lite.ngram_quantization import ROW_FORMATS, PackedRows, dequantize_rows, quantize_rows
 from modeling_longcat_lite.ngram_tables import PLACEMENTS
 
@@ -75,9 +77,18 @@ class HalfOffsets(PackedRows):
         return (mean.view(torch.float32) + offsets.view(torch.float16)).to(dtype)
 
 
+def format_of_the_page() -> PackedRows:
+    """The class that `adding_a_row_format.md` writes."""
+    page = (Path(quantize.__file__).parent / "adding_a_row_format.md").read_text()
+    names = dict(vars(ngram_quantization))
+    exec(page.split("```python\n")[1].split("```")[0], names)
+    return names["Fp8Rows"]()
+
+
+@pytest.mark.parametrize("make_format", [HalfOffsets, format_of_the_page], ids=["toy", "page"])
 @torch.no_grad()
-def test_a_row_format_is_one_class(source, tmp_path, monkeypatch, capsys):
-    toy = HalfOffsets()
+def test_a_row_format_is_one_class(source, tmp_path, monkeypatch, capsys, make_format):
+    toy = make_format()
     monkeypatch.setitem(ROW_FORMATS, toy.bits, toy)
     convert(source, tmp_path / "toy", "--bits", toy.bits)
     original = LongCatLiteForCausalLM.from_pretrained(source, dtype=torch.float32)
@@ -100,7 +111,7 @@ def test_a_row_format_is_one_class(source, tmp_path, monkeypatch, capsys):
         results = json.loads((tmp_path / "fit" / "fit.json").read_text())
         assert [results["placements"]["disk"]["disk"]["n-gram tables"]] == [size]
         assert toy.bits in capsys.readouterr().out
-        assert any("--bits half-offsets" in line for line in results["arguments"]) == bool(options)
+        assert any(f"--bits {toy.bits}" in line for line in results["arguments"]) == bool(options)
 
 
 MEASURED = """

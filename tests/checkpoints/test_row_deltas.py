@@ -210,7 +210,7 @@ def rewritten(path: Path, tensors: dict | None = None, metadata: dict | None = N
         ({"table_0.row_ids": torch.tensor([1.0, 2.0])}, {}, "table_0.row_ids` is torch.float32"),
         ({"table_0.rows": torch.zeros(2, 3)}, {}, r"table_0.rows` has shape \[2, 3\], and must have \[2, 4\]"),
         ({"table_0.rows": torch.zeros(2, 4, dtype=torch.int32)}, {}, "table_0.rows` is torch.int32"),
-        ({"table_99.rows": torch.zeros(2, 4)}, {}, "table_99.rows` is no tensor"),
+        ({"table_99.rows": torch.zeros(2, 4)}, {}, "table_99.rows` is not a tensor"),
         ({"table_1.rows": torch.zeros(2, 4)}, {}, "table_1` lacks its row ids"),
     ],
 )

@@ -18,7 +18,8 @@ from eval.fit.placement import PLACEMENTS, Machine, Model, Plan, plan
 from eval.fit.speed import estimate, expert_share
 from eval.fit.weights import read_checkpoint
 from eval.reports.units import format_size, parse_size
-from modeling_longcat_lite import LongCatLiteConfig, LongCatLiteForCausalLM
+from modeling_longcat_lite import LongCatLiteConfig, LongCatLiteForCausalLM, experts_quantization
+from modeling_longcat_lite.experts_quantization import EXPERT_FORMATS
 
 ROOT = Path(__file__).parents[2]
 GB, GIB = 10**9, 2**30
@@ -175,6 +176,33 @@ def test_every_change_does_what_it_says(released, machine, run, placement):
 def test_fewer_bits_fit_the_host(released):
     options = [c.options for c in find_changes(Search(released, Workload(), Machine(1, 80 * GB, 64 * GB), "host"))]
     assert "--bits 8" in options and "--host-memory 65GB" in options
+
+
+def test_an_expert_format_is_one_entry(tmp_path, monkeypatch):
+    page = (ROOT / "eval" / "checkpoints" / "adding_an_expert_format.md").read_text()
+    monkeypatch.setitem(EXPERT_FORMATS, "int8-rows", None)  # which is undone
+    names = dict(vars(experts_quantization))
+    for block in page.split("```python\n")[1:]:
+        exec(block.split("```")[0], names)
+    values, decoded = 33_822_867_456, {}  # 14 layers of 256 experts with 3 matrices of 1024 x 3072
+    rows, blocks = 14 * 256 * (1024 + 1024 + 3072), 14 * 256 * 3 * 8 * 24
+    sizes = {"bfloat16": 2 * values, "fp8": values + 4 * blocks, "int8-rows": values + 2 * rows}
+    for name, size in sizes.items():
+        memory = ["--gpus", 2, "--gpu-memory", "80GB", "--host-memory", "128GB"]
+        run_fit(*memory, "--experts", name, "--output", tmp_path)
+        results = json.loads((tmp_path / "fit.json").read_text())
+        best = results["placements"]["disk"]
+        assert sum(gpu.get("routed experts", 0) for gpu in best["gpus"]) == size
+        decoded[name] = best["speed"]["decode_tokens_per_second"]
+        assert (name in (tmp_path / "fit.md").read_text()) and (name in str(results["arguments"]))
+    assert min(decoded["int8-rows"], decoded["fp8"]) > decoded["bfloat16"]
+    # Prefilling multiplies as many values, however they are stored.
+    speeds = {}
+    for name in ("bfloat16", "fp8"):
+        model = Model.of(read_checkpoint(None, experts=name), bits=None)
+        machine = Machine(2, 80 * GB, 128 * GB, tflops=1.0)
+        speeds[name] = estimate(model, Workload(), machine, plan(model, Workload(), machine, "disk")).prefill
+    assert speeds["fp8"]["arithmetic"] == pytest.approx(speeds["bfloat16"]["arithmetic"], rel=1e-9)
 
 
 def test_what_keeps_the_link_free(released):

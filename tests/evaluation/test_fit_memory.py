@@ -116,10 +116,8 @@ STAGES = {
 @pytest.mark.parametrize("stage", STAGES)
 def test_tensors_that_live_during_a_prefill(stage, dtype):
     overrides, context, batch, chunk = STAGES[stage]
-    run, model = (
-        Workload(context, batch, chunk),
-        LongCatLiteForCausalLM(tiny_config(**SMALL | overrides)).to(dtype).eval(),
-    )
+    run = Workload(context, batch, chunk)
+    model = LongCatLiteForCausalLM(tiny_config(**SMALL | overrides)).to(dtype).eval()
     stages = stage_bytes(model.config, run, dtype)
     assert max(stages, key=lambda name: stages[name]) == stage
     with LiveTensors([*model.parameters(), *model.buffers()]) as tensors:
@@ -181,9 +179,8 @@ def test_attention_in_latents_or_heads_is_decided_as_the_model_does(chunk, conte
     attention = LongCatLiteForCausalLM(config).eval().model.layers[0].self_attn[0]
     query, latent = torch.zeros(1, 2, chunk, 12), torch.zeros(1, 1, context, 32)
     mask = None if chunk == context else torch.ones(1, 1, chunk, context, dtype=torch.bool)
-    assert latents_are_cheaper(config, Workload(context, 1, chunk)) == attention._latents_are_cheaper(
-        query, latent, mask
-    )
+    run = Workload(context, 1, chunk)
+    assert latents_are_cheaper(config, run) == attention._latents_are_cheaper(query, latent, mask)
 
 
 def test_shorter_chunks_hold_less():

@@ -197,7 +197,7 @@ def test_rows_of_a_context_extension_are_those_of_its_longest_stage():
 
 
 def run(*options: str) -> bool:
-    return plan.main(plan.make_parser().parse_args(options))
+    return plan.main(plan.make_parser().parse_args(options)) == 0
 
 
 def test_context_parallelism_leaves_a_gpu_its_part_of_a_row():
@@ -240,10 +240,10 @@ def test_what_would_fit_is_told(tmp_path, capsys):
     [
         (("--recipe", "demo", "--gpu-memory", "80"), "--gpu-memory"),
         (("--recipe", "demo", "--gpu-memory", "0GB"), "--gpu-memory"),
-        (("--recipe", "nothing", "--gpu-memory", "80GB"), "none of .*demo"),
-        (("--recipe", "sft_tables.longcat", "--gpu-memory", "80GB"), "none of .*sft_tables"),
+        (("--recipe", "nothing", "--gpu-memory", "80GB"), "nor one of .*demo"),
+        (("--recipe", "sft_tables.longcat", "--gpu-memory", "80GB"), "nor one of .*sft_tables"),
         (("--recipe", "demo", "--gpu-memory", "80GB", "--gpus", "0"), "gpus"),
-        (("--recipe", "demo", "--gpu-memory", "80GB", "--tables", "sharded"), "fsdp2"),
+        (("--recipe", "demo", "--gpu-memory", "80GB", "--ngram-tables", "sharded"), "fsdp2"),
         (("--recipe", "demo", "--gpu-memory", "80GB", "--model", "nowhere"), "--model"),
     ],
 )

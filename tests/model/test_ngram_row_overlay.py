@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rows laid over tables, beside a dictionary; their gradient beside that of an embedding."""
+"""Rows in an overlay against a dictionary, and their gradient against that of an embedding."""
 
 import copy
 
@@ -8,9 +8,29 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from modeling_longcat_lite.ngram_row_store import RowOverlay
+from modeling_longcat_lite.ngram_row_store import RowCache, RowOverlay
 
 WIDTH = 3
+
+
+def test_the_example_of_the_docstring():
+    def rows(*values: float) -> torch.Tensor:
+        return torch.tensor(values)[:, None]
+
+    overlay = RowOverlay(1, torch.float32)
+    assert overlay.put(torch.tensor([9, 5]), rows(9.1, 5.1)).tolist() == [0, 1]
+    assert overlay.keys.tolist() == [5, 9] and overlay.slots.tolist() == [1, 0]
+    overlay.put(torch.tensor([7, 9]), rows(7.2, 9.2))
+    assert overlay.keys.tolist() == [5, 7, 9] and overlay.slots.tolist() == [1, 2, 0]
+    assert torch.equal(overlay.rows, rows(9.2, 5.1, 7.2))
+    keys = torch.tensor([3, 5, 7, 9])
+    assert torch.equal(overlay.over(keys, rows(3.0, 5.0, 7.0, 9.0)), rows(3.0, 5.1, 7.2, 9.2))
+    asked = []
+    cache = RowCache(torch.tensor([5, 9]), rows(5.0, 9.0))
+    found = cache.complete(
+        torch.tensor([3, 5, 9]), torch.arange(3), lambda keys: asked.append(keys.tolist()) or rows(3.0)
+    )
+    assert asked == [[3]] and torch.equal(found, rows(3.0, 5.0, 9.0)) and cache.hit_rate == 2 / 3
 
 
 @settings(max_examples=40, deadline=None)

@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What would make a run fit, tried one after the other, the least intrusive first."""
+"""What would make a training run fit: single changes, the least intrusive first, then several together."""
 
 from collections.abc import Iterator
 from dataclasses import replace
 
-from eval.fit.training.memory import Plan, plan_memory
+from eval.fit.training.memory import MemoryPlan, plan_memory
 from eval.fit.training.recipe import Adapter, Setup
 from modeling_longcat_lite import LongCatLiteConfig
 
 ATTENTION = ("q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj")
+MOST_GPUS = 2**9
 
 
 def single_changes(setup: Setup) -> Iterator[tuple[str, Setup]]:
@@ -22,9 +23,9 @@ def single_changes(setup: Setup) -> Iterator[tuple[str, Setup]]:
         yield "`bf16: false`, which keeps what is trained in bfloat16", replace(setup, bf16=False)
     if not setup.checkpointing:
         yield "`gradient_checkpointing: true`", replace(setup, checkpointing=True)
-    if setup.rows > 2 or (setup.rows > 1 and setup.trainer != "dpo"):
-        rows = 2 if setup.trainer == "dpo" else 1
-        yield "`per_device_train_batch_size: 1`, with more gradient accumulation", replace(setup, rows=rows)
+    fewest = 2 if setup.trainer == "dpo" else 1
+    if setup.rows > fewest:
+        yield "`per_device_train_batch_size: 1`, with more gradient accumulation", replace(setup, rows=fewest)
     if setup.optimizer.startswith("adamw_torch"):
         yield "`optim: adamw_8bit`", replace(setup, optimizer="adamw_8bit")
     if setup.dtype == "float32" and setup.shard == "none":
@@ -33,10 +34,10 @@ def single_changes(setup: Setup) -> Iterator[tuple[str, Setup]]:
         yield f"rows of {setup.length // 2} tokens", replace(setup, length=setup.length // 2)
 
 
-def changes_that_fit(config: LongCatLiteConfig, plan: Plan, limit: float) -> list[tuple[str, Plan]]:
+def changes_that_fit(config: LongCatLiteConfig, plan: MemoryPlan, limit: float) -> list[tuple[str, MemoryPlan]]:
     """Single changes with which a run fits into `limit` bytes, and an adapter if that does.
 
-    Where no single change is enough: those that help put together, with more GPUs if need be, and more GPUs alone.
+    Where no single change is enough: all that help together, with more GPUs if need be, and more GPUs alone.
     """
     tried = [(text, plan_memory(config, setup)) for text, setup in single_changes(plan.setup)]
     fitting = [(text, other) for text, other in tried if other.total <= limit]
@@ -53,7 +54,7 @@ def changes_that_fit(config: LongCatLiteConfig, plan: Plan, limit: float) -> lis
         else:
             fitting += more_gpus(config, together, texts, limit)
         fitting += more_gpus(config, plan, [], limit)
-    if plan.setup.adapter is None and plan.setup.tables not in ("sharded",):
+    if plan.setup.adapter is None and plan.setup.tables != "sharded":
         adapted = replace(plan.setup, adapter=Adapter(16, ATTENTION), train_tables="none", has_reference=False)
         other = plan_memory(config, adapted)
         if other.total <= limit:
@@ -61,13 +62,17 @@ def changes_that_fit(config: LongCatLiteConfig, plan: Plan, limit: float) -> lis
     return fitting
 
 
-def more_gpus(config: LongCatLiteConfig, plan: Plan, texts: list[str], limit: float) -> list[tuple[str, Plan]]:
-    """The smallest power of two of GPUs with which it fits, sharded; none if there is no such number."""
-    for gpus in (2**power for power in range(1, 10)):
+def more_gpus(
+    config: LongCatLiteConfig, plan: MemoryPlan, texts: list[str], limit: float
+) -> list[tuple[str, MemoryPlan]]:
+    """The smallest power of two of GPUs with which it fits, sharded; empty if there is none."""
+    gpus = 2
+    while gpus <= MOST_GPUS:
         if gpus > plan.setup.gpus:
             other = plan_memory(config, replace(plan.setup, gpus=gpus, shard="fsdp2"))
             if other.total <= limit:
                 return [(" and ".join([*texts, f"`--gpus {gpus} --shard fsdp2`"]), other)]
+        gpus *= 2
     return []
 
 

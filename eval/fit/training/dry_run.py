@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One training step on tensors without memory: what it would hold when it holds most.
+"""One training step on tensors without memory: the most that it would hold.
 
-The model, the adapter, checkpointing and the loss are those of a real run, so that what counts here is what autograd
+The model, the adapter, checkpointing and the loss are those of a real run, so the count includes whatever autograd
 keeps: the gathered rows of the routed experts, the chunks of logits, the mask of packed rows.
+
+Shapes: B batch, T tokens of a row, S sub-tables, W width of a table row.
 """
 
 import json
@@ -25,7 +27,7 @@ TABLES = ".embedders."
 
 @dataclass(frozen=True)
 class Parameter:
-    """Name, number of values, dtype, and what else tells parameters apart."""
+    """A parameter's size, and what decides how it is stored; `packable` by bitsandbytes."""
 
     name: str
     count: int
@@ -43,8 +45,8 @@ class Parameter:
         return "lora_" in self.name
 
 
-class RowsOfNothing:
-    """Stands for tables that are not on the device: the rows that they would give."""
+class EmptyTables:
+    """In place of tables that are not on the device: rows of the right shape."""
 
     def __init__(self, width: int):
         self.width = width
@@ -55,14 +57,14 @@ class RowsOfNothing:
 
 
 def compute_dtype(setup: Setup) -> torch.dtype:
-    """What weights are computed with as they come: FSDP2 in mixed precision gathers them in bfloat16."""
+    """The dtype in which weights are computed with: FSDP2 in mixed precision gathers them in bfloat16."""
     if setup.shard == "fsdp2" and setup.bf16:
         return torch.bfloat16
     return getattr(torch, setup.dtype)
 
 
 def build(config: LongCatLiteConfig, setup: Setup) -> Any:
-    """The causal model, inside of its adapter if there is one, ready for a step."""
+    """The causal model, inside its adapter if there is one, ready for a step."""
     from peft import LoraConfig, get_peft_model
     from trl.models import enable_selective_activation_checkpointing
     from trl.trainer.utils import add_fused_lm_head
@@ -74,8 +76,8 @@ def build(config: LongCatLiteConfig, setup: Setup) -> Any:
     embedding: Any = model.model.ngram_embeddings
     if embedding is not None:
         if off_device:
-            embedding.tables = RowsOfNothing(config.subtable_width)
-        # By rows their gradients are sparse, and counted by hand.
+            embedding.tables = EmptyTables(config.subtable_width)
+        # Gradients by rows are sparse; `memory.row_gradients` counts them.
         embedding.embedders.requires_grad_(setup.train_tables == "dense")
     add_fused_lm_head(model, outputs=("log_probs", "entropy", "is_top1"))
     trained: Any = model
@@ -89,7 +91,7 @@ def build(config: LongCatLiteConfig, setup: Setup) -> Any:
                 target_modules=modules if isinstance(modules, str) else list(modules) or None,
                 target_parameters=list(adapter.target_parameters) or None,
             ),
-            # float32, but where FSDP2 gathers it in bfloat16 or, as TRL has it, beside packed weights.
+            # float32, except where FSDP2 gathers it in bfloat16 or, as in TRL, the weights are packed.
             autocast_adapter_dtype=setup.bits == 16 and compute_dtype(setup) == getattr(torch, setup.dtype),
         )
     if setup.checkpointing:
@@ -105,7 +107,7 @@ def build(config: LongCatLiteConfig, setup: Setup) -> Any:
 
 
 def inputs_of(setup: Setup) -> dict[str, torch.Tensor]:
-    """A batch as the collator makes it: packed rows as one, with positions, others with a mask."""
+    """A batch as the collator makes it: packed rows as one row with positions, others with a mask."""
     shape = (1, setup.rows * setup.length) if setup.packed else (setup.rows, setup.length)
     tokens = torch.zeros(shape, dtype=torch.long)
     extra = {"position_ids": torch.zeros_like(tokens)} if setup.packed else {"attention_mask": torch.ones_like(tokens)}
@@ -117,8 +119,8 @@ class DryRun:
     """What a step held.
 
     Args:
-        parameters (`tuple[Parameter, ...]`): Of the model, in the dtype that they are computed with.
-        memory (`LiveMemory`): Its `peak` has activations, `gradients` and `TABLE_GRADIENTS`.
+        parameters (`tuple[Parameter, ...]`): Of the model, in the dtype that they are computed in.
+        memory (`LiveMemory`): Its `peak` has `ACTIVATIONS`, `GRADIENTS` and `TABLE_GRADIENTS`.
     """
 
     parameters: tuple[Parameter, ...]
@@ -127,7 +129,7 @@ class DryRun:
 
 def dry_run(config: LongCatLiteConfig, setup: Setup) -> DryRun:
     """Runs a step of `setup` on a model of the config; two of them where gradients accumulate."""
-    # What makes no difference to the step is left out, so that another number of GPUs needs no other run.
+    # Settings that do not change the step are removed, so that another number of GPUs reuses the run.
     same = replace(setup, gpus=1, context_parallel=1, optimizer="", has_reference=False)
     return remembered(config.to_json_string(use_diff=False), same)
 
@@ -139,7 +141,7 @@ def remembered(config_json: str, setup: Setup) -> DryRun:
         warnings.simplefilter("ignore", FutureWarning)  # about names of transformers that PEFT uses
         trained = build(config, setup)
     with FakeTensorMode(allow_non_fake_inputs=True):
-        # From here on tensors stand for some of a CPU, whose operations choose as those of a GPU do; meta ones do not.
+        # Fake tensors of a CPU from here on: unlike meta tensors, they choose the operations that a GPU would.
         trained.to_empty(device="cpu")
         batch = inputs_of(setup)
         memory = LiveMemory(trained, lambda name: TABLE_GRADIENTS if TABLES in name else GRADIENTS)
@@ -150,7 +152,7 @@ def remembered(config_json: str, setup: Setup) -> DryRun:
 
 
 def one_step(setup: Setup, trained, batch: dict[str, torch.Tensor]) -> None:
-    """Forward and backward; preferences are compared with a reference that runs beside."""
+    """Forward and backward; preferences also run the reference."""
     with torch.autocast("cpu", torch.bfloat16) if setup.bf16 else nullcontext():
         loss = trained(**batch, fused_lm_head=True).loss
         if setup.trainer == "dpo":
@@ -160,11 +162,11 @@ def one_step(setup: Setup, trained, batch: dict[str, torch.Tensor]) -> None:
 
 
 def describe(trained) -> list[Parameter]:
-    """The parameters of a model, and which of them bitsandbytes would pack."""
+    """The parameters of a model, with those that bitsandbytes would pack marked."""
     linears = {
         f"{name}.weight"
         for name, module in trained.named_modules()
-        # Left alone by quantizers: the head, the router, and what is no linear layer.
+        # Quantizers leave the head, the router, and everything but linear layers alone.
         if type(module) is torch.nn.Linear and "lora_" not in name and not name.endswith("lm_head")
     }
     return [

@@ -2,8 +2,8 @@
 """Counts the bytes of a computation on tensors without memory.
 
 Under `FakeTensorMode` a model runs with shapes and dtypes alone: no byte is allocated, but every operation makes the
-tensors that it would make, and autograd keeps those that it would keep. This mode, entered inside of that one, adds up
-the storages that are alive and remembers every moment:
+tensors that it would make, and autograd keeps those that it would keep. This mode, entered inside the other, adds up
+the storages that are alive and records every moment:
 
     with FakeTensorMode():
         model = ...                                   # no memory is taken
@@ -11,7 +11,7 @@ the storages that are alive and remembers every moment:
             model(ids).loss.backward()
     memory.peak()  # {"activations": bytes, "gradients": bytes}
 
-Weights are not counted: they do not change.
+Weights are not counted, because they do not change.
 """
 
 import weakref
@@ -28,11 +28,11 @@ ACTIVATIONS, GRADIENTS = "activations", "gradients"
 
 
 class LiveMemory(TorchDispatchMode):
-    """Counts `activations`, and `gradients` from when a parameter has them, at every moment of a computation.
+    """Counts `activations` at every moment of a computation, and `gradients` once a parameter has them.
 
     Args:
         model (`nn.Module`): Of fake tensors.
-        kind_of (`Callable[[str], str]`, *optional*): Name of a parameter to the kind of its gradient.
+        kind_of (`Callable[[str], str]`, *optional*): From the name of a parameter, the kind of its gradient.
     """
 
     def __init__(self, model: nn.Module, kind_of: Callable[[str], str] = lambda name: GRADIENTS):
@@ -55,7 +55,7 @@ class LiveMemory(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         if func is aten._local_scalar_dense.default:
-            # A value asked for: of a check, which passes.
+            # A check asks for a value; it passes.
             return False if args[0].dtype == torch.bool else 0
         result = grouped_product(*args) if func is aten._grouped_mm.default else func(*args, **(kwargs or {}))
         return tree_map_only(torch.Tensor, self._see, result)
@@ -65,8 +65,7 @@ class LiveMemory(TorchDispatchMode):
 
         Args:
             shares (`Mapping[str, float]`, *optional*):
-                By kind, what part of its bytes counts: of gradients that are split over N processes, 1 / N. All by
-                default.
+                By kind, the share of its bytes that counts: 1 / n for gradients that n processes share. 1 by default.
         """
         factors = [(shares or {}).get(kind, 1.0) for kind in self.kinds]
         weighted = torch.tensor(self.history, dtype=torch.float64) * torch.tensor(factors, dtype=torch.float64)
@@ -99,10 +98,10 @@ class LiveMemory(TorchDispatchMode):
 
 
 def grouped_product(left: torch.Tensor, right: torch.Tensor, ends: torch.Tensor, *_: Any) -> torch.Tensor:
-    """The shape of `_grouped_mm`, which torch itself gives for bfloat16 alone.
+    """The result of `_grouped_mm` by shape; torch's own fake version takes only bfloat16.
 
-    `[S, I] @ [E, I, O]`, a matrix for each group of rows, is `[S, O]`; `[I, S] @ [S, O]`, a product for each group of
-    the inner index, is `[E, I, O]`.
+    With R rows in E groups: `[R, I] @ [E, I, O]`, a matrix for each group, is `[R, O]`, and `[I, R] @ [R, O]`, a
+    product for each group, is `[E, I, O]`.
     """
     if right.dim() == 3:
         return left.new_empty(left.shape[0], right.shape[-1])

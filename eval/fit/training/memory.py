@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Memory of a training run on one GPU, by part.
 
-Activations and gradients come of a step on tensors without memory (`dry_run.py`); weights, optimizer states and tables
-are counted. A run is as large as its largest moment: forward and backward, the optimizer's step, or the generation of
-answers to learn from.
+Activations and gradients are those of a step on tensors without memory (`dry_run.py`); weights, optimizer states and
+tables are counted. The run needs what its largest moment needs: forward and backward, the optimizer's step, or the
+generation of answers to learn from.
 
-FSDP2 keeps 1 / N of every weight, gradient and state, and has two layers whole at a time. What is assumed, not
-computed, is named in `ASSUMPTIONS` and counted as `reserve`.
+With n processes, FSDP2 keeps 1 / n of every weight, gradient and state, and has two layers whole at a time. Whatever
+is assumed instead of computed is named in `ASSUMPTIONS` and counted as `reserve`.
 """
 
 import re
@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 import torch
 
+from eval.fit.activations import Workload, cache_bytes
 from eval.fit.training.dry_run import TABLE_GRADIENTS, DryRun, Parameter, compute_dtype, dry_run
 from eval.fit.training.live_memory import ACTIVATIONS, GRADIENTS
 from eval.fit.training.recipe import Setup
@@ -24,12 +25,12 @@ from modeling_longcat_lite import LongCatLiteConfig
 PARTS = ("weights", "gradients", "optimizer", "activations", "tables", "communication", "reserve")
 CONTEXT, NCCL, FRAGMENTATION = 10**9, 10**9, 0.05
 ASSUMPTIONS = (
-    "reserve: 1 GB for CUDA and its libraries, 1 GB for NCCL beside other GPUs, 5 % of the rest for fragmentation",
-    "logits in the chunks that TRL takes without Triton: on GPUs up to 2 GB less",
-    "packed rows with a dense mask, as sdpa needs it; flash attention needs none",
+    "reserve: 1 GB for CUDA and its libraries, 1 GB for NCCL with several GPUs, 5 % of the rest for fragmentation",
+    "logits in the chunks that TRL uses without Triton; with Triton up to 2 GB less",
+    "packed rows with a dense mask, which sdpa needs and flash attention does not",
 )
 
-# Bytes of state a trained value: of the stored dtype (a number of copies), or fixed.
+# Bytes of optimizer state per trained value: copies in the stored dtype, or a fixed number.
 COPIES = {"adamw_torch": 2, "adamw_torch_fused": 2, "adagrad": 1, "rmsprop": 1, "sgd": 0}
 FIXED = {
     **dict.fromkeys(["adamw_bnb_8bit", "adamw_8bit", "paged_adamw_8bit"], 2 * (1 + 4 / 256)),
@@ -38,17 +39,17 @@ FIXED = {
     **dict.fromkeys(["lion_32bit", "paged_lion_32bit", "rmsprop_bnb", "rmsprop_bnb_32bit"], 4.0),
 }
 ROW_STATE = 8  # a second moment and a stamp
-PACKED = {4: 0.5 + 4 / 64, 8: 1.0}  # with a scale for each 64 values
+BITSANDBYTES = {4: 0.5 + 4 / 64, 8: 1.0}  # bytes per value; 4 bits with a float32 scale for each 64 values
 
 
 @dataclass(frozen=True)
-class Plan:
+class MemoryPlan:
     """What one GPU holds.
 
     Args:
         parts (`dict[str, float]`): Bytes of each of `PARTS`, at the fullest moment.
-        moment (`str`): Which one that is.
-        trained (`int`): Values that are trained, over all GPUs.
+        moment (`str`): Name of that moment.
+        trained (`int`): Number of trained values, over all GPUs.
         host (`float`): Bytes of host memory that each process takes for tables.
     """
 
@@ -64,15 +65,15 @@ class Plan:
 
     @property
     def counted(self) -> float:
-        """Without what is assumed."""
+        """Without what is only assumed."""
         return self.total - self.parts["reserve"]
 
 
-def plan_memory(config: LongCatLiteConfig, setup: Setup) -> Plan:
+def plan_memory(config: LongCatLiteConfig, setup: Setup) -> MemoryPlan:
     """The plan of a run of `setup` with a model of `config`.
 
     Raises:
-        `ValueError`: for an optimizer whose states are not known.
+        `ValueError`: for an optimizer whose memory is not known.
     """
     check_optimizer(setup.optimizer)
     processes = setup.gpus if setup.shard == "fsdp2" else 1
@@ -101,13 +102,13 @@ def plan_memory(config: LongCatLiteConfig, setup: Setup) -> Plan:
         "optimizer step": optimizer_step(trunk, tables, setup, processes, table_processes, rows),
     }
     if setup.trainer == "grpo":
-        moments["generation"] = generation_bytes(config, setup, computed), 0.0
+        moments["generation"] = generation_bytes(config, setup), 0.0
     moment = max(moments, key=lambda name: sum(moments[name]))
     fixed["activations"], fixed["gradients"] = moments[moment]
     fixed["reserve"] = CONTEXT + NCCL * (setup.gpus > 1) + FRAGMENTATION * sum(fixed.values())
     stored = sum(config.subtable_sizes) * config.subtable_width * getattr(torch, setup.dtype).itemsize
     trained = sum(p.count for p in run.parameters if p.trained)
-    return Plan(setup, fixed, moment, trained, float(stored) if setup.tables == "host" else 0.0)
+    return MemoryPlan(setup, fixed, moment, trained, float(stored) if setup.tables == "host" else 0.0)
 
 
 def summed(parameters: Iterable[Parameter], size: Callable[[Parameter], float]) -> float:
@@ -121,9 +122,9 @@ def check_optimizer(name: str) -> None:
 
 
 def stored_size(parameter: Parameter, setup: Setup) -> float:
-    """Bytes of a value as it is stored between steps."""
+    """Bytes of a value between steps."""
     if parameter.packable and setup.bits < 16:
-        return PACKED[setup.bits]
+        return BITSANDBYTES[setup.bits]
     if parameter.is_adapter and setup.bits < 16:
         return 2
     if parameter.trained and ((setup.shard == "fsdp2" and setup.bf16) or parameter.is_adapter):
@@ -153,14 +154,14 @@ def state_bytes(parameter: Parameter, setup: Setup) -> float:
 def optimizer_step(
     trunk, tables, setup: Setup, processes: int, table_processes: int, row_gradients: float
 ) -> tuple[float, float]:
-    """The temporary copy that the form for lists of tensors makes of a state, and all gradients."""
+    """The temporary copy of a state that `foreach` makes, and all gradients."""
     trained = summed(trunk, lambda p: p.count * stored_size(p, setup) * p.trained) / processes
     trained += summed(tables, lambda p: p.count * stored_size(p, setup) * p.trained) / table_processes
     return trained if setup.optimizer == "adamw_torch" else 0.0, trained + row_gradients
 
 
 def row_gradients(config: LongCatLiteConfig, setup: Setup) -> float:
-    """Sparse gradients of tables: a row and its id for every read, and again without repetitions."""
+    """Sparse gradients of tables: a row and its id for every read, and another copy without repetitions."""
     if setup.train_tables != "rowwise":
         return 0.0
     reads = setup.rows * setup.length * config.num_subtables * (2 if setup.accumulates else 1)
@@ -168,14 +169,14 @@ def row_gradients(config: LongCatLiteConfig, setup: Setup) -> float:
 
 
 def unit_of(name: str) -> str:
-    """The module with which FSDP2 gathers a parameter: a layer, a table, the tail, the embedding, or the rest."""
+    """The module that FSDP2 gathers with a parameter: a layer, a table, the tail, the embedding, or the rest."""
     found = re.search(r"layers\.\d+\.|embedders\.\d+\.|embed_tokens|mtp\.", name)
     return found[0] if found else "tail" if "lm_head" in name or name.endswith("model.norm.weight") else "root"
 
 
 def communication(run: DryRun, setup: Setup, computed: int) -> float:
-    """What is whole for a while: with FSDP2 two units, the gradients of one, the tail and the rest; with DDP a copy of
-    the gradients, which it exchanges in buckets."""
+    """Memory for exchange between GPUs: with FSDP2 two whole units, the gradients of one, the tail and the rest; with
+    DDP a copy of the gradients, which it exchanges in buckets."""
     if setup.gpus == 1:
         return 0.0
     trained = [p for p in run.parameters if p.trained]
@@ -185,17 +186,17 @@ def communication(run: DryRun, setup: Setup, computed: int) -> float:
     gradients: defaultdict[str, float] = defaultdict(float)
     for p in run.parameters:
         if not p.is_table or setup.tables == "sharded":
-            size = PACKED[setup.bits] if p.packable and setup.bits < 16 else computed
+            size = BITSANDBYTES[setup.bits] if p.packable and setup.bits < 16 else computed
             whole[unit_of(p.name)] += p.count * size
             gradients[unit_of(p.name)] += p.count * computed * p.trained
     stays = whole.pop("tail", 0.0) + whole.pop("root", 0.0)
     return stays + max(2 * whole[unit] + gradients[unit] for unit in whole)
 
 
-def generation_bytes(config: LongCatLiteConfig, setup: Setup, computed: int) -> float:
-    """The latent cache with its token history, and the logits of the last tokens in float32, twice."""
-    a_token = config.num_hidden_layers * (config.kv_lora_rank + config.qk_rope_head_dim) * computed + 8
-    return setup.rows * (setup.length * a_token + 2 * 4 * config.vocab_size)
+def generation_bytes(config: LongCatLiteConfig, setup: Setup) -> float:
+    """The cache, and the logits of the last tokens in float32, twice."""
+    cache = cache_bytes(config, Workload(setup.length, setup.rows), compute_dtype(setup))
+    return cache + setup.rows * 2 * 4 * config.vocab_size
 
 
-__all__ = ["ASSUMPTIONS", "PARTS", "Plan", "plan_memory"]
+__all__ = ["ASSUMPTIONS", "PARTS", "MemoryPlan", "plan_memory"]

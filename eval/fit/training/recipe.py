@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What of a recipe decides how much memory training takes.
+"""The parts of a recipe that decide how much memory training takes.
 
-A recipe is a YAML file of TRL's keys; what it leaves out has TRL's defaults. Keys that move no byte are passed over.
-Rows of a context extension are those of its longest stage; with context parallelism a GPU has its part of each.
+A recipe is a YAML file of TRL's keys; keys that it leaves out have TRL's defaults. Keys that do not change memory are
+ignored. A context extension counts the rows of its longest stage; with context parallelism a GPU has a part of each
+row.
 """
 
 from dataclasses import dataclass, fields
@@ -13,15 +14,15 @@ import yaml
 
 TRAINERS = ("sft", "dpo", "grpo")
 TABLES = ("resident", "sharded", "host", "disk")
+TRAIN_TABLES = ("none", "dense", "rowwise")
 SHARDS = ("none", "fsdp2")
 RECIPES = Path(__file__).parents[3] / "training" / "recipes"
-# What a prompt counts where a recipe bounds the completion alone.
-PROMPT_LENGTH = 512
+PROMPT_LENGTH = 512  # assumed where a recipe bounds only the completion
 
 
 @dataclass(frozen=True)
 class Adapter:
-    """What LoRA is put on; the arguments of `peft.LoraConfig`."""
+    """Arguments of `peft.LoraConfig`."""
 
     r: int
     target_modules: tuple[str, ...] | str
@@ -30,16 +31,17 @@ class Adapter:
 
 @dataclass(frozen=True)
 class Setup:
-    """A training run, as far as memory goes.
+    """The settings of a training run that its memory depends on.
 
     Args:
-        rows, length (`int`): What one device reads at a time, in rows and tokens a row.
-        context_parallel (`int`): GPUs that a row is split over; `length` is the part of one.
-        packed (`bool`): Rows are made of documents, which positions tell apart.
+        rows, length (`int`): Rows that one GPU reads at a time, and tokens per row.
+        context_parallel (`int`): GPUs that a row is split over; `length` is the part of one GPU.
+        packed (`bool`): Rows hold several documents, separated by their positions.
         accumulates (`bool`): Gradients of several batches are summed before a step.
-        has_reference (`bool`): A second copy of the model gives the probabilities to stay near.
-        tables (`str`): `"resident"` on every GPU, `"sharded"` over them by rows, or on `"host"` or `"disk"`.
-        train_tables (`str`): `"none"`, `"dense"` as other weights, `"rowwise"` with the optimizer for rows.
+        bits (`int`): Of the linear layers, 8 or 4 if bitsandbytes packs them.
+        has_reference (`bool`): A second copy of the model gives the reference probabilities.
+        tables (`str`): `"resident"` on every GPU, `"sharded"` over them by rows, on the `"host"` or on `"disk"`.
+        train_tables (`str`): `"none"`, `"dense"` like other weights, or `"rowwise"` with the optimizer for rows.
     """
 
     trainer: str = "sft"
@@ -72,11 +74,16 @@ class Setup:
                 f"`context_parallel` is {self.context_parallel}: it must divide the {self.gpus} GPUs into groups."
             )
         if self.tables == "sharded" and self.shard != "fsdp2":
-            raise ValueError("`tables: sharded` needs `shard: fsdp2`: nothing else splits a table.")
+            raise ValueError("`--ngram-tables sharded` needs `--shard fsdp2`: nothing else splits a table.")
+
+    @property
+    def sharding(self) -> str:
+        """For a reader."""
+        return "FSDP2" if self.shard == "fsdp2" else "DDP"
 
 
 def is_recipe(path: Path) -> bool:
-    """Whether a file is named as a recipe of a trainer is; second files and studies lie beside those."""
+    """Whether a file has the name of a trainer's recipe; the folder also has second files and studies."""
     return path.suffix in (".yaml", ".yml") and "." not in path.stem and not path.stem.startswith("study_")
 
 
@@ -84,20 +91,20 @@ def find_recipe(name: str) -> Path:
     """The file of a recipe: a path, or the name of one in `training/recipes`.
 
     Raises:
-        `ValueError`: if there is none; the message lists those that there are.
+        `ValueError`: listing all recipes, if there is none of that name.
     """
     path = Path(name) if name.endswith((".yaml", ".yml")) else RECIPES / f"{name}.yaml"
     if not path.is_file() or not is_recipe(path):
         known = ", ".join(sorted(p.stem for p in RECIPES.glob("*.yaml") if is_recipe(p)))
-        raise ValueError(f"`recipe` {name!r} is no recipe's file, and none of {known}.")
+        raise ValueError(f"`--recipe` {name!r} is neither a recipe's file nor one of {known}.")
     return path
 
 
 def read_setup(path: Path, **chosen: Any) -> Setup:
-    """The setup of a recipe; `chosen` fields of [`Setup`] that are not `None` hold instead.
+    """The setup of a recipe; `chosen` fields of [`Setup`] replace it unless they are `None`.
 
     Raises:
-        `ValueError`: naming the file and the key, for a value that no run could have.
+        `ValueError`: naming the file and the key whose value no run could have.
     """
     given = yaml.safe_load(path.read_text(encoding="utf-8"))
     if not isinstance(given, dict):
@@ -129,7 +136,7 @@ def read_setup(path: Path, **chosen: Any) -> Setup:
         **chosen,
     }
     if "train_tables" not in chosen:
-        # Tables that FSDP leaves out are whole on every GPU, and nothing would keep them alike: frozen.
+        # Tables that FSDP leaves out are whole on every GPU, and nothing would keep their copies equal: frozen.
         whole = "sharded" if setup.get("shard") == "fsdp2" else "resident"
         trains = setup["adapter"] is None and setup["tables"] == whole
         setup["train_tables"] = "dense" if trains else "none"
@@ -137,14 +144,14 @@ def read_setup(path: Path, **chosen: Any) -> Setup:
 
 
 def trainer_of(given: dict) -> str:
-    """The trainer whose keys a recipe has."""
+    """The trainer that a recipe's keys belong to."""
     if not given.keys().isdisjoint({"reward_funcs", "num_generations", "max_completion_length"}):
         return "grpo"
     return "dpo" if "beta" in given else "sft"
 
 
 def trl_defaults(trainer: str) -> dict[str, Any]:
-    """Every key of a trainer that has a plain default, with it."""
+    """The defaults of all keys of a trainer."""
     from trl import DPOConfig, GRPOConfig, ModelConfig, SFTConfig
 
     config = {"sft": SFTConfig, "dpo": DPOConfig, "grpo": GRPOConfig}[trainer]
@@ -152,7 +159,7 @@ def trl_defaults(trainer: str) -> dict[str, Any]:
 
 
 def row_length(values: dict, trainer: str, path: Path) -> int:
-    """Tokens of a row at the most."""
+    """The most tokens of a row."""
     if trainer == "grpo":
         return values["max_completion_length"] + PROMPT_LENGTH
     from training.context.stages import read_stages
@@ -161,25 +168,25 @@ def row_length(values: dict, trainer: str, path: Path) -> int:
     if stages.is_file():
         return max(stage.max_length for stage in read_stages(stages).stages)
     if not isinstance(values["max_length"], int):
-        raise ValueError(f"`max_length` in {path} is {values['max_length']!r}: without a bound there is no plan.")
+        raise ValueError(f"`max_length` in {path} is {values['max_length']!r}: set it, because memory depends on it.")
     return values["max_length"]
 
 
 def read_adapter(values: dict, path: Path) -> Adapter | None:
-    """The adapter of a recipe, if it has one."""
+    """The adapter of a recipe; `None` if it has none."""
     if not values["use_peft"]:
         return None
     modules, parameters = values["lora_target_modules"], values["lora_target_parameters"]
     if not modules and not parameters:
         raise ValueError(f"{path} has `use_peft`, but neither `lora_target_modules` nor `lora_target_parameters`.")
     if isinstance(modules, list):
-        # As TRL does: a single entry may be an expression.
+        # As in TRL, a single entry may be a regular expression.
         modules = modules[0] if len(modules) == 1 else tuple(modules)
     return Adapter(values["lora_r"], modules or (), tuple(parameters or ()))
 
 
 def needs_reference(values: dict, trainer: str) -> bool:
-    """Whether a second copy of the model is held. With an adapter the model without it is the reference."""
+    """Whether a second copy of the model is held. With an adapter, the model without it is the reference."""
     if trainer == "sft" or values["use_peft"]:
         return False
     return not values["precompute_ref_log_probs"] if trainer == "dpo" else bool(values["beta"])
