@@ -5,7 +5,7 @@
 
 With `scale_word_embedding=False` the word row is added whole: `e = word + ( sum_i ... ) / (1 + S)`.
 
-Shapes: B batch, T tokens, D hidden, S sub-tables, W = D / S sub-table width, N highest n-gram order.
+Shapes: B batch rows, T tokens, D hidden size, S sub-tables, W = D / S width of a table row, N highest n-gram order.
 """
 
 from collections.abc import Callable, Iterable

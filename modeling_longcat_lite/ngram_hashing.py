@@ -20,7 +20,7 @@ it from one forward to the next:
     HIDDEN                  not a token (padding, or before the sequence): counts as 0, and nothing looks past it, so
                             it is the code of a token 0 that begins a segment
 
-Shapes: B batch, T tokens, P past length, N highest n-gram order, S sub-tables.
+Shapes: B batch rows, T tokens, L tokens with history, N highest n-gram order, S sub-tables.
 """
 
 from collections.abc import Sequence
@@ -80,8 +80,8 @@ def visible_windows(history: torch.Tensor, slots: torch.Tensor, earlier: torch.T
         window of 5                     4  7          5
 
     Args:
-        history (`torch.Tensor` of shape `[B, N - 1 + P + T]`): `HIDDEN` for the time before the row, then its codes.
-        slots (`torch.Tensor` of shape `[T]`): Places of the tokens among the P + T.
+        history (`torch.Tensor` of shape `[B, N - 1 + L]`): `HIDDEN` for the time before the row, then its codes.
+        slots (`torch.Tensor` of shape `[T]`): Places of the tokens among the L.
         earlier (`torch.Tensor` of shape `[B, T, N - 1]`): From [`lookback_slots`].
     """
     lookback = earlier.shape[-1]

@@ -19,7 +19,8 @@ A row is stored as it is read, scale first, so that a lookup touches one place o
 
 `eval/checkpoints/adding_a_row_format.md` adds another one step by step.
 
-Shapes: R rows, W row width, C stored columns (W values, or the bytes of a packed row).
+Shapes: R rows of a table, W width of a table row, P stored columns (values, or the bytes of a packed row), S
+sub-tables.
 """
 
 from collections.abc import Mapping, Sequence
@@ -53,7 +54,7 @@ class RowFormat:
         """Raises a `ValueError` if a row of `width` values cannot be stored."""
 
     def columns(self, width: int) -> int:
-        """C of a row of `width` values."""
+        """P of a row of `width` values."""
         return width
 
     def row_bytes(self, width: int, dtype: torch.dtype) -> int:
@@ -61,19 +62,19 @@ class RowFormat:
         return self.columns(width) * dtype.itemsize
 
     def make_table(self, rows: int, width: int) -> nn.Module:
-        """A module for a resident table: `[...]` row ids to stored rows `[..., C]`."""
+        """A module for a resident table: `[...]` row ids to stored rows `[..., P]`."""
         return nn.Embedding(rows, width)
 
     def pack(self, rows: torch.Tensor) -> torch.Tensor:
-        """`[R, W]` rows of any float dtype to stored ones `[R, C]`."""
+        """`[R, W]` rows of any float dtype to stored ones `[R, P]`."""
         return rows
 
     def unpack(self, stored: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        """`[..., C]` stored rows to `[..., W]` of `dtype`."""
+        """`[..., P]` stored rows to `[..., W]` of `dtype`."""
         return stored.to(dtype)
 
     def side_by_side(self, stored: Sequence[torch.Tensor], dtype: torch.dtype) -> torch.Tensor:
-        """One token's rows of all S tables, `[..., C]` each, to `[..., S * W]`; packed ones become `dtype`."""
+        """One token's rows of all S tables, `[..., P]` each, to `[..., S * W]`; packed ones become `dtype`."""
         return torch.cat(list(stored), dim=-1)
 
     def describe(self, dtype: torch.dtype | str | None) -> str:
@@ -126,7 +127,7 @@ class IntegerRows(PackedRows):
 
 
 def quantize_rows(rows: torch.Tensor, bits: int) -> torch.Tensor:
-    """`[R, W]` rows of any float dtype to packed ones `[R, C]` uint8: each scaled by its largest value.
+    """`[R, W]` rows of any float dtype to packed ones `[R, P]` uint8: each scaled by its largest value.
 
     Raises:
         `ValueError`: if a row holds a value that is not finite, or `bits` is neither 8 nor 4.
@@ -146,7 +147,7 @@ def quantize_rows(rows: torch.Tensor, bits: int) -> torch.Tensor:
 
 
 def dequantize_rows(packed: torch.Tensor, bits: int, dtype: torch.dtype) -> torch.Tensor:
-    """`[..., C]` packed rows to `[..., W]` of `dtype`; computed in float32, so that every dtype rounds once."""
+    """`[..., P]` packed rows to `[..., W]` of `dtype`; computed in float32, so that every dtype rounds once."""
     # A copy of the scale, because bytes are read as float32 only where they are aligned.
     scale = packed[..., :SCALE_BYTES].clone(memory_format=torch.contiguous_format).view(torch.float32)  # [..., 1]
     values = packed[..., SCALE_BYTES:]
@@ -167,7 +168,7 @@ class PackedTable(nn.Module):
         self.register_buffer("packed", torch.zeros(rows, columns, dtype=torch.uint8))
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
-        """`[...]` row ids to packed rows `[..., C]`."""
+        """`[...]` row ids to packed rows `[..., P]`."""
         return torch.nn.functional.embedding(ids, self.packed)
 
 

@@ -16,7 +16,7 @@ A file of hot rows lists the rows to keep where the model reads them:
     table_{i}             [n_i] int64: row ids, the most-read one first
     metadata              `hash_metadata`, and `tokens_counted`
 
-Shapes: T tokens, S sub-tables, W row width.
+Shapes: T tokens, S sub-tables, W width of a table row.
 """
 
 import base64

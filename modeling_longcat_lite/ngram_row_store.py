@@ -21,7 +21,7 @@ For training, an overlay's `trained` is a parameter that represents all rows: as
 in memory. Its gradient is sparse, `[keys, W]`, and holds the rows that the batch read, like that of
 `nn.Embedding(sparse=True)`.
 
-Shapes: U distinct rows, M reads of rows, W row width, C stored columns, H rows in a cache.
+Shapes: U distinct rows, M tokens together (one read each), W width of a table row, P stored columns of a packed row.
 """
 
 from collections.abc import Callable
@@ -144,8 +144,8 @@ class RowCache:
     """Rows by key that do not have to be read from the tables.
 
     Args:
-        keys (`torch.Tensor` of shape `[H]`, int64): Sorted, distinct, on the host.
-        rows (`torch.Tensor` of shape `[H, C]`): As stored, on the device that reads them.
+        keys (`torch.Tensor` of shape `[rows]`, int64): Sorted, distinct, on the host.
+        rows (`torch.Tensor` of shape `[rows, P]`): As stored, on the device that reads them.
     """
 
     def __init__(self, keys: torch.Tensor, rows: torch.Tensor):
@@ -160,7 +160,7 @@ class RowCache:
     def complete(
         self, wanted: torch.Tensor, places: torch.Tensor, read: Callable[[torch.Tensor], torch.Tensor]
     ) -> torch.Tensor:
-        """The rows of sorted distinct keys `[U]`, from here or else through `read`: `[U, C]`.
+        """The rows of sorted distinct keys `[U]`, from here or else through `read`: `[U, P]`.
 
         `places` has for each read of the batch the index of its key, for the hit rate.
         """

@@ -9,7 +9,7 @@
 A map reads pages of 4 KiB, not rows. Rows of 512 bytes from byte 1,000 on, with row ids 2, 3 and 20, are asked for
 as two ranges of pages: rows 2 and 3 are bytes 2,024 to 3,047, in page 0; row 20 is bytes 11,240 to 11,751, in page 2.
 
-Shapes: R rows of a table, C stored columns, U distinct rows that are wanted.
+Shapes: R rows of a table, P stored columns of a packed row, U distinct rows.
 """
 
 import mmap
@@ -29,7 +29,7 @@ CHUNK = 64 * 2**20  # bytes that are read at a time into host memory
 
 
 class StoredTable(NamedTuple):
-    """A table `[R, C]` in a safetensors file; `offset` is the first byte of its first row in the file."""
+    """A table `[R, P]` in a safetensors file; `offset` is the first byte of its first row in the file."""
 
     path: str
     name: str

@@ -17,7 +17,8 @@ A row is known by one number, its key, so that one pass finds the distinct rows 
 
     key = table * 2**40 + row id        row 7 of table 2: 2 * 2**40 + 7
 
-Shapes: B batch, T tokens, S sub-tables, W row width, U distinct rows, C stored columns (W, or bytes of packed rows).
+Shapes: B batch rows, T tokens, S sub-tables, W width of a table row, U distinct rows, R rows of a table, P stored
+columns (values, or the bytes of a packed row).
 """
 
 import functools
@@ -89,7 +90,7 @@ class NgramTables:
         self.overlay = overlay
 
     def tensors(self) -> list[torch.Tensor]:
-        """The tables `[R, C]` as they are saved, without the overlay; on disk, views of the files."""
+        """The tables `[R, P]` as they are saved, without the overlay; on disk, views of the files."""
         self.check()
         return [rows.view(self.dtype) for rows in self.rows]
 
@@ -111,7 +112,7 @@ class NgramTables:
         firsts = torch.arange(len(ids)) << KEY_BITS
         distinct, places = (ids.cpu().flatten(1) + firsts[:, None]).unique(return_inverse=True)  # [U], [S, B T]
         if self.kept is None:
-            moved = self.read(distinct, device)  # [U, C]
+            moved = self.read(distinct, device)  # [U, P]
         else:  # they are where the model was when they were kept
             kept = self.kept
             moved = kept.complete(distinct, places, lambda keys: self.read(keys, kept.rows.device)).to(device)
@@ -189,7 +190,7 @@ class NgramTables:
         return [keys[a:b] - (i << KEY_BITS) for i, (a, b) in enumerate(itertools.pairwise(bounds))], bounds
 
     def read(self, keys: torch.Tensor, device: torch.device) -> torch.Tensor:
-        """The rows of sorted keys `[U]` as stored, without the overlay: `[U, C]` on `device`."""
+        """The rows of sorted keys `[U]` as stored, without the overlay: `[U, P]` on `device`."""
         wanted, bounds = self.by_table(keys)
         for table, row_ids in zip(self.mapped, wanted, strict=False):  # `mapped` is empty in host memory
             table.ask_for(row_ids)

@@ -4,14 +4,14 @@
 Attention and n-grams both use these functions, because they must agree. A slot is a token's place in its row, counted
 from the first token in the cache; hidden tokens have slots too.
 
-Shapes: B batch, T tokens of this forward, P past length, N highest n-gram order.
+Shapes: B batch rows, T tokens, L tokens with history, N highest n-gram order.
 """
 
 import torch
 
 
 def previous_visible(visible: torch.Tensor) -> torch.Tensor:
-    """The last visible slot before each slot, -1 where there is none: `[B, P + T]` int64 from `[B, P + T]` bool.
+    """The last visible slot before each slot, -1 where there is none: `[B, L]` int64 from `[B, L]` bool.
 
     visible     1  1  0  1        gives     -1  0  1  1
     """
@@ -66,7 +66,7 @@ def document_indices(position_ids: torch.Tensor, visible: torch.Tensor | None) -
 
 
 def visible_keys(attention_mask: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-    """The visible tokens of a mask as booleans: `[B, P + T]` if 2D, `[B, T, P + T]` if 4D (its first head).
+    """The visible tokens of a mask as booleans: `[B, L]` if 2D, `[B, T, L]` if 4D (its first head).
 
     A 4D mask of numbers is added to attention scores; a number that hides a key is far below any score. `tokens`
     `[B, T]` give the batch size and the device; a mask may have one row for the whole batch.
@@ -88,7 +88,7 @@ def lookback_slots(visible: torch.Tensor, slots: torch.Tensor, count: int) -> to
     """The last `count` visible slots before each token, nearest first, -1 where there are no more: `[B, T, count]`.
 
     Args:
-        visible (`torch.Tensor` of shape `[B, P + T]` or `[B, T, P + T]`, bool): See [`visible_keys`].
+        visible (`torch.Tensor` of shape `[B, L]` or `[B, T, L]`, bool): See [`visible_keys`].
         slots (`torch.Tensor` of shape `[T]`, int64): The slots of this forward's tokens.
         count (`int`): N - 1.
     """
@@ -100,7 +100,7 @@ def lookback_slots(visible: torch.Tensor, slots: torch.Tensor, count: int) -> to
             slot = torch.where(slot >= 0, previous.gather(1, slot.clamp(min=0)), -1)
             found.append(slot)
         return torch.stack(found, dim=-1)
-    rows = visible[:, None] if visible.ndim == 2 else visible  # [B, T, P + T]
+    rows = visible[:, None] if visible.ndim == 2 else visible  # [B, T, L]
     keys = torch.arange(rows.shape[-1], device=rows.device)
     earlier = torch.where(rows & (keys < slots[:, None]), keys, -1)
     return torch.nn.functional.pad(earlier, (count, 0), value=-1).topk(count, dim=-1).values

@@ -8,7 +8,7 @@ The tables are read in blocks of rows that fit into `--memory`; everything else 
 the output appears under its name once it is complete. `eval.ngrams.quantization` measures what packing does to the
 rows and to the loss of a model.
 
-Shapes: R rows, W row width.
+Shapes: R rows of a table, W width of a table row.
 """
 
 import argparse

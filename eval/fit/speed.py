@@ -3,7 +3,7 @@
 
 An upper bound: kernel launches and Python are not counted. [`FORMULA`] explains it in a report.
 
-Shapes: B batch, P past length, E routed experts, Z zero experts, k experts per token.
+Shapes: B batch rows, L tokens with history, E routed experts, Z zero experts, k experts that a token selects.
 """
 
 from collections import Counter
@@ -27,7 +27,7 @@ The time of a forward is the sum of:
 * *memory*: the weights that it multiplies with and the cache, over `--gpu-bandwidth` (`--host-bandwidth` without
   GPUs; several GPUs work in turn, as a device map has them do). It reads E (1 - (1 - k/(E+Z))^tokens) of E experts, as
   if routing were balanced and independent. Decoding a token copies the cache as it grows (one read, one write) and
-  reads the latents of all P past tokens twice.
+  reads the latents of all L tokens twice.
 * *arithmetic*: 2 operations per weight and token, and attention, over `--tflops`. Memory and arithmetic overlap; the
   longer one counts.
 * *link*: every weight in host memory (all experts of a layer move, selected or not), over the slower of

@@ -8,7 +8,7 @@
 that the training conversations read, because those are the rows that training has moved. Losses are paired: token by
 token, the converted model's less the original's.
 
-Shapes: S sub-tables, R rows, W row width.
+Shapes: S sub-tables, R rows of a table, W width of a table row.
 """
 
 import argparse

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What random cases share: rows and masks drawn for one case, its models, and the comparison with each row alone.
 
-Shapes: B rows, W columns of the batch, T tokens of a row.
+Shapes: B batch rows, L tokens with history (columns of the batch), T tokens of a row.
 """
 
 import random
@@ -48,7 +48,7 @@ class Bench:
         return [self.text(shortest, longest) for _ in range(count)]
 
     def laid_out(self, rows: Rows, trailing: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
-        """Ids and mask `[B, W]`: padding on the left and, of masks with holes, anywhere but in the last column."""
+        """Ids and mask `[B, L]`: padding on the left and, of masks with holes, anywhere but in the last column."""
         padded = []
         for row in rows:
             columns = [(token, 1) for token in row]
@@ -157,7 +157,7 @@ def positions(mask: torch.Tensor) -> torch.Tensor:
 
 @torch.no_grad()
 def fill(bench: Bench, ids, mask, cache, first: int = 0):
-    """Forwards of the columns from `first` on, in chunks of any length; returns their logits `[B, W - first, V]`."""
+    """Forwards of the columns from `first` on, in chunks of any length; returns their logits `[B, L - first, V]`."""
     seen, width, logits = first, ids.shape[1], []
     name = bench.rng.choice(("cache", "past_key_values"))  # a forward of ours takes both, on every version
     while seen < width:
@@ -176,7 +176,7 @@ def fill(bench: Bench, ids, mask, cache, first: int = 0):
 
 
 def check_logits(found: torch.Tensor, mask: torch.Tensor, wanted: list[torch.Tensor]):
-    """Of visible tokens, `[B, W, V]` by `[B, W]`, against each row's own."""
+    """Of visible tokens, `[B, L, V]` by `[B, L]`, against each row's own."""
     for i, each in enumerate(wanted):
         torch.testing.assert_close(found[i][mask[i].bool()].float(), each, atol=ATOL, rtol=0)
 

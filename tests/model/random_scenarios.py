@@ -11,7 +11,7 @@
     branches    several continuations of one prefix in a 4D mask
     failure     a forward that fails midway, and the cache that it leaves
 
-Shapes: B rows, W columns of the batch, T tokens of a row.
+Shapes: B batch rows, L tokens with history (columns of the batch), T tokens of a row.
 """
 
 import contextlib
