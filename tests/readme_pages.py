@@ -67,12 +67,13 @@ def split_commands(text: str) -> Iterator[tuple[str, ...]]:
 
 
 def commands() -> list[Command]:
-    """All commands, each once per page: those of shell blocks, and those in running text and tables."""
-    found: dict[Command, None] = {}
+    """All commands, each once: those of shell blocks, then those in tables and running text."""
+    found: dict[tuple[str, ...], Command] = {}
     for page, text in pages().items():
         for language, block in FENCE.findall(text):
             if language in ("bash", "sh", "shell", "console"):
-                found |= dict.fromkeys(Command(page, words) for words in split_commands(block))
+                for words in split_commands(block):
+                    found.setdefault(words, Command(page, words))
         prose = FENCE.sub("", text)
         tables = "\n".join(line for line in prose.splitlines() if line.startswith("|"))
         for where in (tables, prose):
@@ -80,9 +81,8 @@ def commands() -> list[Command]:
                 for words in split_commands(" ".join(quoted.split())):
                     is_bare = words[0].startswith("python") and len(words) == 3
                     named_only = where is prose and (is_bare or words[-1] == "--config")
-                    if Command(page, words) not in found:
-                        found[Command(page, words, named_only)] = None
-    return list(found)
+                    found.setdefault(words, Command(page, words, named_only))
+    return list(found.values())
 
 
 def blocks() -> list[Block]:
