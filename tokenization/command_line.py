@@ -17,6 +17,7 @@ This is in the lowest folder because every other one has commands. Nothing heavy
 
 import argparse
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
@@ -58,7 +59,7 @@ class CommandParser(argparse.ArgumentParser):
         super().__init__(
             prog=f"python -m {module}",
             description=about,
-            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+            formatter_class=_Formatter,
             allow_abbrev=False,  # an abbreviation of an old option must not be taken for a new one
         )
         self.add_argument("--debug", action="store_true", help="show where in the code an error came from")
@@ -73,6 +74,15 @@ class CommandParser(argparse.ArgumentParser):
         self.add_argument(
             old, action=_Renamed, nargs="*", const=new, help=argparse.SUPPRESS, default=argparse.SUPPRESS
         )
+
+
+class _Formatter(argparse.HelpFormatter):
+    """Adds defaults to the help, except those that say nothing: none, off, and of options without a value."""
+
+    def _get_help_string(self, action):
+        text = action.help or ""
+        says_nothing = action.default in (None, False, argparse.SUPPRESS) or "%(default)" in text
+        return text if says_nothing else f"{text} (default: %(default)s)"
 
 
 class _Renamed(argparse.Action):
@@ -95,8 +105,18 @@ def run_command(command: Callable[[], int | None]) -> NoReturn:
         if "--debug" in sys.argv:
             raise
         print(f"error: {error}", *getattr(error, "__notes__", ()), sep="\n", file=sys.stderr)
+        if (place := _raised_in(error)) is not None:
+            print(f"raised by a library in {place}; --debug shows the traceback", file=sys.stderr)
         sys.exit(2)
     sys.exit(status)
+
+
+def _raised_in(error: Exception) -> str | None:
+    """File and line of an error that a library raised, whose text may not say what to do; `None` for our own."""
+    *_, (frame, line) = traceback.walk_tb(error.__traceback__)
+    file = Path(frame.f_code.co_filename)
+    is_ours = "site-packages" not in file.parts or "modeling_longcat_lite" in file.parts
+    return None if is_ours or isinstance(error, OSError) else f"{file.name}:{line}"
 
 
 __all__ = ["SHARED", "CommandParser", "run_command"]

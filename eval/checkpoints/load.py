@@ -134,16 +134,4 @@ class ModelFolder:
         return result_file(self.identity, evaluation, results, **more)
 
 
-def load_config(model: str | None) -> LongCatLiteConfig:
-    """`ModelFolder(model).ngram_config`, for rooms that do not ask a `ModelFolder` yet."""
-    return ModelFolder(model).ngram_config
-
-
-def load_tokenizer(folder: str, config: LongCatLiteConfig) -> PreTrainedTokenizerBase:
-    """`ModelFolder(model, folder).tokenizer`, for rooms that do not ask a `ModelFolder` yet."""
-    model = ModelFolder(None, folder)
-    model.config = config
-    return model.tokenizer
-
-
-__all__ = ["RELEASED", "ModelFolder", "load_config", "load_tokenizer"]
+__all__ = ["RELEASED", "ModelFolder"]

@@ -25,7 +25,7 @@ from eval.checkpoints.problems import Headers, Problem, grouped, read_headers, t
 from eval.checkpoints.runtime_differences import differences
 from eval.checkpoints.runtimes import RUNTIMES
 from eval.checkpoints.tokenizer import check_tokenizer, template_facts
-from eval.reports.files import spoken_path, write_report
+from eval.reports.files import portable_path, write_report
 from eval.reports.units import format_size
 from modeling_longcat_lite import LongCatLiteConfig
 from modeling_longcat_lite.whole_files import check_finished
@@ -182,7 +182,7 @@ def main(arguments) -> int:
     status = int(bool(results["problems"]) or any(results["runtimes"][runtime] for runtime in arguments.runtime))
     results |= {
         "date": date.today().isoformat(),
-        "checkpoint": spoken_path(arguments.checkpoint),
+        "checkpoint": portable_path(arguments.checkpoint),
         "revision": arguments.revision,
         "status": status,
     }

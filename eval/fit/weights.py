@@ -15,9 +15,9 @@ import torch
 from torch import nn
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
 
-from eval.checkpoints.load import load_config
+from eval.checkpoints.load import ModelFolder
 from eval.checkpoints.parameters import PARTS
-from eval.reports.files import spoken_path
+from eval.reports.files import portable_path
 from modeling_longcat_lite import LongCatLiteConfig, LongCatLiteForCausalLM
 from modeling_longcat_lite.checkpoint_files import folder_weights, parse_index
 from modeling_longcat_lite.checkpoint_header import FLOAT_DTYPES
@@ -107,7 +107,7 @@ def read_checkpoint(model: str | None, dtype: str | None = None, experts: str | 
         dtype (`str`, *optional*): Name of the dtype to load it in; the checkpoint's own by default.
         experts (`str`, *optional*): One of `EXPERT_FORMATS`; that of `dtype` by default.
     """
-    config = load_config(model)
+    config = ModelFolder(model).ngram_config
     headers = header_dtypes(Path(model)) if model and Path(model).is_dir() else {}
     names = list(headers) or (hub_names(model) if model and not Path(model).exists() else [])
     carried = model is None or any(".mtp." in f".{name}" for name in names)
@@ -119,7 +119,7 @@ def read_checkpoint(model: str | None, dtype: str | None = None, experts: str | 
     stored = torch_dtype(config.dtype) or in_files or torch.bfloat16
     loaded = torch_dtype(dtype) or stored
     return Checkpoint(
-        name=spoken_path(source),
+        name=portable_path(source),
         source=source,
         config=config,
         dtype=loaded,

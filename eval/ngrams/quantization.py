@@ -22,7 +22,7 @@ from rich.progress import track
 from transformers import AutoTokenizer
 
 from eval.losses.answers import answer_losses, prompt_ids, read_rows
-from eval.reports.files import markdown_table, save_figure, spoken_path, write_report
+from eval.reports.files import markdown_table, portable_path, save_figure, write_report
 from eval.reports.machine import describe_machine
 from modeling_longcat_lite import LongCatLiteForCausalLM, ngram_row_ids
 from tokenization.command_line import CommandParser, run_command
@@ -78,7 +78,7 @@ def measure(arguments: argparse.Namespace) -> dict:
     losses = answer_losses(model, tokenizer, held_out)
     results: dict = {
         "machine": describe_machine(),
-        "model": spoken_path(arguments.model),
+        "model": portable_path(arguments.model),
         "dtype": arguments.dtype,
         "held_out": {"rows": len(held_out), "tokens": len(losses), "loss": losses.mean().item()},
         "table_bytes": original.num_bytes,
@@ -90,7 +90,7 @@ def measure(arguments: argparse.Namespace) -> dict:
         found = answer_losses(converted, tokenizer, held_out)
         results["converted"].append(
             {
-                "model": spoken_path(folder),
+                "model": portable_path(folder),
                 "bits": converted.config.ngram_table_bits,
                 "tables": tables.row_format.describe(tables.dtype),
                 "table_bytes": tables.num_bytes,

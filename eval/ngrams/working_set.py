@@ -20,7 +20,7 @@ import torch
 from matplotlib.figure import Figure
 from rich.progress import track
 
-from eval.checkpoints.load import load_config, load_tokenizer
+from eval.checkpoints.load import ModelFolder
 from eval.ngrams.cache_hits import NEVER, lru_hit_rates, previous_reads, stack_distances, static_hit_rates
 from eval.ngrams.presentation import COLOURS, TOTAL_COLOUR, binary_size, heading, percent
 from eval.ngrams.token_rows import curve_points, describe, read_tokens, token_rows
@@ -190,8 +190,8 @@ def make_parser() -> CommandParser:
 def main(arguments: argparse.Namespace):
     """Reads, counts, writes."""
     check_counts(arguments, "tokens", "cache_sizes", "hot_row_count")
-    config = load_config(arguments.model)
-    tokenizer = load_tokenizer(arguments.tokenizer, config)
+    folder = ModelFolder(arguments.model, arguments.tokenizer)
+    config, tokenizer = folder.ngram_config, folder.tokenizer
     stream = read_tokens(tokenizer, documents(arguments.text), segment_ends(config), arguments.tokens)
     rows = token_rows(config, stream.tokens)
     sizes = sorted(set(arguments.cache_sizes))

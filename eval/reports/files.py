@@ -62,6 +62,4 @@ def write_report(
     return paths
 
 
-spoken_path = portable_path  # the former name, for rooms that still use it
-
-__all__ = ["format_table", "markdown_table", "portable_path", "save_figure", "spoken_path", "write_report"]
+__all__ = ["format_table", "markdown_table", "portable_path", "save_figure", "write_report"]

@@ -19,14 +19,13 @@ import torch
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 
-from eval.checkpoints.load import load_config, load_tokenizer
+from eval.checkpoints.load import ModelFolder
 from eval.losses.answers import losses_by_answer, read_rows
 from eval.losses.text import longest_window, losses_by_window, tokenize_documents
 from eval.ngrams.ablation.ablated import ABLATIONS, ablated, check_ablation
 from eval.ngrams.presentation import TOTAL_COLOUR
 from eval.reports.files import format_table, markdown_table, portable_path, write_report
 from eval.reports.machine import describe_machine
-from eval.reports.results import result_file
 from eval.reports.units import format_size
 from modeling_longcat_lite import LongCatLiteForCausalLM
 from tokenization.command_line import SHARED, CommandParser, run_command
@@ -102,11 +101,10 @@ def prepare(arguments: argparse.Namespace, tokenizer, longest: int) -> tuple[Sco
 
 def measure(arguments: argparse.Namespace) -> dict:
     """Loads the model once and scores it under each ablation."""
-    folder = Path(arguments.model)
+    folder = ModelFolder(arguments.model, arguments.tokenizer)
     options = {"dtype": getattr(torch, arguments.dtype), "ngram_tables": arguments.ngram_tables}
-    model = LongCatLiteForCausalLM.from_pretrained(folder, device_map=arguments.device_map, **options).eval()
-    tokenizer = load_tokenizer(arguments.tokenizer or arguments.model, model.config)
-    score, scored = prepare(arguments, tokenizer, longest_window(model.config))
+    model = folder.load(device_map=arguments.device_map, **options)
+    score, scored = prepare(arguments, folder.tokenizer, longest_window(model.config))
     measured: dict[str, list[torch.Tensor]] = {}
     for label, run in variants(arguments.ablations, arguments.by_order, model.config).items():
         with ablated(model, seed=arguments.seed, **run):
@@ -125,8 +123,7 @@ def measure(arguments: argparse.Namespace) -> dict:
         for label, one in found.items()
         for metric, key in (("nats a token", "loss"), ("bits a byte", "bits_per_byte"))
     ]
-    return result_file(
-        folder,
+    return folder.result_file(
         NAME,
         results,
         path=portable_path(arguments.model),
@@ -257,7 +254,7 @@ def check_arguments(arguments: argparse.Namespace):
         raise ValueError(f"`--model` {arguments.model} is not a folder")
     if arguments.rows and not arguments.rows.is_file():
         raise ValueError(f"`--rows` {arguments.rows}: no such file")
-    config = load_config(arguments.model)
+    config = ModelFolder(arguments.model).ngram_config
     for name in arguments.ablations:
         check_ablation(name, config)
 

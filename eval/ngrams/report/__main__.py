@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from eval.checkpoints.load import load_config, load_tokenizer
+from eval.checkpoints.load import ModelFolder
 from eval.checkpoints.parameters import report as parameter_report
 from eval.losses.text import longest_window
 from eval.ngrams.collisions import distinct_ngrams
@@ -44,15 +44,14 @@ NGRAMS_SHOWN = 4  # per row
 def measure(arguments: argparse.Namespace) -> dict:
     """Reads the text, counts, and, with `--model`, runs the model."""
     source = arguments.config or arguments.model
-    config = load_config(source)
-    tokenizer_name = arguments.tokenizer or source
-    tokenizer = load_tokenizer(tokenizer_name, config)
+    folder = ModelFolder(source, arguments.tokenizer)
+    config, tokenizer = folder.ngram_config, folder.tokenizer
     stream = read_tokens(tokenizer, documents(arguments.text), segment_ends(config), arguments.tokens)
     rows = token_rows(config, stream.tokens)
     orders = distinct_ngrams(ngram_tokens(config, torch.from_numpy(stream.tokens)[None])[0].numpy())
     tables = table_figures(config, rows, orders)
     results = {
-        **describe(config, tokenizer, stream, source, tokenizer_name, bool(arguments.text)),
+        **describe(config, tokenizer, stream, source, str(folder.tokenizer_source), bool(arguments.text)),
         "curve_tokens": curve_points(len(stream.tokens)),
         "ngram_share": parameter_report(config)["ngram_share"],
         "orders": order_figures(tables),
@@ -116,7 +115,7 @@ def check_arguments(arguments: argparse.Namespace):
             f"`--model` {arguments.model} is not a folder. For a Hub name, give `--config`, which reads no weights"
         )
     if arguments.config and arguments.model:
-        given, found = load_config(arguments.config), load_config(arguments.model)
+        given, found = (ModelFolder(each).ngram_config for each in (arguments.config, arguments.model))
         if (given.subtable_sizes, given.vocab_size) != (found.subtable_sizes, found.vocab_size):
             raise ValueError(f"`--config` {arguments.config} has other tables than `--model` {arguments.model}")
 

@@ -23,7 +23,7 @@ import torch
 from matplotlib.figure import Figure
 from rich.progress import track
 
-from eval.checkpoints.load import load_tokenizer
+from eval.checkpoints.load import ModelFolder
 from eval.ngrams.collisions import DistinctNgrams, count_collisions, distinct_ngrams
 from eval.ngrams.presentation import COLOURS
 from eval.ngrams.token_rows import describe, read_tokens, token_rows
@@ -110,8 +110,8 @@ def measure(ratios: str, tokenizer_name: str | None, text: list[Path] | None, to
     sweep = parse_ratios(ratios)
     if all(ratio % 1 for ratio in sweep) or len(sweep) < 2:
         raise ValueError(f"`--ratios` is {ratios!r}, which has no integer with an adjacent ratio to compare")
-    unbound = LongCatLiteConfig()  # as large a vocabulary as tokenizers have
-    tokenizer = load_tokenizer(tokenizer_name, unbound) if tokenizer_name else documentation_tokenizer(VOCABULARY)
+    given = ModelFolder(None, tokenizer_name)  # of the released configuration, whose vocabulary is large
+    tokenizer = given.tokenizer if tokenizer_name else documentation_tokenizer(VOCABULARY)
     size, end = len(tokenizer), tokenizer.eos_token_id
     config = bigram_config(sweep[0], size, end)
     stream = read_tokens(tokenizer, documents(text), segment_ends(config), tokens)
