@@ -4,6 +4,8 @@
 import argparse
 import ast
 import importlib
+import importlib.util
+import re
 import sys
 from pathlib import Path
 
@@ -27,7 +29,12 @@ GUARDS = {
     for path in sorted((ROOT / folder).rglob("*.py"))
     if (guard := main_guard(path))
 }
+CHANGELOG = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
 command = pytest.mark.parametrize("module", GUARDS)
+
+
+def source(module: str) -> str:
+    return (ROOT / module.replace(".", "/")).with_suffix(".py").read_text()
 
 
 def test_commands_are_found():
@@ -53,3 +60,22 @@ def test_help_explains_each_option(module, capsys, monkeypatch):
     assert parser.description and parser.description[0].isupper() and parser.description.endswith(".")
     silent = [action.option_strings or action.dest for action in parser._actions if not action.help]
     assert not silent, f"{module}: no help for {silent}"
+
+
+def test_renamed_options_are_in_the_changelog():
+    table = re.findall(r"^\| `([\w.]+)` \| `(--[\w-]+)` \| `(--[\w-]+)` \|$", CHANGELOG, re.MULTILINE)
+    renamed = {
+        (module.removesuffix(".__main__"), *re.findall(r'"(--[\w-]+)"', call))
+        for module in GUARDS
+        for call in re.findall(r"add_renamed\((.*?)\)", source(module))
+    }
+    assert renamed == set(table) and len(renamed) >= 6
+
+
+@pytest.mark.parametrize(
+    "row", re.findall(r"^\| `(\w+\.[\w.]+)` \| `(\w+\.[\w.]+)` \|$", CHANGELOG, re.MULTILINE), ids=str
+)
+def test_renamed_commands_are_there_under_their_new_name(row):
+    before, now = row
+    assert {now, f"{now}.__main__"} & set(GUARDS)
+    assert importlib.util.find_spec(before) is None
