@@ -140,7 +140,7 @@ except ValueError as error:
 
 def test_a_config_needs_no_torch(tmp_path):
     (tmp_path / "package").mkdir()
-    for name in ("configuration_longcat_lite.py", "configuration_validation.py"):
+    for name in ("configuration_longcat_lite.py", "configuration_rope.py", "configuration_validation.py"):
         shutil.copy(CONFORMANCE.parents[1] / "modeling_longcat_lite" / name, tmp_path / "package")
     command = [sys.executable, "-c", WITHOUT_TORCH, CONFORMANCE / "yarn"]
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
