@@ -15,6 +15,7 @@ from drawn_figures import drawn_figures
 from safetensors import safe_open
 
 from eval.speed.placement import __main__ as table_placement
+from eval.speed.placement import cases as placement_cases
 from eval.speed.placement import large_tables
 from eval.speed.placement.cases import Workload, measure_case
 from eval.speed.placement.large_tables import (
@@ -116,6 +117,12 @@ def test_a_case_in_a_fresh_process(drive):
     assert case["load"]["bytes_read"] >= (folder / BACKBONE).stat().st_size // 2
     assert 0 < case["prefill"][0]["bytes_read"] < tables + 2**20
     assert {"anonymous", "file"} == case["memory"].keys()
+
+
+def test_what_a_fresh_process_runs_is_not_in_a_main_module():
+    # It does not import the `__main__` of `python -m`, and would end before it measures.
+    for name in ("prepare_process", "measure_case", "measure_in_turns", "Workload"):
+        assert getattr(placement_cases, name).__module__ == "eval.speed.placement.cases"
 
 
 def test_a_process_that_fails_says_why():
