@@ -81,7 +81,8 @@ def commands() -> list[Command]:
                 for words in split_commands(" ".join(quoted.split())):
                     is_bare = words[0].startswith("python") and len(words) == 3
                     named_only = where is prose and (is_bare or words[-1] == "--config")
-                    found.setdefault(words, Command(page, words, named_only))
+                    if words not in found or found[words].named_only:
+                        found[words] = Command(page, words, named_only)
     return list(found.values())
 
 

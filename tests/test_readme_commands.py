@@ -165,6 +165,12 @@ def test_every_page_is_read():
     ] == []
 
 
+def test_a_wrong_option_is_found(sandbox):
+    for module in ("eval.checkpoints.parameters", "training.sft"):
+        with pytest.raises(AssertionError, match="no-such-option"):
+            test_a_command_runs(sandbox, Command("README.md", ("python", "-m", module, "--no-such-option")))
+
+
 @pytest.mark.parametrize(
     "text", ["python -m eval.fit --gpu-memory SIZE", "python -m eval.fit <model>", "new-program x"]
 )
