@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from huggingface_hub.errors import EntryNotFoundError
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
 from transformers.utils import (
     SAFE_WEIGHTS_INDEX_NAME,
     SAFE_WEIGHTS_NAME,
@@ -303,11 +304,11 @@ def find_file(checkpoint: str | os.PathLike, name: str, hub_arguments: Mapping[s
         path = Path(checkpoint, hub_arguments.get("subfolder") or "", name)
         return str(path) if path.is_file() else None
     try:
+        return hf_hub_download(str(checkpoint), name, **hub_arguments)
+    except EntryNotFoundError:  # also without a connection, where only what was downloaded before is there
+        return None
+    except (HfHubHTTPError, OSError, ValueError):  # transformers explains these, or finds an older download
         return cached_file(checkpoint, name, **hub_arguments)
-    except OSError as error:  # also without a connection, where only what was downloaded before is there
-        if isinstance(error.__cause__, EntryNotFoundError):
-            return None
-        raise
 
 
 def carries_draft_head(

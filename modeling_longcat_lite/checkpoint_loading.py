@@ -185,8 +185,8 @@ class CheckpointLoadingMixin(AdapterRowsMixin):
         resident = embedding.placement == "resident"
         if resident and embedding.row_format.is_packed:
             raise ValueError(
-                f"`load_ngram_rows`: resident tables of {embedding.table_bits} bits take no changed rows; load the "
-                'model with `ngram_tables="host"` or `"disk"`, which keeps changed rows separately.'
+                f"`load_ngram_rows`: resident tables of {embedding.row_format.bits} bits take no changed rows; load "
+                'the model with `ngram_tables="host"` or `"disk"`, which keeps changed rows separately.'
             )
         files = [find_row_delta(delta, **hub_arguments) for delta in deltas]
         all_changed = [read_row_delta(file, self.config) for file in files]  # all are checked before one is applied

@@ -60,6 +60,11 @@ RUN_ELSEWHERE = {
     "vllm": "tests/checkpoints/test_vllm.py",
     "sglang.launch_server": "tests/checkpoints/sglang_config.py",
 }
+# Pages whose code makes one change to the package, and the test that makes it and uses the result.
+FOLLOWED_ELSEWHERE = {
+    "eval/checkpoints/adding_a_row_format.md": "tests/checkpoints/test_quantize.py",
+    "eval/checkpoints/adding_an_expert_format.md": "tests/evaluation/test_fit.py",
+}
 # Modules with another parser than `make_parser`.
 OTHER_PARSERS = {"training.serve": ("transformers", ["serve"])}
 # Commands that refuse a folder which exists: their arguments that are new.
@@ -107,6 +112,11 @@ def check_make(sandbox: Sandbox, arguments: list[str]) -> None:
                 parse(sandbox, words[place + 1], list(words[place + 2 :]))
 
 
+def check_followed(page: str) -> None:
+    """The test that follows the page reads it."""
+    assert page.rpartition("/")[2] in (ROOT / FOLLOWED_ELSEWHERE[page]).read_text(encoding="utf-8")
+
+
 def is_ours(module: str) -> bool:
     return module.split(".")[0] in ("eval", "model_cards", "modeling_longcat_lite", "tokenization", "training")
 
@@ -116,7 +126,9 @@ def test_a_command_runs(sandbox, command: Command):
     words = filled_in(command.words)
     program = command.module or words[0]
     arguments = words[3:] if command.module else words[1:]
-    if program in RUN_ELSEWHERE:
+    if command.page in FOLLOWED_ELSEWHERE:
+        check_followed(command.page)
+    elif program in RUN_ELSEWHERE:
         test = ROOT / RUN_ELSEWHERE[program]
         assert program.split(".")[0] in test.read_text(encoding="utf-8"), f"{test} does not run {program}"
     elif program == "make":
@@ -149,6 +161,9 @@ def code_blocks() -> list:
 @pytest.mark.parametrize("block", code_blocks())
 def test_a_block_of_python_runs(sandbox, block: Block):
     """Outside the repository, after the earlier blocks of its page, with a model, its tokenizer and inputs given."""
+    if block.page in FOLLOWED_ELSEWHERE:
+        check_followed(block.page)
+        return
     sandbox.reset()
     sandbox.ask("code", sandbox.outside, page=block.page, prelude=PRELUDE, code=block.code)
 

@@ -13,13 +13,13 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, cached_file
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from eval.checkpoints.load import ModelFolder
 from eval.checkpoints.parameters import PARTS
 from eval.reports.files import portable_path
 from modeling_longcat_lite import LongCatLiteConfig, LongCatLiteForCausalLM
-from modeling_longcat_lite.checkpoint_files import folder_weights, parse_index
+from modeling_longcat_lite.checkpoint_files import find_file, folder_weights, parse_index
 from modeling_longcat_lite.checkpoint_header import FLOAT_DTYPES
 from modeling_longcat_lite.experts_quantization import EXPERT_FORMATS, ExpertFormat
 from modeling_longcat_lite.ngram_quantization import RowFormat, row_format
@@ -94,8 +94,7 @@ def header_dtypes(folder: Path) -> dict[str, torch.dtype]:
 
 def hub_names(name: str) -> list[str]:
     """Tensor names in the index of a Hub repository; empty if it has no index."""
-    optional = ("_raise_exceptions_for_missing_entries", "_raise_exceptions_for_connection_errors")
-    path = cached_file(name, SAFE_WEIGHTS_INDEX_NAME, **dict.fromkeys(optional, False))
+    path = find_file(name, SAFE_WEIGHTS_INDEX_NAME, {})
     return [] if path is None else list(parse_index(Path(path).read_bytes(), path))
 
 

@@ -238,9 +238,12 @@ def with_call(function) -> list[dict]:
         ({"function": {"name": "f", "arguments": "{'a': 1}"}}, r"arguments` is text that is not JSON: Expecting"),
         (
             {"function": {"name": "f", "arguments": "[1]"}},
-            r"arguments` must be an object, or one as JSON text, found li",
+            r"arguments` must be an object or the JSON text of one, found li",
         ),
-        ({"function": {"name": "f", "arguments": 3}}, r"arguments` must be an object, or one as JSON text, found int"),
+        (
+            {"function": {"name": "f", "arguments": 3}},
+            r"arguments` must be an object or the JSON text of one, found int",
+        ),
         (
             {"function": {"name": "f", "arguments": '{"a": NaN}'}},
             "tool call 'f': .*argument 'a' is not JSON|'a' is not",

@@ -35,6 +35,23 @@ main(*make_parser().parse_args_and_config(sys.argv[1:]))
 """
 
 
+LOAD_AGAIN = """
+import sys, torch
+from modeling_longcat_lite import LongCatLiteForCausalLM
+from transformers import AutoModelForCausalLM
+model = LongCatLiteForCausalLM.from_pretrained(sys.argv[1])
+model.push_to_hub("me/plain")
+for options in ({}, {}, {"local_files_only": True}, {"revision": "main", "force_download": True}):
+    again = AutoModelForCausalLM.from_pretrained("me/plain", **options)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(again.state_dict()[name], tensor), name
+try:
+    LongCatLiteForCausalLM.from_pretrained("me/nowhere")
+except OSError as error:
+    assert "me/nowhere is not a local folder" in str(error), error
+"""
+
+
 def weights(files) -> list[str]:
     return sorted(name for name in files if name.startswith("model") and "safetensors" in name)
 
@@ -96,3 +113,10 @@ def test_a_trainer_pushes_the_rows_of_each_checkpoint(tmp_path, hub):
         seen.add(hashlib.sha256(pair[1]).hexdigest())
     assert len(commits) >= 2 and len(seen) == 2
     assert not list(Path(output).glob("model-*"))
+
+
+@pytest.mark.slow  # starts a process
+def test_a_repository_without_rows_or_draft_head_loads_again_and_again(tmp_path, hub):
+    # The files that it lacks are asked for at every load, and are not an error.
+    randomize(LongCatLiteForCausalLM(tiny_config())).save_pretrained(tmp_path / "source")
+    hub.run(LOAD_AGAIN, tmp_path / "source")
