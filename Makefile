@@ -16,7 +16,7 @@ NEWEST := transformers
 # What every supported version has to do: load, run, generate. Newer ones do all that the model offers.
 CORE_TESTS := $(addprefix tests/model/test_,parity.py packing.py decode.py generation.py cache_misuse.py ngram_cache.py \
 	visible_history.py packed_compiled.py module_hooks.py) \
-	$(addprefix tests/checkpoints/test_,loading.py checkpoint_layout.py remote_code.py)
+	$(addprefix tests/checkpoints/test_,loading.py checkpoint_layout.py remote_code.py private_model_interfaces.py)
 ALL_BUT_TRAINING_TESTS := $(CORE_TESTS) \
 	$(addprefix tests/model/test_,assisted_generation.py draft_generation.py draft_head.py mla.py moe.py \
 	ngram_embedding.py ngram_tables.py ngram_quantization.py quantized_backbones.py sparse_attention.py \
