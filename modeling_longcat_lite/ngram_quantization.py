@@ -189,18 +189,12 @@ def row_format(bits: int | str) -> RowFormat:
     return ROW_FORMATS[bits]
 
 
-def packed_width(width: int, bits: int | str) -> int:
-    """Columns of a stored row of `width` values: bytes where it is packed."""
-    return row_format(bits).columns(width)
-
-
 __all__ = [
     "ROW_FORMATS",
     "IntegerRows",
     "PackedRows",
     "RowFormat",
     "dequantize_rows",
-    "packed_width",
     "quantize_rows",
     "row_format",
 ]
