@@ -26,7 +26,7 @@ from model_cards.training_record import read_json
 from model_cards.upload_checks import is_adapter
 from modeling_longcat_lite.ngram_row_files import ROW_DELTA_FILE
 from tokenization.assemble_tokenizer import forget_origin
-from tokenization.chat_templates import load_chat_template
+from tokenization.chat_templates import is_training_template, load_chat_template
 
 BASE_KEY = "base_model_name_or_path"  # in `adapter_config.json`
 
@@ -110,7 +110,7 @@ def tokenizer_for_use(folder: Path) -> Any:
     """The tokenizer in `folder`, without the folder's path and without what only trainers need."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
     forget_origin(tokenizer)
-    if tokenizer.chat_template == load_chat_template("training"):
+    if is_training_template(tokenizer.chat_template):
         # Both write the same text; only trainers need the generation tags.
         tokenizer.chat_template = load_chat_template()
     return tokenizer

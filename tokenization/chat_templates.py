@@ -12,6 +12,7 @@ safe.
 """
 
 import argparse
+import hashlib
 from copy import deepcopy
 from pathlib import Path
 
@@ -27,6 +28,8 @@ CHAT_TEMPLATE_FILES = {
     "training": Path(__file__).with_name("chat_template_training.jinja"),
 }
 
+# SHA-256 of the training template of 0.1.0, which folders trained with that version contain. It writes the same text.
+FORMER_TRAINING_TEMPLATES = frozenset({"76e21a0002e78d1a30a2e4f0fee8301d20459fcbf1fda5d718da929c26fb48c3"})
 _TURN_BEGINS = "{#- The tokens that the model writes begin here. -#}"
 _TURN_ENDS = "{#- The tokens that the model writes end here. -#}"
 _LICENCE = "{#- SPDX-License-Identifier: Apache-2.0 -#}\n"
@@ -51,6 +54,14 @@ def load_chat_template(name: str = "default") -> str:
     if name not in CHAT_TEMPLATE_FILES:
         raise ValueError(f"there is no chat template named {name!r}, choose from {sorted(CHAT_TEMPLATE_FILES)}")
     return CHAT_TEMPLATE_FILES[name].read_text(encoding="utf-8")
+
+
+def is_training_template(template: str | None) -> bool:
+    """Whether a tokenizer's template is the training template, of this version or an earlier one, unedited."""
+    if template is None:
+        return False
+    is_former = hashlib.sha256(template.encode()).hexdigest() in FORMER_TRAINING_TEMPLATES
+    return is_former or template == load_chat_template("training")
 
 
 def training_variant(template: str) -> str:
@@ -90,7 +101,13 @@ def main(arguments: argparse.Namespace) -> None:
     print(f"Written: {CHAT_TEMPLATE_FILES['training']}")
 
 
-__all__ = ["CHAT_TEMPLATE_FILES", "attach_chat_format", "load_chat_template", "training_variant"]
+__all__ = [
+    "CHAT_TEMPLATE_FILES",
+    "attach_chat_format",
+    "is_training_template",
+    "load_chat_template",
+    "training_variant",
+]
 
 if __name__ == "__main__":
     run_command(lambda: main(make_parser().parse_args()))

@@ -62,9 +62,13 @@ def test_weights_are_those_of_the_model(folder, model_dir):
     assert all(torch.equal(weights, theirs[name]) for name, weights in ours.items())
 
 
-def test_training_template_is_replaced_by_the_one_for_use(model_dir, tmp_path):
+FORMER = Path(__file__).with_name("chat_template_training_0_1_0.jinja")
+
+
+@pytest.mark.parametrize("template", [load_chat_template("training"), FORMER.read_text()], ids=["own", "former"])
+def test_training_template_is_replaced_by_the_one_for_use(model_dir, tmp_path, template):
     tokenizer = AutoTokenizer.from_pretrained(model_dir)
-    tokenizer.chat_template = load_chat_template("training")
+    tokenizer.chat_template = template
     LongCatLiteForCausalLM.from_pretrained(model_dir).save_pretrained(tmp_path / "trained")
     tokenizer.save_pretrained(tmp_path / "trained")
     builder.build_hub_repo(tmp_path / "trained", tmp_path / "folder")
