@@ -187,3 +187,13 @@ def test_a_dense_gradient_of_a_table_is_named():
     table(torch.tensor([1])).sum().backward()
     with pytest.raises(ValueError, match=r"\[4, 2\].*dense gradient.*sparse=True"):
         optimizer.step()
+
+
+def test_hooks_of_a_step_run_once_whatever_optimizers_were_there_before():
+    torch.optim.AdamW([nn.Parameter(torch.ones(1))])  # torch wraps a class's `step` when its first optimizer is made
+    optimizer = RowwiseAdamW([nn.Parameter(torch.ones(1))])
+    calls = []
+    optimizer.register_step_pre_hook(lambda *_: calls.append("before"))
+    optimizer.register_step_post_hook(lambda *_: calls.append("after"))
+    optimizer.step()
+    assert calls == ["before", "after"]

@@ -21,6 +21,7 @@ value is lost, however often it occurs, although v counts it. Use float32 for ta
 Shapes: R rows of a table, W width of a table row, U distinct rows touched.
 """
 
+import inspect
 from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
@@ -181,7 +182,8 @@ class RowwiseAdamW(torch.optim.AdamW):
                 if gradient is not None:
                     self._step_table(table, gradient, group)
                     table.grad = None  # AdamW skips parameters without a gradient
-            super().step()
+            # Without the wrapper that torch puts around a class's `step`: ours has it too, and hooks would run twice.
+            inspect.unwrap(torch.optim.AdamW.step)(self)
         finally:
             for (table, _), gradient in zip(by_rows, gradients, strict=True):
                 table.grad = gradient
