@@ -67,13 +67,16 @@ def layout_faults(
         places (`Mapping[str, tuple[str, StoredTensor]]`): File of each tensor, and its entry in the header.
         block (`Sequence[int]`, *optional*): Rows and columns that share a scale, for an FP8 checkpoint.
         needs_head (`bool`, *optional*):
-            Whether the language-model head must be there; by default, unless the checkpoint is of the trunk alone.
+            Whether the language-model head must be there, or is not read at all; by default it must, unless the
+            checkpoint is of the trunk alone.
         dtypes_only (`bool`, *optional*, defaults to `False`): For `ignore_mismatched_sizes`.
         as_released (`bool`, *optional*, defaults to `False`):
             Accept only the dtypes that are published, not all that loading can read.
     """
     is_trunk = not any(name.startswith("model.") for name in places)
     found = {f"model.{name}" if is_trunk else name: place for name, place in places.items() if not is_indexer(name)}
+    if needs_head is False:  # the trunk does not read it
+        found = {name: place for name, place in found.items() if not name.startswith("lm_head.")}
     if block is not None:
         yield from scale_faults(found, block)
         found = {name: place for name, place in found.items() if not name.endswith(SCALES)}

@@ -42,8 +42,11 @@ ALIASES = {_module(alias): _module(line.name) for line in LAYOUT for alias in li
 TO_RELEASED = [_renaming(alias, name) for alias, name in ALIASES.items()]
 TO_ALIAS = [_renaming(name, alias) for alias, name in ALIASES.items()]
 NGRAM_TABLE = re.compile(rf"^(model\.)?({'|'.join(map(_pattern, map(_module, (f'{TABLE}.', f'{OE_TABLE}.'))))})\.")
-OF_INDEXERS = dict.fromkeys(_module(line.name.split("indexer.")[0]) for line in LAYOUT if "indexer" in line.when)
-INDEXER = re.compile(rf"^(model\.)?({'|'.join(map(_pattern, OF_INDEXERS))})\.indexer\.")
+# With the index of an attention sublayer, as published, or without.
+OF_INDEXERS = dict.fromkeys(
+    _module(line.name.split("indexer.")[0]).removesuffix(".{half}") for line in LAYOUT if "indexer" in line.when
+)
+INDEXER = re.compile(rf"^(model\.)?({'|'.join(map(_pattern, OF_INDEXERS))})(\.\d+)?\.indexer\.")
 
 
 def released_name(name: str) -> str:

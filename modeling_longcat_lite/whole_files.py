@@ -298,6 +298,8 @@ def main(arguments: list[str] | None = None):
     parser.add_argument("folder", type=Path, help="folder of the model")
     parser.add_argument("--undo", action="store_true", help="restore the files from before the save")
     options = parser.parse_args(arguments)
+    if not options.folder.is_dir():
+        parser.error(f"{options.folder} is not a folder")
     with locked(options.folder):
         found = finish(options.folder, options.undo)
     print(

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import tiny_config
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
@@ -314,3 +315,14 @@ def make_tables_sparse(path: Path, rows: list[int]):
             file.write(tensor.contiguous().view(torch.uint8).numpy().tobytes())
         file.truncate(8 + len(text) + offset)
     written.replace(path)
+
+
+@pytest.mark.parametrize("head", [torch.zeros(3, 5), torch.zeros(64, 48, dtype=torch.int32)], ids=["shape", "dtype"])
+def test_the_trunk_loads_whatever_head_is_there(tmp_path, head):
+    LongCatLiteForCausalLM(tiny_config()).save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    save_file({**tensors, "lm_head.weight": head}, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    trunk = LongCatLiteModel.from_pretrained(tmp_path)
+    assert torch.equal(trunk.norm.weight, tensors["model.norm.weight"])
+    with pytest.raises(ValueError, match=r"`lm_head\.weight`"):
+        LongCatLiteForCausalLM.from_pretrained(tmp_path)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import randomize, tiny_config
 from oe_checkpoints import LONGCAT_2, SPARSE, TOKENS, TOPK, logits, write
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from transformers import CompileConfig
 from without_the_package import run_without_the_package
 
@@ -105,3 +105,14 @@ def test_as_remote_code(tmp_path):
     model.save_pretrained(tmp_path / "model")
     save_file({"tokens": TOKENS, "logits": logits(model)}, tmp_path / "golden.safetensors")
     run_without_the_package(REMOTE, tmp_path / "model", tmp_path / "golden.safetensors", cache=tmp_path)
+
+
+def test_an_indexer_without_the_index_of_a_sublayer_is_left_out_too(tmp_path):
+    model = randomize(LongCatLiteForCausalLM(tiny_config(attention_method="LSA", index_topk=TOPK))).eval()
+    model.save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors") | {
+        "model.layers.0.self_attn.indexer.wk.weight": torch.ones(2, 2)
+    }
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    loaded = LongCatLiteForCausalLM.from_pretrained(tmp_path)
+    assert torch.equal(logits(loaded, TOKENS), logits(model, TOKENS))
