@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from transformers.utils import logging
 
 from modeling_longcat_lite import LongCatLiteForCausalLM
-from modeling_longcat_lite.whole_files import staged_files, whole_file, write_whole
+from modeling_longcat_lite.whole_files import main, staged_files, whole_file, write_whole
 
 INDEX = "model.safetensors.index.json"
 
@@ -267,3 +267,10 @@ def test_a_journal_that_is_none_is_named(tmp_path, journal):
         tiny(0).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="a save to this folder was not finished"):
         load(tmp_path)
+
+
+def test_a_folder_that_is_not_there_is_named(tmp_path, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main([str(tmp_path / "nowhere")])
+    assert ended.value.code == 2
+    assert "nowhere is not a folder" in capsys.readouterr().err
