@@ -70,7 +70,8 @@ class Tensors(NamedTuple):
 
     Attributes:
         name (`str`): In the released layout.
-        shape (`str`): A size for each dimension, in fields of the config and in [`DERIVED`] sizes.
+        shape (`str`): A size for each dimension: numbers, fields of the config and [`DERIVED`] sizes, which may be
+            added and multiplied, as in `num_attention_heads*(qk_nope_head_dim+v_head_dim), kv_lora_rank`.
         kind (`str`): One of [`KINDS`].
         parameter (`str`): The parameter that holds it, where that has another name; see [`JOINED`].
         when (`tuple[str, ...]`): Those of [`CONDITIONS`] that must all hold.

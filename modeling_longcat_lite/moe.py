@@ -8,7 +8,7 @@ selected by `g` plus a bias, which is not part of the weight. Routed experts are
 
 An example with 4 routed experts (ids 0 to 3), 2 zero experts (4 and 5) and `moe_topk` 3, for one token x:
 
-    selected ids     2     5     4          of them 2 is routed
+    selected ids     2     5     4          (2 is a routed expert, 5 and 4 are zero experts)
     weights g        0.5   0.3   0.1
     MoE(x)         = 0.5 E_2(x) + (0.3 + 0.1) x
 
@@ -80,7 +80,7 @@ class StackedExperts(nn.Module):
         self.act_fn = ACT2FN[config.hidden_act]
 
     def forward(self, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor):
-        """`[M, D]` states, `[M, k]` ids and weights to `[M, D]`, one expert after the other: the plain form."""
+        """`[M, D]` states, `[M, k]` ids and weights to `[M, D]`, one expert at a time: the plain form."""
         output = torch.zeros_like(hidden_states)
         for expert in top_k_index.unique().tolist():
             if expert >= self.num_experts:
@@ -123,8 +123,9 @@ class LongCatLiteMoE(nn.Module):
         self.zero_weight_divisor = 1.0 if config.scale_zero_experts else config.routed_scaling_factor
         self.router = LongCatLiteRouter(config)
         self.experts = LongCatLiteExperts(config)
-        # Makes the grouped and batched implementations leave out the ids above the last routed expert, which stand
-        # for zero experts; they know such ids from expert parallelism. The decorator sets False, hence set here.
+        # Makes the grouped and batched implementations skip ids above the last routed expert, which are zero experts
+        # here; under expert parallelism they are experts of other processes. The decorator sets it to False when the
+        # experts are created, so it is set afterwards.
         self.experts._is_expert_parallel = True  # type: ignore[assignment]
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
@@ -151,8 +152,8 @@ class LongCatLiteMoE(nn.Module):
             rows, slots = torch.where(~is_zero)  # one entry per pair
             results = self.experts(tokens[rows], expert_ids[rows, slots, None], weights[rows, slots, None])
             return torch.zeros_like(tokens).index_add(0, rows, results)
-        # In inference they mostly stay, and graphs are captured: no shape may depend on the selection. A zero expert
-        # is replaced by a routed one that the token selected anyway, with weight 0, so that no further expert is read.
+        # In inference tokens mostly stay, and graphs are captured: no shape may depend on the selection. A zero expert
+        # is replaced by a routed one that the token selected anyway, with weight 0, so that no other expert is read.
         stand_in = expert_ids.masked_fill(is_zero, 0).amax(-1, keepdim=True)
         return self.experts(tokens, torch.where(is_zero, stand_in, expert_ids), weights.masked_fill(is_zero, 0.0))
 

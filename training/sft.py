@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""
+"""Supervised fine-tuning and pretraining with TRL.
+
 # From a recipe
 ```bash
 python -m training.sft --config training/recipes/demo.yaml
@@ -77,6 +78,7 @@ class TableArguments:
 
 
 def main(script_args, training_args, model_args, dataset_args, draft_args, table_args, router_args, output_args):
+    """Checks the options, trains and saves; returns the trainer."""
     # Registers the architecture with the Auto classes, through which the trainer loads the model.
     import modeling_longcat_lite  # noqa: F401
     from training.data.rows import check_labels
@@ -145,6 +147,7 @@ def check_chat_template(training_args, model_args):
 
 
 def make_parser():
+    """TRL's options, and those of this repository."""
     warn_of_untested_versions()
     from trl import ScriptArguments, SFTConfig
 

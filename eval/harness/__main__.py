@@ -9,7 +9,7 @@
 `smoke` is made from Python's documentation and needs nothing else. `base` and `chat` are the paper's tables. Where a
 benchmark needs data from the Hub, docker, a server or another program, the command says so and prints the commands to
 run there; scores of other programs join the report with `--record tau2_airline=0.58`. Finished benchmarks are kept, so
-that the same command goes on after an interruption, and the report has all of them. The exit status is 0 if every
+that the same command continues after an interruption, and the report shows all of them. The exit status is 0 if every
 chosen benchmark has a score, and 1 otherwise.
 """
 
@@ -140,7 +140,9 @@ def recorded_score(text: str, suite: Suite) -> tuple[ExternalBenchmark, float]:
     external = {one.name: one for one in suite.benchmarks if isinstance(one, ExternalBenchmark)}
     if name not in external:
         known = ", ".join(external) or "none"
-        raise ValueError(f"`--record` has {name!r}, but other programs measure of suite {suite.name}: {known}")
+        raise ValueError(
+            f"`--record` has {name!r}, but the benchmarks of suite {suite.name} that other programs run are: {known}"
+        )
     try:
         value = float(digits)
     except ValueError:

@@ -247,7 +247,7 @@ def test_a_finished_task_of_another_model_is_refused(model, in_batches_of_8, tmp
         (
             "chat",
             ("--record", "mmlu=0.5"),
-            "`--record` has 'mmlu', but other programs measure of suite chat: tau2_air",
+            "`--record` has 'mmlu', but the benchmarks of suite chat that other programs run are: tau2_air",
         ),
         ("chat", ("--record", "vitabench=7"), "`--record` has 'vitabench=7': write the score as a share from 0 to 1"),
     ],
