@@ -26,7 +26,7 @@ from rich.progress import track
 from transformers import AutoTokenizer
 
 from eval.losses.answers import prompt_ids, read_rows
-from eval.reports.files import markdown_table, save_figure, write_report
+from eval.reports.files import markdown_table, write_report
 from eval.reports.machine import describe_machine, load_average, machine_sentence
 from modeling_longcat_lite import LongCatLiteForCausalLM
 from tokenization.command_line import CommandParser, run_command
@@ -164,7 +164,7 @@ def as_markdown(results: dict) -> str:
     )
 
 
-def draw(results: dict, path: Path) -> None:
+def draw(results: dict) -> Figure:
     """Share of cycles by accepted drafts, for both counts."""
     figure = Figure(figsize=(6, 3.5), layout="constrained")
     panel = figure.subplots()
@@ -176,7 +176,7 @@ def draw(results: dict, path: Path) -> None:
     panel.set(xlabel="drafts accepted", ylabel="share of cycles, %", title=f"Drafts from {results['drafts_from']}")
     panel.set_xticks(range(results["num_draft_tokens"] + 1))
     panel.legend()
-    save_figure(figure, path)
+    return figure
 
 
 def make_parser() -> CommandParser:
@@ -209,10 +209,9 @@ def main(arguments: argparse.Namespace) -> None:
         "free": measure_free(model, tokenizer, rows, arguments.new_tokens),
         "teacher_forced": measure_forced(model, tokenizer, rows),
     }
-    markdown, chart = as_markdown(results), arguments.output / f"{arguments.name}.png"
-    paths = write_report(arguments.output, arguments.name, results, markdown)
-    draw(results, chart)
-    print(markdown, *(f"Written: {path}" for path in (*paths, chart)), sep="\n")
+    markdown = as_markdown(results)
+    paths = write_report(arguments.output, arguments.name, results, markdown, draw(results))
+    print(markdown, *(f"Written: {path}" for path in paths), sep="\n")
 
 
 if __name__ == "__main__":

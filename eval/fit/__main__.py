@@ -178,8 +178,7 @@ def main(arguments: argparse.Namespace) -> None:
     source, name = checkpoint.source, checkpoint.name
     results["arguments"] = [line.replace(f'"{source}"', f'"{name}"') for line in results["arguments"]]
     if arguments.output:
-        paths = write_report(arguments.output, "fit", results, as_markdown(results))
-        paths.append(draw(results, arguments.output / "fit.png"))
+        paths = write_report(arguments.output, "fit", results, as_markdown(results), draw(results))
         console.print("Written: " + ", ".join(map(str, paths)), soft_wrap=True)
 
 

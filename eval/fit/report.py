@@ -5,14 +5,13 @@
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
 from eval.fit.speed import FORMULA
-from eval.reports.files import markdown_table, save_figure
+from eval.reports.files import markdown_table
 from eval.reports.units import format_size
 
 ASSUMPTIONS = """\
@@ -71,7 +70,7 @@ def rich_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]],
     return table
 
 
-def draw_bars(path: Path, title: str, bars: Sequence[tuple[str, Mapping, float | None]], parts: Mapping) -> Path:
+def draw_bars(title: str, bars: Sequence[tuple[str, Mapping, float | None]], parts: Mapping) -> Figure:
     """Horizontal bars, stacked by part.
 
     Args:
@@ -95,8 +94,7 @@ def draw_bars(path: Path, title: str, bars: Sequence[tuple[str, Mapping, float |
     axis.set(xlabel="GB", title=f"{title} (dashed: what there is)")
     axis.grid(axis="x", alpha=0.3)
     axis.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
-    save_figure(figure, path)
-    return path
+    return figure
 
 
 def places(results: dict) -> Iterator[tuple[str, str, dict[str, int]]]:
@@ -212,13 +210,13 @@ def as_markdown(results: dict) -> str:
     return "\n".join(sections)
 
 
-def draw(results: dict, path: Path) -> Path:
+def draw(results: dict) -> Figure:
     """A bar for every place."""
     machine = results["machine"]
     memory = {"host": machine["host_memory"], "disk": None}
     gpus = machine["gpus"] * machine["gpu_memory"]
     bars = [(f"{placement}: {place}", held, memory.get(place, gpus)) for placement, place, held in places(results)]
-    return draw_bars(path, "Bytes by part", bars, PARTS)
+    return draw_bars("Bytes by part", bars, PARTS)
 
 
 __all__ = ["as_markdown", "draw", "draw_bars", "rich_table", "show"]

@@ -22,7 +22,7 @@ from rich.progress import track
 from transformers import AutoTokenizer
 
 from eval.losses.answers import answer_losses, prompt_ids, read_rows
-from eval.reports.files import markdown_table, portable_path, save_figure, write_report
+from eval.reports.files import markdown_table, portable_path, write_report
 from eval.reports.machine import describe_machine
 from modeling_longcat_lite import LongCatLiteForCausalLM, ngram_row_ids
 from tokenization.command_line import CommandParser, run_command
@@ -128,7 +128,7 @@ def as_markdown(results: dict) -> str:
     )
 
 
-def draw(results: dict, path: Path) -> None:
+def draw(results: dict) -> Figure:
     """Error per order as bars, one group per checkpoint."""
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
@@ -143,7 +143,7 @@ def draw(results: dict, path: Path) -> None:
     axes.set_yscale("log")
     axes.set_ylabel("error of trained rows, |q - w| / |w|")
     axes.legend()
-    save_figure(figure, path)
+    return figure
 
 
 def make_parser() -> CommandParser:
@@ -164,9 +164,7 @@ def main(arguments: argparse.Namespace) -> None:
     """Measures, writes and prints."""
     check_counts(arguments, "count")
     results = measure(arguments)
-    paths = write_report(arguments.output, NAME, results, as_markdown(results))
-    paths.append(arguments.output / f"{NAME}.png")
-    draw(results, paths[-1])
+    paths = write_report(arguments.output, NAME, results, as_markdown(results), draw(results))
     for one in results["converted"]:
         print(f"{one['tables']}: held-out loss {one['loss']:.5f}, {one['added_loss']:+.5f} against the original")
     Console().print("Written: " + ", ".join(map(str, paths)), soft_wrap=True)

@@ -23,7 +23,7 @@ from matplotlib.figure import Figure
 from rich.progress import track
 from torch import nn
 
-from eval.reports.files import markdown_table, save_figure, write_report
+from eval.reports.files import markdown_table, write_report
 from eval.reports.machine import describe_machine, load_average, machine_sentence
 from tokenization.command_line import CommandParser, run_command
 from tokenization.number_options import check_counts
@@ -110,7 +110,7 @@ def as_markdown(results: dict) -> str:
     )
 
 
-def draw(measured: list[dict], path: Path) -> None:
+def draw(measured: list[dict]) -> Figure:
     """Step time by rows, one line an optimizer."""
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
@@ -120,7 +120,7 @@ def draw(measured: list[dict], path: Path) -> None:
     axes.set(xscale="log", yscale="log", xlabel="rows of the table", ylabel="ms a step", title="Optimizer step")
     axes.grid(alpha=0.3)
     axes.legend()
-    save_figure(figure, path)
+    return figure
 
 
 def make_parser() -> CommandParser:
@@ -149,10 +149,9 @@ def main(arguments: argparse.Namespace) -> None:
         "repeats": arguments.repeats,
         "measured": measured,
     }
-    markdown, chart = as_markdown(results), arguments.output / f"{arguments.name}.png"
-    paths = write_report(arguments.output, arguments.name, results, markdown)
-    draw(measured, chart)
-    print(markdown, *(f"Written: {path}" for path in (*paths, chart)), sep="\n")
+    markdown = as_markdown(results)
+    paths = write_report(arguments.output, arguments.name, results, markdown, draw(measured))
+    print(markdown, *(f"Written: {path}" for path in paths), sep="\n")
 
 
 if __name__ == "__main__":

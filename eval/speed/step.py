@@ -23,7 +23,7 @@ from matplotlib.figure import Figure
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from eval.reports.files import markdown_table, save_figure, write_report
+from eval.reports.files import markdown_table, write_report
 from eval.reports.machine import describe_machine, load_average, machine_sentence
 from eval.speed.models import (
     DEMO,
@@ -116,7 +116,7 @@ def as_markdown(results: dict) -> str:
     )
 
 
-def draw(results: dict, path: Path) -> None:
+def draw(results: dict) -> Figure:
     """A bar per alternative."""
     figure = Figure(figsize=(7, 3.5), layout="constrained")
     axes = figure.subplots()
@@ -124,7 +124,7 @@ def draw(results: dict, path: Path) -> None:
     axes.bar_label(bars, fmt=" %.1f")
     axes.invert_yaxis()
     axes.set_xlabel("ms a step (median)")
-    save_figure(figure, path)
+    return figure
 
 
 def make_parser() -> CommandParser:
@@ -160,10 +160,9 @@ def main(arguments: argparse.Namespace) -> None:
         "in_tree_over": {name: times.ratio(THEIRS, name) for name in times.seconds if name != THEIRS},
         "seconds": times.seconds,
     }
-    markdown, chart = as_markdown(results), arguments.output / f"{arguments.name}.png"
-    paths = write_report(arguments.output, arguments.name, results, markdown)
-    draw(results, chart)
-    print(markdown, *(f"Written: {path}" for path in (*paths, chart)), sep="\n")
+    markdown = as_markdown(results)
+    paths = write_report(arguments.output, arguments.name, results, markdown, draw(results))
+    print(markdown, *(f"Written: {path}" for path in paths), sep="\n")
 
 
 if __name__ == "__main__":

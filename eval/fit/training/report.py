@@ -94,8 +94,8 @@ def write(output: Path, title: str, plan: MemoryPlan, limit: float, changes: Cha
         "changes": [{"change": text, "total": other.total} for text, other in changes],
     }
     bars = [(text, each.parts, limit) for text, each in (("as planned", plan), *changes)]
-    picture = draw_bars(output / f"{NAME}.png", "Memory of a GPU", bars, dict.fromkeys(PARTS))
-    return [*write_report(output, NAME, results, as_markdown(title, plan, limit, changes)), picture]
+    figure = draw_bars("Memory of a GPU", bars, dict.fromkeys(PARTS))
+    return write_report(output, NAME, results, as_markdown(title, plan, limit, changes), figure)
 
 
 __all__ = ["show", "write"]

@@ -133,7 +133,6 @@ def main(arguments: argparse.Namespace) -> None:
         "experts": [],
         "profiles": {},
     }
-    chart = arguments.output / f"{arguments.name}.png"
     for dtype in arguments.dtypes:
         models = build_models(shape, dtype, arguments.seed)
         for section, measured in track(measure(models, cases, not not_compiled), dtype, len(cases)):
@@ -143,9 +142,9 @@ def main(arguments: argparse.Namespace) -> None:
                 results[section].append(measured)
         # Written after each dtype: a run takes most of an hour.
         results["load_average"]["end"] = load_average()
-        paths = write_report(arguments.output, arguments.name, results, as_markdown(results, chart.name))
-        draw(results["rows"], chart)
-    print(time_table(results["rows"]), *(f"Written: {path}" for path in (*paths, chart)), sep="\n")
+        markdown = as_markdown(results, f"{arguments.name}.png")
+        paths = write_report(arguments.output, arguments.name, results, markdown, draw(results["rows"]))
+    print(time_table(results["rows"]), *(f"Written: {path}" for path in paths), sep="\n")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The speed comparison as Markdown and as a chart."""
 
-from pathlib import Path
-
 from matplotlib.figure import Figure
 
-from eval.reports.files import markdown_table, save_figure
+from eval.reports.files import markdown_table
 from eval.reports.machine import machine_sentence
 from eval.speed.generation.roofline import PARTS
 from eval.speed.models import Shape
@@ -91,7 +89,7 @@ def fastest_ms(row: dict, kind: str) -> float:
     return min((ms for name, ms in row["ms"].items() if name.startswith(kind)), default=float("nan"))
 
 
-def draw(rows: list[dict], path: Path) -> None:
+def draw(rows: list[dict]) -> Figure:
     """Bars per case, one panel a dtype, time on a logarithmic scale."""
     dtypes = list(dict.fromkeys(row["dtype"] for row in rows))
     models = [row for row in rows if row["section"] != "n-gram layer"]
@@ -109,7 +107,7 @@ def draw(rows: list[dict], path: Path) -> None:
         panel.invert_yaxis()
         panel.margins(x=0.12)
     panels[0].legend(fontsize=7)
-    save_figure(figure, path)
+    return figure
 
 
 __all__ = ["as_markdown", "draw", "time_table"]

@@ -208,10 +208,9 @@ def main(arguments: argparse.Namespace) -> None:
         check_drive(work, list(shapes.values()))
         results |= measure(work, shapes, chosen, workload, arguments.seed, arguments.threads)
     results["load_average"]["end"] = load_average()
-    chart = arguments.output / f"{arguments.name}.png"
-    paths = write_report(arguments.output, arguments.name, results, as_markdown(results, chart.name))
-    draw(results, chart)
-    print(summary_table(results), *(f"Written: {path}" for path in (*paths, chart)), sep="\n")
+    markdown = as_markdown(results, f"{arguments.name}.png")
+    paths = write_report(arguments.output, arguments.name, results, markdown, draw(results))
+    print(summary_table(results), *(f"Written: {path}" for path in paths), sep="\n")
 
 
 if __name__ == "__main__":

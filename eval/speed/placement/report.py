@@ -2,13 +2,12 @@
 """The placements of the tables as Markdown and as a chart."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from statistics import median
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from eval.reports.files import markdown_table, save_figure
+from eval.reports.files import markdown_table
 from eval.reports.machine import machine_sentence
 from eval.speed.models import Shape
 
@@ -211,7 +210,7 @@ def draw_memory(panel: Axes, cases: list[dict]) -> None:
     panel.set_yticks(range(len(cases)), [name_of(case) for case in cases])
 
 
-def draw(results: dict, path: Path) -> None:
+def draw(results: dict) -> Figure:
     """Decode, prefill and memory of every case."""
     figure = Figure(figsize=(15, 5), layout="constrained")
     full = [case for case in results["cases"] if case["tables"] == "full"]
@@ -226,7 +225,7 @@ def draw(results: dict, path: Path) -> None:
         panel.tick_params(axis="y", labelsize=7)
         panel.invert_yaxis()
         panel.legend(fontsize=7, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.13))
-    save_figure(figure, path)
+    return figure
 
 
 __all__ = ["as_markdown", "draw", "find_case", "summary_table"]
